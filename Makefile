@@ -1,0 +1,29 @@
+# Everything sets itself up: PYTHON (3.11 to 3.13) is all that a machine needs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+export JAX_PLATFORMS ?= cpu
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+.PHONY: quickstart test lint notebook clean
+
+$(VENV)/.installed: requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+## Pretrains, evaluates and draws on photographs that are on this machine already.
+quickstart: $(VENV)/.installed
+	$(BIN)/python -m conic_jax.main --config=configs/conic.py:photos
+
+## The whole test suite.
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+## Style and types.
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
