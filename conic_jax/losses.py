@@ -1,0 +1,153 @@
+"""Losses and measures as pure functions of features: no parameters, no mesh.
+
+Shapes: B images, V views of each, M = B·V features, D dimensions, N instances. Feature m of the
+image-major order belongs to image m // V.
+"""
+import chex
+import jax
+import jax.numpy as jnp
+
+_HIGHEST = jax.lax.Precision.HIGHEST
+
+
+def normalise(vectors: jax.Array, epsilon: float = 1e-12) -> jax.Array:
+  """x̄ = x / ‖x‖ along the last axis, finite with its gradient at x = 0 too.
+
+  Args:
+    vectors: [..., D].
+    epsilon: the smallest squared norm that is divided by.
+
+  Returns:
+    [..., D] in float32 (float64 stays), of unit norm.
+  """
+  vectors = vectors.astype(jnp.promote_types(vectors.dtype, jnp.float32))
+  squared = jnp.sum(vectors ** 2, axis=-1, keepdims=True)
+  return vectors * jax.lax.rsqrt(jnp.maximum(squared, epsilon))
+
+
+def masked_mean(values: jax.Array, valid: jax.Array) -> jax.Array:
+  """The mean of `values` where `valid`, zero where nothing is."""
+  weights = jnp.broadcast_to(valid, values.shape).astype(values.dtype)
+  return jnp.sum(jnp.where(weights > 0, values, 0)) / jnp.maximum(jnp.sum(weights), 1)
+
+
+def instance_classification(features: jax.Array, rows: jax.Array, ids: jax.Array,
+                            temperature: float) -> jax.Array:
+  """Cosine softmax over all instances: the readable reference of `classifier`.
+
+  ℓs(xₙᵏ) = −log [ e^{w̄ₙᵀx̄ₙᵏ/τ} / Σⱼ e^{w̄ⱼᵀx̄ₙᵏ/τ} ]
+
+  Args:
+    features: [M, D], normalised here.
+    rows: [N, D], the classifier's weights, normalised here.
+    ids: int [M], the instance of each feature.
+    temperature: τ.
+
+  Returns:
+    [M], the loss of each feature.
+
+  Source: ConIC, Eq. 1 and 4.
+  """
+  chex.assert_rank([features, rows, ids], [2, 2, 1])
+  logits = jnp.matmul(normalise(features), normalise(rows).T, precision=_HIGHEST) / temperature
+  positives = jnp.take_along_axis(logits, ids[:, None], axis=1)[:, 0]
+  return jax.nn.logsumexp(logits, axis=1) - positives
+
+
+def consistency(views: jax.Array) -> jax.Array:
+  """The squared cosine distance of the views of an image, over all ordered pairs.
+
+  ℓc = mean over i ≠ j of (1 − x̄ᵢᵀx̄ⱼ)²
+
+  Args:
+    views: [B, V, D] with V ≥ 2, normalised here.
+
+  Returns:
+    [B], each image's mean over its V(V − 1) ordered pairs.
+
+  Raises:
+    ValueError: where there is one view only.
+
+  Source: ConIC, Eq. 2 and 3 (a mean here where the paper sums: with two views ℓs averaged over the
+  views and ℓc over the pairs keep the paper's ratio).
+
+  >>> import jax.numpy as jnp
+  >>> consistency(jnp.array([[[1., 0.], [0., 1.]]]))
+  Array([1.], dtype=float32)
+  """
+  chex.assert_rank(views, 3)
+  count = views.shape[1]
+  if count < 2:
+    raise ValueError('consistency needs at least two views of each image.')
+  unit = normalise(views)
+  similarity = jnp.einsum('bid,bjd->bij', unit, unit, precision=_HIGHEST)
+  pairs = (1 - similarity) ** 2 * (1 - jnp.eye(count, dtype=unit.dtype))[None]
+  return jnp.sum(pairs, axis=(1, 2)) / (count * (count - 1))
+
+
+def conic(views: jax.Array, rows: jax.Array, ids: jax.Array, temperature: float,
+          alpha: float) -> jax.Array:
+  """ConIC's loss of each image: mean over views of ℓs + α · mean over ordered pairs of ℓc.
+
+  Args:
+    views: [B, V, D]; rows: [N, D]; ids: int [B].
+    temperature: τ; alpha: α.
+
+  Returns:
+    [B].
+
+  Source: ConIC, L = Ls + α Lc.
+  """
+  images, count, dim = views.shape
+  instance = instance_classification(views.reshape(-1, dim), rows, jnp.repeat(ids, count), temperature)
+  return instance.reshape(images, count).mean(axis=1) + alpha * consistency(views)
+
+
+def alignment(views: jax.Array, valid: jax.Array) -> jax.Array:
+  """The mean squared distance of the views of an image: E ‖x̄ᵢ − x̄ⱼ‖², over unordered pairs.
+
+  Args:
+    views: [B, V, D], normalised here; valid: bool [B].
+
+  Returns:
+    [], between 0 (all views alike) and 4.
+
+  Source: Wang and Isola (2020), with their α = 2.
+  """
+  unit = normalise(views)
+  count = views.shape[1]
+  similarity = jnp.einsum('bid,bjd->bij', unit, unit)
+  distances = (2 - 2 * similarity) * (1 - jnp.eye(count))[None]
+  return masked_mean(jnp.sum(distances, axis=(1, 2)) / max(1, count * (count - 1)), valid)
+
+
+def uniformity(features: jax.Array, valid: jax.Array, t: float = 2.0) -> jax.Array:
+  """log E e^{−t ‖x̄ − ȳ‖²} over pairs of different images of a batch.
+
+  Args:
+    features: [B, D], one view of each image, normalised here; valid: bool [B].
+    t: the inverse width of the kernel.
+
+  Returns:
+    [], at most 0; the lower, the more evenly the features cover the sphere.
+
+  Source: Wang and Isola (2020).
+  """
+  unit = normalise(features)
+  pair = valid[:, None] & valid[None] & ~jnp.eye(len(valid), dtype=bool)
+  exponents = jnp.where(pair, -t * (2 - 2 * unit @ unit.T), -jnp.inf)
+  return jax.nn.logsumexp(exponents) - jnp.log(jnp.maximum(pair.sum(), 1))
+
+
+def feature_std(features: jax.Array, valid: jax.Array) -> jax.Array:
+  """The standard deviation over the images of each dimension of x̄·√D, averaged over dimensions.
+
+  Near 1 where features spread over the sphere, 0 where they collapsed to a point.
+
+  Args:
+    features: [M, D], normalised here; valid: bool [M].
+  """
+  unit = normalise(features) * features.shape[-1] ** 0.5
+  weights = valid.astype(unit.dtype)[:, None] / jnp.maximum(valid.sum(), 1)
+  mean = jnp.sum(unit * weights, axis=0)
+  return jnp.sqrt(jnp.sum((unit - mean[None]) ** 2 * weights, axis=0)).mean()

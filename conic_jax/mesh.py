@@ -1,0 +1,101 @@
+"""The mesh, how the state and the batch lie on it, and how a process adds its rows to a batch."""
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from conic_jax.errors import UserError
+
+
+def make_mesh(axes: Mapping[str, int] | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """Makes the mesh; by default one axis, 'data', over all devices.
+
+  Args:
+    axes: size of each axis by name, the slowest first; one of them may be -1, for what is left.
+    devices: the devices to use, all of them by default.
+
+  Raises:
+    UserError: where the axes do not multiply to the number of devices.
+  """
+  devices = list(jax.devices() if devices is None else devices)
+  sizes = dict(axes or {'data': -1})
+  known = int(np.prod([size for size in sizes.values() if size != -1]))
+  sizes = {name: len(devices) // known if size == -1 else size for name, size in sizes.items()}
+  if int(np.prod(list(sizes.values()))) != len(devices):
+    raise UserError(f'The mesh {sizes} does not cover the {len(devices)} devices: set config.mesh so '
+                    'that its axes multiply to that number (one axis may be -1).')
+  return jax.make_mesh(tuple(sizes.values()), tuple(sizes), devices=devices,
+                       axis_types=(AxisType.Auto,) * len(sizes))
+
+
+def split(mesh: Mesh) -> PartitionSpec:
+  """The first axis split over every device: what the batch and the classifier's rows have."""
+  return PartitionSpec(mesh.axis_names)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """The first axis of a batch split over every device of the mesh."""
+  return NamedSharding(mesh, split(mesh))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """The same array on every device."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def check_batch_size(batch_size: int, mesh: Mesh) -> None:
+  """Raises a UserError, with the nearest sizes that do, where the mesh cannot split the batch."""
+  if batch_size < 1 or batch_size % mesh.size:
+    below = batch_size // mesh.size * mesh.size
+    nearest = [size for size in (below, below + mesh.size) if size > 0]
+    raise UserError(f'config.batch_size {batch_size} cannot be split over {mesh.size} devices: the '
+                    f'nearest that can are {" and ".join(map(str, nearest))}.')
+
+
+def process_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+  """Positions of the global batch whose rows lie on this process's devices, in ascending order."""
+  index_map = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+  return np.unique(np.concatenate([np.arange(batch_size)[index[0]] for index in index_map.values()]))
+
+
+def to_global(batch: Any, mesh: Mesh) -> Any:
+  """Makes global arrays, split over the mesh, of the rows that each process has read."""
+  sharding = batch_sharding(mesh)
+  return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch)
+
+
+def shardings(tree: Any, rules: Sequence[tuple[str, PartitionSpec]], mesh: Mesh) -> Any:
+  """Gives each leaf the sharding of the first rule whose pattern its path matches.
+
+  Args:
+    tree: arrays or shapes.
+    rules: (regular expression searched in the path 'a/b/c', partition) pairs; a leaf that none of
+      them matches is replicated.
+    mesh: the mesh.
+
+  Returns:
+    A tree of `NamedSharding`, of the same structure.
+  """
+  def of(path, _):
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    spec = next((spec for pattern, spec in rules if re.search(pattern, name)), PartitionSpec())
+    return NamedSharding(mesh, spec)
+  return jax.tree_util.tree_map_with_path(of, tree)
+
+
+def compute_dtype(name: str) -> jnp.dtype:
+  """The type of activations and products; 'auto' is what the device computes fast."""
+  if name == 'auto':
+    device = jax.devices()[0]
+    name = 'float32'
+    if device.platform == 'tpu':
+      name = 'bfloat16'
+    elif device.platform == 'gpu':
+      name = 'bfloat16' if float(device.compute_capability) >= 8 else 'float16'
+  if name not in ('float32', 'bfloat16', 'float16'):
+    raise UserError(f"config.dtype is '{name}'; there is: auto, float32, bfloat16, float16.")
+  return jnp.dtype(name)

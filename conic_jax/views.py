@@ -1,0 +1,46 @@
+"""What a view is: its size, its crop and its augmentation. Methods ask for views, `data` makes them."""
+import dataclasses
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclasses.dataclass(frozen=True)
+class Views:
+  """A group of views of one size, all drawn in the same way.
+
+  The colour strengths are SimCLR's at `strength` 1: ConIC says "similar to SimCLR" and its
+  Appendix E is not in the published text, so this is our reading.
+
+  Attributes:
+    count: views an image.
+    size: side of the view in pixels.
+    crop: smallest and largest area of the crop as a share of the image.
+    aspect: narrowest and widest ratio of width to height of the crop.
+    flip: probability of a horizontal flip.
+    jitter: probability of the colour jitter.
+    strength: factor on the four jitter ranges.
+    brightness, contrast, saturation, hue: jitter ranges (hue as a share of the colour circle).
+    grayscale: probability of dropping the colour.
+    blur: probability of the Gaussian blur.
+    blur_sigma: range of its standard deviation in pixels.
+    blur_kernel: width of its kernel as a share of the side.
+    mean, std: normalisation of the channels, on the scale 0 to 1.
+  """
+  count: int = 2
+  size: int = 224
+  crop: tuple[float, float] = (0.15, 1.0)
+  aspect: tuple[float, float] = (3 / 4, 4 / 3)
+  flip: float = 0.5
+  jitter: float = 0.8
+  strength: float = 1.0
+  brightness: float = 0.8
+  contrast: float = 0.8
+  saturation: float = 0.8
+  hue: float = 0.2
+  grayscale: float = 0.2
+  blur: float = 0.5
+  blur_sigma: tuple[float, float] = (0.1, 2.0)
+  blur_kernel: float = 0.1
+  mean: tuple[float, float, float] = IMAGENET_MEAN
+  std: tuple[float, float, float] = IMAGENET_STD

@@ -1,0 +1,213 @@
+"""Losses against float64 references and the identities of ConIC's §3.2 and Appendix B."""
+import itertools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.test_util import check_grads
+
+from conic_jax import losses
+
+TAU = 0.1
+
+
+@pytest.fixture
+def x64():
+  with jax.enable_x64(True):
+    yield
+
+
+def vectors(seed, *shape):
+  return np.random.default_rng(seed).normal(size=shape)
+
+
+def unit(x):
+  return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def softmax(logits):
+  exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+  return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+
+# ---- Values -----------------------------------------------------------------------------------
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**20), count=st.integers(2, 4), scale=st.floats(1e-2, 1e2))
+def test_losses_equal_their_formulas_in_float64(seed, count, scale):
+  views, rows = vectors(seed, 3, count, 5) * scale, vectors(seed + 1, 11, 5)
+  ids = np.random.default_rng(seed).integers(0, 11, 3)
+  instance = losses.instance_classification(
+    jnp.float32(views.reshape(-1, 5)), jnp.float32(rows), jnp.repeat(jnp.asarray(ids), count), TAU)
+  expected = [-np.log(softmax(unit(rows) @ unit(x) / TAU)[n])
+              for n, image in zip(ids, views, strict=True) for x in image]
+  np.testing.assert_allclose(instance, expected, rtol=1e-4, atol=2e-5)
+
+  pairs = [[(1 - unit(image)[i] @ unit(image)[j]) ** 2
+            for i, j in itertools.permutations(range(count), 2)] for image in views]
+  np.testing.assert_allclose(losses.consistency(jnp.float32(views)), np.mean(pairs, axis=1),
+                             rtol=1e-4, atol=1e-6)
+  total = losses.conic(jnp.float32(views), jnp.float32(rows), jnp.asarray(ids), TAU, 2.5)
+  np.testing.assert_allclose(
+    total, np.mean(np.reshape(expected, (3, count)), axis=1) + 2.5 * np.mean(pairs, axis=1),
+    rtol=1e-4, atol=1e-4)
+
+
+def test_consistency_is_no_loss_of_one_view():
+  with pytest.raises(ValueError, match='at least two views'):
+    losses.consistency(jnp.ones((2, 1, 4)))
+
+
+def test_the_mean_of_a_batch_is_the_mean_of_its_singles(x64):
+  """Given the features: batch norm couples images, the losses do not."""
+  views, rows, ids = vectors(0, 6, 2, 5), jnp.asarray(vectors(1, 9, 5)), jnp.arange(6)
+  whole = losses.conic(jnp.asarray(views), rows, ids, TAU, 2.5).mean()
+  singles = [losses.conic(jnp.asarray(views[i:i + 1]), rows, ids[i:i + 1], TAU, 2.5)[0]
+             for i in range(6)]
+  np.testing.assert_allclose(whole, np.mean(singles), rtol=1e-12)
+
+
+# ---- Gradients --------------------------------------------------------------------------------
+
+
+def test_gradients_agree_with_differences(x64):
+  views, rows = jnp.asarray(vectors(0, 3, 3, 5)), jnp.asarray(vectors(1, 9, 5))
+  check_grads(lambda v, w: losses.conic(v, w, jnp.array([1, 4, 4]), TAU, 2.5).sum(), (views, rows),
+              order=2, modes=['rev'], rtol=1e-5)
+
+
+def test_gradient_of_the_unit_row_carries_one_over_tau(x64):
+  """§3.2: ∂ℓ/∂w̄ₙ = (P − 1) x̄ₙ, and 1/τ, which the paper drops."""
+  x, rows = jnp.asarray(unit(vectors(0, 5))), jnp.asarray(unit(vectors(1, 9, 5)))
+
+  def loss(rows):  # The rows are unit vectors already: the derivative is with respect to them.
+    return jax.nn.logsumexp(rows @ x / TAU) - rows[3] @ x / TAU
+  probabilities = softmax(np.asarray(rows @ x) / TAU)
+  gradient = jax.grad(loss)(rows)
+  np.testing.assert_allclose(gradient[3], (probabilities[3] - 1) * x / TAU, rtol=1e-9)
+  np.testing.assert_allclose(gradient[5], probabilities[5] * x / TAU, rtol=1e-9)
+
+
+def test_gradient_of_the_raw_row_is_projected(x64):
+  """∂ℓ/∂w = (I − w̄w̄ᵀ)/‖w‖ · ∂ℓ/∂w̄: tangent to the sphere, the larger the smaller the norm."""
+  x, rows = jnp.asarray(vectors(0, 1, 5)), jnp.asarray(vectors(1, 9, 5) * 0.3)
+  loss = lambda w: losses.instance_classification(x, w, jnp.array([3]), TAU)[0]
+  gradient = jax.grad(loss)(rows)
+  w, norms = unit(np.asarray(rows)), np.linalg.norm(rows, axis=1)
+  errors = softmax(w @ unit(np.asarray(x))[0] / TAU) - (np.arange(9) == 3)
+  raw = errors[:, None] * unit(np.asarray(x)) / TAU
+  for n in range(9):
+    projection = (np.eye(5) - np.outer(w[n], w[n])) / norms[n]
+    np.testing.assert_allclose(gradient[n], projection @ raw[n], atol=1e-9)
+    assert abs(gradient[n] @ w[n]) < 1e-9
+
+
+def test_gradient_of_consistency_in_the_unit_feature(x64):
+  """Appendix B: ∂ℓc/∂x̄ᵢ = −2 (1 − x̄ᵢᵀx̄ⱼ) x̄ⱼ, and its projection in the raw feature."""
+  first, second = vectors(0, 2, 5)
+  similarity = unit(first) @ unit(second)
+  of_units = jax.grad(lambda u: (1 - u @ unit(second)) ** 2)(jnp.asarray(unit(first)))
+  expected = -2 * (1 - similarity) * unit(second)
+  np.testing.assert_allclose(of_units, expected, rtol=1e-9)
+
+  gradient = jax.grad(lambda v: losses.consistency(v)[0])(jnp.asarray([[first, second]]))[0, 0]
+  projection = np.eye(5) - np.outer(unit(first), unit(first))
+  np.testing.assert_allclose(gradient, projection @ expected / np.linalg.norm(first), rtol=1e-8)
+
+
+def test_hard_pairs_have_the_larger_gradient(x64):
+  angles = np.radians([10, 40, 80, 120])
+  norms = [np.linalg.norm(jax.grad(lambda u: (1 - u[0]) ** 2)(jnp.array([np.cos(a), np.sin(a)])))
+           for a in angles]
+  assert norms == sorted(norms)
+  assert norms[0] < norms[-1] / 10
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**20))
+def test_the_law_of_cosines_of_two_views(seed):
+  """§3.2: ‖g‖² = (Pᵢ−1)² + (Pⱼ−1)² + 2|Pᵢ−1||Pⱼ−1| x̄ᵢᵀx̄ⱼ, over τ²: alike views move a row more."""
+  with jax.enable_x64(True):
+    views, rows = unit(vectors(seed, 2, 5)), unit(vectors(seed + 1, 9, 5))
+    loss = lambda w: sum(jax.nn.logsumexp(w @ x / TAU) - w[2] @ x / TAU for x in views)
+    gradient = jax.grad(loss)(jnp.asarray(rows))[2]
+    first, second = (softmax(rows @ x / TAU)[2] - 1 for x in views)
+    expected = (first**2 + second**2 + 2 * abs(first) * abs(second) * (views[0] @ views[1])) / TAU**2
+    np.testing.assert_allclose(gradient @ gradient, expected, rtol=1e-8)
+
+
+# ---- Geometry ---------------------------------------------------------------------------------
+
+
+def test_a_rotation_about_the_row_keeps_its_logit_and_changes_consistency(x64):
+  """Why the classification loss alone is not direct for consistency: x̄ may circle about w̄."""
+  row = np.eye(5)[0]
+  plane = np.linalg.qr(vectors(3, 4, 4))[0]
+  rotation = np.block([[np.eye(1), np.zeros((1, 4))], [np.zeros((4, 1)), plane]])
+  first, second = unit(vectors(4, 2, 5) + 2 * row)
+  np.testing.assert_allclose(rotation @ second @ row, second @ row, atol=1e-12)
+  one_class = lambda x: losses.instance_classification(
+    jnp.asarray([x]), jnp.asarray([row, -row]), jnp.array([0]), TAU)
+  np.testing.assert_allclose(one_class(rotation @ second), one_class(second), rtol=1e-9)
+  pair = lambda x: losses.consistency(jnp.asarray([[first, x]]))[0]
+  assert abs(pair(rotation @ second) - pair(second)) > 1e-2
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**20))
+def test_the_angle_of_two_views_is_at_most_the_way_over_the_row(seed):
+  """θ(xᵢ, xⱼ) ≤ θ(xᵢ, w) + θ(w, xⱼ): classification bounds consistency, loosely."""
+  first, second, row = np.asarray(losses.normalise(jnp.float32(vectors(seed, 3, 4))), np.float64)
+  angle = lambda a, b: np.arccos(np.clip(a @ b / np.linalg.norm(a) / np.linalg.norm(b), -1, 1))
+  assert angle(first, second) <= angle(first, row) + angle(row, second) + 1e-6
+
+
+def test_losses_do_not_depend_on_scale_or_on_a_common_rotation(x64):
+  views, rows, ids = vectors(0, 4, 2, 5), vectors(1, 9, 5), jnp.arange(4)
+  rotation = np.linalg.qr(vectors(2, 5, 5))[0]
+  reference = losses.conic(jnp.asarray(views), jnp.asarray(rows), ids, TAU, 2.5)
+  moved = losses.conic(jnp.asarray(3 * views @ rotation), jnp.asarray(0.2 * rows @ rotation), ids,
+                       TAU, 2.5)
+  np.testing.assert_allclose(moved, reference, rtol=1e-9)
+
+
+def test_normalise_is_finite_at_zero():
+  value, gradient = jax.value_and_grad(lambda x: losses.normalise(x).sum())(jnp.zeros(4))
+  assert value == 0
+  chex.assert_tree_all_finite(gradient)
+
+
+# ---- Measures ---------------------------------------------------------------------------------
+
+
+def test_alignment_and_uniformity_equal_their_definitions(x64):
+  views, valid = vectors(0, 6, 3, 5), np.array([1, 1, 0, 1, 1, 1], bool)
+  kept = unit(views)[valid]
+  distances = [np.sum((x[i] - x[j]) ** 2) for x in kept for i, j in itertools.combinations(range(3), 2)]
+  np.testing.assert_allclose(losses.alignment(jnp.asarray(views), jnp.asarray(valid)),
+                             np.mean(distances), rtol=1e-9)
+  first = kept[:, 0]
+  kernel = [np.exp(-2 * np.sum((a - b) ** 2)) for a, b in itertools.permutations(first, 2)]
+  np.testing.assert_allclose(losses.uniformity(jnp.asarray(views[:, 0]), jnp.asarray(valid)),
+                             np.log(np.mean(kernel)), rtol=1e-9)
+
+
+def test_feature_std_tells_collapse_from_spread():
+  valid = jnp.ones(4096, bool)
+  spread = losses.feature_std(jnp.float32(vectors(0, 4096, 16)), valid)
+  collapsed = losses.feature_std(jnp.tile(jnp.float32(vectors(1, 1, 16)), (4096, 1)), valid)
+  assert abs(spread - 1) < 0.02
+  assert collapsed < 1e-3
+
+
+def test_masked_mean_leaves_out_what_is_not_finite():
+  values = jnp.array([1.0, jnp.nan, 3.0])
+  mean, gradient = jax.value_and_grad(losses.masked_mean)(values, jnp.array([True, False, True]))
+  assert mean == 2
+  np.testing.assert_array_equal(gradient, [0.5, 0, 0.5])
+  assert losses.masked_mean(values, jnp.zeros(3, bool)) == 0
