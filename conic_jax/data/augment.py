@@ -1,0 +1,214 @@
+"""Colour, blur and normalisation of views on the device, after the host has cropped them.
+
+Every image is worked on by itself, with its own draws, so a split batch stays where it lies.
+Images are taken apart into colour planes [B, V, H, W]: the arithmetic then runs along the rows.
+Measured on CPU against dm-pix under vmap, the plain forms below were the faster, most of all the
+blur, and dm-pix has other formulas for contrast (mean of each channel) and saturation (in HSV).
+"""
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from conic_jax.views import Views
+
+# What is drawn for a view, always all of it: one setting does not move the draws of another.
+DRAWS = ('jitter', 'brightness', 'contrast', 'saturation', 'hue', 'order', 'grayscale', 'blur',
+         'sigma')
+CHANGES = ('brightness', 'contrast', 'saturation', 'hue')
+# Rec. 601 luma.
+LUMA = (0.299, 0.587, 0.114)
+
+Planes = tuple[jax.Array, jax.Array, jax.Array]
+
+
+def view_keys(seed: int, epoch: int | jax.Array, ids: jax.Array, num_views: int,
+              first_view: int = 0) -> jax.Array:
+  """Makes the key of each view: a function of the seed, the epoch, the image and the view alone.
+
+  Args:
+    seed: of the run.
+    epoch: number of the epoch.
+    ids: int32 [B].
+    num_views: views an image, V.
+    first_view: number of the first of them among all views of the image.
+
+  Returns:
+    Keys [B, V].
+  """
+  epoch_key = jax.random.fold_in(jax.random.key(seed), epoch)
+  views = jnp.arange(first_view, first_view + num_views)
+  image_keys = jax.vmap(lambda id: jax.random.fold_in(epoch_key, id))(ids)
+  return jax.vmap(lambda key: jax.vmap(lambda view: jax.random.fold_in(key, view))(views))(
+      image_keys)
+
+
+def augment(images: jax.Array, flip: jax.Array, keys: jax.Array, spec: Views) -> jax.Array:
+  """Flips, jitters the colours, drops them, blurs and normalises, as SimCLR (Chen et al. 2020).
+
+  Args:
+    images: uint8 [B, V, H, W, 3].
+    flip: bool [B, V], which views are mirrored.
+    keys: [B, V], from `view_keys`.
+    spec: what is done and how often; what has no effect costs nothing.
+
+  Returns:
+    float32 [B, V, H, W, 3].
+  """
+  images = jnp.where(flip[..., None, None, None], images[..., ::-1, :], images)
+  draws = jax.vmap(jax.vmap(lambda key: jax.random.uniform(key, (len(DRAWS),))))(keys)
+  draws = {name: draws[..., index, None, None] for index, name in enumerate(DRAWS)}
+  planes = tuple(images[..., channel] / jnp.float32(255) for channel in range(3))
+  if spec.jitter > 0 and spec.strength > 0:
+    planes = jitter(planes, draws, spec)
+  if spec.grayscale > 0:
+    luma = grayscale(planes)
+    planes = tuple(jnp.where(draws['grayscale'] < spec.grayscale, luma, plane) for plane in planes)
+  radius = int(spec.blur_kernel * images.shape[-2] / 2)
+  if spec.blur > 0 and radius > 0:
+    low, high = spec.blur_sigma
+    sigma = jnp.where(draws['blur'] < spec.blur, low + (high - low) * draws['sigma'], 0)
+    weights = gaussian(sigma, radius)
+    planes = tuple(blur(plane, weights) for plane in planes)
+  return standardise(planes, spec)
+
+
+def normalise(images: jax.Array, spec: Views) -> jax.Array:
+  """Normalises images that are not augmented: (image / 255 - mean) / std.
+
+  Args:
+    images: uint8 [..., 3].
+    spec: has the mean and the standard deviation.
+
+  Returns:
+    float32 [..., 3].
+  """
+  return standardise(tuple(images[..., channel] / jnp.float32(255) for channel in range(3)), spec)
+
+
+def standardise(planes: Planes, spec: Views) -> jax.Array:
+  """Takes the mean from each plane, divides by the deviation and joins the planes."""
+  return jnp.stack([(plane - mean) / std
+                    for plane, mean, std in zip(planes, spec.mean, spec.std, strict=True)], axis=-1)
+
+
+def jitter(planes: Planes, draws: dict[str, jax.Array], spec: Views) -> Planes:
+  """Changes brightness, contrast, saturation and hue in a random order, clipped after each.
+
+  Every image has its own order, and its n-th change is made in the n-th turn of a loop. Without
+  the loop XLA fuses the changes into one another and computes the early ones many times.
+
+  Args:
+    planes: three of float32 [B, V, H, W], from 0 to 1.
+    draws: uniform [B, V, 1, 1] by name.
+    spec: ranges and probability.
+  """
+  applied = draws['jitter'] < spec.jitter
+  ranges = {name: spec.strength * getattr(spec, name) for name in CHANGES}
+  names = [name for name in CHANGES if ranges[name] > 0]
+  amounts = {}
+  for name in names:
+    middle, lowest = (0, -ranges[name]) if name == 'hue' else (1, 0)
+    low, high = max(lowest, middle - ranges[name]), middle + ranges[name]
+    amounts[name] = jnp.where(applied, low + (high - low) * draws[name], middle)
+  orders = np.array(list(itertools.permutations(range(len(names)))), np.int32)
+  order = jnp.asarray(orders)[jnp.int32(draws['order'] * len(orders))]
+
+  def change(turn, planes):
+    chosen = {name: order[..., turn] == index for index, name in enumerate(names)}
+    changed = blend(planes, chosen, amounts)
+    if 'hue' in names:
+      turned = adjust_hue(planes, amounts['hue'])
+      changed = tuple(jnp.where(chosen['hue'] & applied, new, old)
+                      for new, old in zip(turned, changed, strict=True))
+    return changed
+  return jax.lax.fori_loop(0, len(names), change, planes)
+
+
+def blend(planes: Planes, chosen: dict[str, jax.Array], factors: dict[str, jax.Array]) -> Planes:
+  """Changes brightness, contrast or saturation: clip(f * x + (1 - f) * target, 0, 1).
+
+  The target is 0 for the brightness, the mean luma for the contrast, the luma for the saturation.
+
+  Args:
+    planes: three of float32 [B, V, H, W], from 0 to 1.
+    chosen: bool [B, V, 1, 1] by name, at most one of them true; where none is, nothing changes.
+    factors: f, float32 [B, V, 1, 1] by name.
+  """
+  factor, target = jnp.float32(1), jnp.float32(0)
+  luma = grayscale(planes)
+  if 'brightness' in chosen:
+    factor = jnp.where(chosen['brightness'], factors['brightness'], factor)
+  if 'contrast' in chosen:
+    factor = jnp.where(chosen['contrast'], factors['contrast'], factor)
+    target = jnp.where(chosen['contrast'], jnp.mean(luma, (-2, -1), keepdims=True), target)
+  if 'saturation' in chosen:
+    factor = jnp.where(chosen['saturation'], factors['saturation'], factor)
+    target = jnp.where(chosen['saturation'], luma, target)
+  return tuple(jnp.clip(factor * plane + (1 - factor) * target, 0, 1) for plane in planes)
+
+
+def adjust_hue(planes: Planes, turn: jax.Array) -> Planes:
+  """Turns the hue, keeping saturation and value of HSV.
+
+  With hue h from 0 to 6, chroma c and value v, a channel is v - c * clip(min(k, 4 - k), 0, 1) with
+  k = (n + h) mod 6 and n = 5, 3, 1 for red, green and blue.
+
+  Args:
+    planes: three of float32 [B, V, H, W], from 0 to 1.
+    turn: float32 [B, V, 1, 1], in circles, from -1 to 1.
+  """
+  red, green, blue = planes
+  value = jnp.maximum(jnp.maximum(red, green), blue)
+  chroma = value - jnp.minimum(jnp.minimum(red, green), blue)
+  scale = 1 / jnp.where(chroma > 0, chroma, 1)
+  hue = jnp.where(value == red, (green - blue) * scale,
+                  jnp.where(value == green, 2 + (blue - red) * scale, 4 + (red - green) * scale))
+  hue += 6 * turn
+  def channel(offset):
+    k = (hue + offset) * (1 / 6)
+    k = 6 * (k - jnp.floor(k))
+    return value - chroma * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
+  return channel(5), channel(3), channel(1)
+
+
+def grayscale(planes: Planes) -> jax.Array:
+  """Luma of red, green and blue."""
+  return sum(weight * plane for weight, plane in zip(LUMA, planes, strict=True))
+
+
+def gaussian(sigma: jax.Array, radius: int) -> jax.Array:
+  """Weights of Gaussian kernels at distance 0 to `radius`; each whole kernel sums to 1.
+
+  Args:
+    sigma: float32 [B, V, 1, 1], in pixels; 0 gives the kernel that changes nothing.
+    radius: largest distance.
+
+  Returns:
+    float32 [B, V, 1, radius + 1].
+  """
+  distance = jnp.arange(radius + 1, dtype=jnp.float32).reshape(1, 1, 1, -1)
+  weights = jnp.exp(-0.5 * (distance / jnp.maximum(sigma, 1e-3))**2)
+  return weights / (2 * jnp.sum(weights, -1, keepdims=True) - weights[..., :1])
+
+
+def blur(plane: jax.Array, weights: jax.Array) -> jax.Array:
+  """Blurs the rows, then the columns, mirrored at the border (torchvision's 'reflect').
+
+  Args:
+    plane: float32 [B, V, H, W].
+    weights: float32 [B, V, 1, radius + 1], of a symmetric kernel.
+  """
+  radius = weights.shape[-1] - 1
+  for axis in (-1, -2):
+    pads = [(0, 0)] * plane.ndim
+    pads[axis] = (radius, radius)
+    padded = jnp.pad(plane, pads, mode='reflect')
+    side = plane.shape[axis]
+    take = lambda start, padded=padded, axis=axis, side=side: jax.lax.slice_in_dim(
+        padded, start, start + side, axis=axis)
+    plane = weights[..., :1] * take(radius)
+    for distance in range(1, radius + 1):
+      plane += weights[..., distance, None] * (take(radius - distance) + take(radius + distance))
+  return plane

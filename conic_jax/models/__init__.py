@@ -1,0 +1,6 @@
+"""Encoders and heads."""
+from conic_jax.models.heads import MLP
+from conic_jax.models.normalisation import MODES, BatchNorm
+from conic_jax.models.resnet import ResNet, build_encoder
+
+__all__ = ['MLP', 'MODES', 'BatchNorm', 'ResNet', 'build_encoder']

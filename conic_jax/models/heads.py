@@ -1,0 +1,63 @@
+"""Projection heads."""
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from conic_jax.models.normalisation import BatchNorm
+
+
+class MLP(nn.Module):
+  """A projection head of one hidden layer, or a single linear layer.
+
+  With `norm` it is Linear, BN, ReLU, Linear, BN (SimCLR, Chen et al. 2020, and ConIC); without,
+  Linear, ReLU, Linear (MoCo v2). A linear layer before a batch norm has no bias, which the norm
+  would take away again.
+
+  Attributes:
+    hidden: width of the hidden layer; 0 for a single linear layer, without norm.
+    features: width of the output.
+    norm: whether a batch norm follows each linear layer.
+    groups: batch-norm groups in mode 'grouped'.
+    dtype: type of the computation.
+  """
+  hidden: int
+  features: int
+  norm: bool = False
+  groups: int = 8
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, mode: str = 'frozen',
+               mask: jax.Array | None = None) -> jax.Array:
+    """Projects.
+
+    Args:
+      x: [B, F].
+      mode: batch-norm mode.
+      mask: bool [B]; False keeps a row out of the batch-norm statistics.
+
+    Returns:
+      float32 [B, features].
+    """
+    norm = self.norm and self.hidden > 0
+    if self.hidden:
+      x = linear(x, self.hidden, not norm, self.dtype, 'linear1')
+      if norm:
+        x = BatchNorm(groups=self.groups, name='norm1')(x, mode, mask)
+      x = nn.relu(x)
+    x = linear(x, self.features, not norm, self.dtype, 'linear2' if self.hidden else 'linear')
+    if norm:
+      x = BatchNorm(groups=self.groups, name='norm2')(x.astype(jnp.float32), mode, mask)
+    return x.astype(jnp.float32)
+
+
+def linear(x: jax.Array, features: int, use_bias: bool, dtype: Any, name: str) -> jax.Array:
+  """Applies a linear layer initialised as PyTorch's: U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
+  bound = x.shape[-1]**-0.5
+
+  def init(key, shape, dtype=jnp.float32):
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+  return nn.Dense(features, use_bias=use_bias, dtype=dtype, kernel_init=init, bias_init=init,
+                  name=name)(x)

@@ -1,0 +1,114 @@
+"""Batch normalisation with the four modes that the methods need."""
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from conic_jax.errors import UserError
+
+MODES = ('batch', 'grouped', 'running', 'frozen')
+
+
+class BatchNorm(nn.Module):
+  """Batch normalisation: y = scale * (x - mean) / sqrt(var + epsilon) + bias.
+
+  The mode says which mean and variance normalise, and whether the running ones move:
+    'batch': those of the whole global batch; the running statistics are updated.
+    'grouped': those of each of `groups` equal, consecutive parts of the global batch, the same on
+      any mesh; the running statistics are updated by the mean over the groups.
+    'running': the running ones from before this batch; they are updated by the batch's.
+    'frozen': the running ones, which stay as they are.
+
+  The update is running = momentum * running + (1 - momentum) * batch, with the unbiased variance
+  (PyTorch's rule, with 1 - momentum for its momentum).
+
+  Attributes:
+    momentum: share of the running statistics that an update keeps.
+    epsilon: added to the variance.
+    groups: parts of the batch in mode 'grouped'.
+    scale_init: initialiser of the scale.
+  """
+  momentum: float = 0.9
+  epsilon: float = 1e-5
+  groups: int = 8
+  scale_init: Callable[..., jax.Array] = nn.initializers.ones
+
+  @nn.compact
+  def __call__(self, x: jax.Array, mode: str, mask: jax.Array | None = None) -> jax.Array:
+    """Normalises the last axis.
+
+    Args:
+      x: [B, ..., C], of any floating type.
+      mode: one of `MODES`.
+      mask: bool [B]; False keeps an image out of every statistic.
+
+    Returns:
+      An array of the shape and type of `x`.
+
+    Raises:
+      UserError: where the mode is unknown or the batch does not divide into the groups.
+    """
+    if mode not in MODES:
+      raise UserError(f'Batch norm has no mode {mode!r}: set config.encoder.batch_norm to one of '
+                      f'{", ".join(MODES)}.')
+    features = x.shape[-1]
+    scale = self.param('scale', self.scale_init, (features,), jnp.float32)
+    bias = self.param('bias', nn.initializers.zeros, (features,), jnp.float32)
+    running_mean = self.variable('batch_stats', 'mean', jnp.zeros, (features,), jnp.float32)
+    running_var = self.variable('batch_stats', 'var', jnp.ones, (features,), jnp.float32)
+
+    groups = self.groups if mode == 'grouped' else 1
+    if x.shape[0] % groups:
+      raise UserError(f'A batch of {x.shape[0]} images does not divide into {groups} batch-norm '
+                      'groups: set config.batch_size to a multiple of the groups, or '
+                      "config.encoder.batch_norm to 'batch'.")
+    grouped = x.reshape(groups, -1, *x.shape[1:])
+    mean, var = running_mean.value[None], running_var.value[None]
+    if mode != 'frozen' and not self.is_initializing():
+      batch_mean, batch_var, count = _statistics(grouped, mask, running_mean.value)
+      new_mean, new_var = _over_groups(batch_mean, batch_var, count)
+      rate = jnp.where(jnp.any(count > 0), 1 - self.momentum, 0)
+      running_mean.value += rate * (new_mean - running_mean.value)
+      running_var.value += rate * (new_var - running_var.value)
+      if mode != 'running':
+        mean, var = batch_mean, batch_var
+
+    multiplier = scale[None] * jax.lax.rsqrt(var + self.epsilon)
+    y = (grouped - _spread(mean, x.ndim)) * _spread(multiplier, x.ndim)
+    y += bias.reshape((1,) * x.ndim + (-1,))
+    return y.astype(x.dtype).reshape(x.shape)
+
+
+def _statistics(x: jax.Array, mask: jax.Array | None, shift: jax.Array):
+  """Mean and biased variance [G, C] of x [G, B/G, ..., C] in float32, and the values counted [G].
+
+  Sum and sum of squares need one pass over the activations and one all-reduce, where
+  mean((x - mean)^2) needs two in sequence; taking them about the running mean keeps the
+  difference of the two from cancelling when the mean is large beside the deviation.
+  """
+  axes = tuple(range(1, x.ndim - 1))
+  shift = jax.lax.stop_gradient(shift)
+  x = x.astype(jnp.float32) - shift.reshape((1,) * (x.ndim - 1) + (-1,))
+  kept = jnp.ones(x.shape[:2], bool) if mask is None else mask.reshape(x.shape[:2])
+  pixels = x[0, 0, ..., 0].size
+  count = pixels * jnp.sum(kept, axis=1, dtype=jnp.float32)
+  if mask is not None:
+    x = jnp.where(kept.reshape(*x.shape[:2], *(1,) * (x.ndim - 2)), x, 0)
+  divisor = jnp.maximum(count, 1)[:, None]
+  mean = jnp.sum(x, axes) / divisor
+  var = jnp.maximum(jnp.sum(x * x, axes) / divisor - mean * mean, 0)
+  return mean + shift[None], var, count
+
+
+def _over_groups(mean: jax.Array, var: jax.Array, count: jax.Array):
+  """Mean over the groups that have images of the means and of the unbiased variances, [C] each."""
+  weight = ((count > 0) / jnp.maximum(jnp.sum(count > 0), 1))[:, None]
+  unbiased = var * (count / jnp.maximum(count - 1, 1))[:, None]
+  return jax.lax.stop_gradient((jnp.sum(weight * mean, 0), jnp.sum(weight * unbiased, 0)))
+
+
+def _spread(statistic: jax.Array, ndim: int) -> jax.Array:
+  """Shapes [G, C] to broadcast against [G, B/G, ..., C]."""
+  groups, features = statistic.shape
+  return statistic.reshape(groups, *(1,) * (ndim - 1), features)

@@ -1,0 +1,191 @@
+"""Residual networks, laid out as PyTorch's, so that exported weights give the same features."""
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from conic_jax.errors import UserError
+from conic_jax.models.normalisation import BatchNorm
+
+# Blocks of each stage, and whether they are bottlenecks (He et al. 2016, table 1).
+ARCHITECTURES = {
+    'resnet18': ((2, 2, 2, 2), False),
+    'resnet34': ((3, 4, 6, 3), False),
+    'resnet50': ((3, 4, 6, 3), True),
+    'resnet101': ((3, 4, 23, 3), True),
+    'resnet152': ((3, 8, 36, 3), True),
+}
+STEMS = ('imagenet', 'cifar')
+STRIDES = (8, 16, 32)
+EXPANSION = 4
+
+
+def build_encoder(config: Any, dtype: Any, groups: int = 8) -> 'ResNet':
+  """Builds the encoder that `config.encoder` describes.
+
+  Args:
+    config: has `name`, `blocks` (blocks of each stage, () for those of the name), `stem`, `width`,
+      `zero_gamma` and `output_stride`.
+    dtype: type of the computation; parameters and statistics are float32.
+    groups: batch-norm groups in mode 'grouped'.
+
+  Raises:
+    UserError: where the name, the stem or the output stride is unknown.
+  """
+  for field, known in (('name', tuple(ARCHITECTURES)), ('stem', STEMS), ('output_stride', STRIDES)):
+    value = getattr(config, field)
+    if value not in known:
+      raise UserError(f'config.encoder.{field} {value!r} is unknown: set it to one of '
+                      f'{", ".join(map(str, known))}.')
+  blocks, bottleneck = ARCHITECTURES[config.name]
+  return ResNet(tuple(config.blocks) or blocks, bottleneck, config.width, config.stem,
+                config.zero_gamma, config.output_stride, groups, dtype)
+
+
+class ResNet(nn.Module):
+  """Residual network (He et al. 2016), with the stride on the 3x3 of the bottleneck.
+
+  Attributes:
+    blocks: blocks of each stage.
+    bottleneck: bottleneck blocks (1x1, 3x3, 1x1), or basic ones (3x3, 3x3).
+    width: factor on every number of channels.
+    stem: 'imagenet' (7x7 of stride 2 and a pool, together stride 4) or 'cifar' (3x3, stride 1).
+    zero_gamma: start the last scale of each block at 0, so that blocks start as the identity.
+    output_stride: the most that the map shrinks; stages beyond it dilate instead.
+    groups: batch-norm groups in mode 'grouped'.
+    dtype: type of the computation.
+  """
+  blocks: tuple[int, ...]
+  bottleneck: bool
+  width: float = 1.0
+  stem: str = 'imagenet'
+  zero_gamma: bool = False
+  output_stride: int = 32
+  groups: int = 8
+  dtype: Any = jnp.float32
+
+  @property
+  def num_features(self) -> int:
+    """Number of the pooled features."""
+    return self._channels(len(self.blocks) - 1) * (EXPANSION if self.bottleneck else 1)
+
+  @nn.compact
+  def __call__(self, images: jax.Array, mode: str = 'frozen', mask: jax.Array | None = None,
+               stages: bool = False) -> jax.Array | Mapping[str, jax.Array]:
+    """Encodes images.
+
+    Args:
+      images: float [B, H, W, 3], normalised.
+      mode: batch-norm mode.
+      mask: bool [B]; False keeps an image out of the batch-norm statistics.
+      stages: give the maps too.
+
+    Returns:
+      Pooled features, float32 [B, num_features]; with `stages` a mapping of them, 'features', and
+      of the maps [B, h, w, C] in the compute type: 'stem' (what stage 1 takes in), 'stage1', ….
+    """
+    x = Stem(self._channels(0), self.stem, self.groups, self.dtype, name='stem')(
+        images.astype(self.dtype), mode, mask)
+    maps = {'stem': x}
+    total_stride, dilation = 4 if self.stem == 'imagenet' else 1, 1
+    for index, count in enumerate(self.blocks):
+      stride, first_dilation = 1 if index == 0 else 2, dilation
+      if total_stride * stride > self.output_stride:
+        stride, dilation = 1, dilation * stride
+      total_stride *= stride
+      x = Stage(count, self._channels(index), self.bottleneck, stride, first_dilation, dilation,
+                self.zero_gamma, self.groups, self.dtype, name=f'stage{index + 1}')(x, mode, mask)
+      maps[f'stage{index + 1}'] = x
+    features = jnp.mean(x, (1, 2), dtype=jnp.float32)
+    return {**maps, 'features': features} if stages else features
+
+  def _channels(self, stage: int) -> int:
+    return int(64 * self.width) * 2**stage
+
+
+class Stem(nn.Module):
+  """From pixels to the first map."""
+  channels: int
+  kind: str
+  groups: int
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x, mode, mask):
+    size, stride = (7, 2) if self.kind == 'imagenet' else (3, 1)
+    x = conv(self.channels, size, self.dtype, 'conv', stride)(x)
+    x = nn.relu(BatchNorm(groups=self.groups, name='norm')(x, mode, mask))
+    if self.kind == 'imagenet':
+      x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+    return x
+
+
+class Stage(nn.Module):
+  """Blocks on maps of one size; the first one changes the size and the channels."""
+  count: int
+  channels: int
+  bottleneck: bool
+  stride: int
+  first_dilation: int
+  dilation: int
+  zero_gamma: bool
+  groups: int
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x, mode, mask):
+    for index in range(self.count):
+      stride, first_dilation = (
+          (self.stride, self.first_dilation) if index == 0 else (1, self.dilation))
+      x = Block(self.channels, self.bottleneck, stride, first_dilation, self.dilation,
+                self.zero_gamma, self.groups, self.dtype, name=f'block{index}')(x, mode, mask)
+    return x
+
+
+class Block(nn.Module):
+  """A residual block; the convolution that has the stride has the first dilation.
+
+  A convolution after a stride that was given up dilates by it, and the one that gave it up does
+  not: at every second pixel the map is then the one that the stride would have given.
+  """
+  channels: int
+  bottleneck: bool
+  stride: int
+  first_dilation: int
+  dilation: int
+  zero_gamma: bool
+  groups: int
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x, mode, mask):
+    # (size, channels, stride, dilation) of each convolution.
+    if self.bottleneck:
+      layers = ((1, self.channels, 1, 1),
+                (3, self.channels, self.stride, self.first_dilation),
+                (1, self.channels * EXPANSION, 1, 1))
+    else:
+      layers = ((3, self.channels, self.stride, self.first_dilation),
+                (3, self.channels, 1, self.dilation))
+    y = x
+    for index, (size, channels, stride, dilation) in enumerate(layers, 1):
+      last = index == len(layers)
+      scale_init = nn.initializers.zeros if last and self.zero_gamma else nn.initializers.ones
+      y = conv(channels, size, self.dtype, f'conv{index}', stride, dilation)(y)
+      y = BatchNorm(groups=self.groups, scale_init=scale_init, name=f'norm{index}')(y, mode, mask)
+      y = y if last else nn.relu(y)
+    if self.stride != 1 or x.shape[-1] != y.shape[-1]:
+      x = conv(y.shape[-1], 1, self.dtype, 'shortcut', self.stride)(x)
+      x = BatchNorm(groups=self.groups, name='shortcut_norm')(x, mode, mask)
+    return nn.relu(x + y)
+
+
+def conv(channels: int, size: int, dtype: Any, name: str, stride: int = 1,
+         dilation: int = 1) -> nn.Conv:
+  """A convolution without bias, padded on each side by (size - 1) / 2 times the dilation."""
+  padding = (size - 1) // 2 * dilation
+  return nn.Conv(channels, (size, size), (stride, stride), ((padding, padding),) * 2,
+                 kernel_dilation=(dilation, dilation), use_bias=False, dtype=dtype,
+                 kernel_init=nn.initializers.variance_scaling(2.0, 'fan_out', 'normal'), name=name)
