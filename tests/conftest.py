@@ -6,9 +6,13 @@ os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
 
 import jax
+import numpy as np
 import pytest
+from ml_collections import ConfigDict
+from PIL import Image
 
 from conic_jax import mesh as meshes
+from conic_jax.command_line import load
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
@@ -23,3 +27,53 @@ def mesh(request):
 def mesh8():
   """A mesh over eight devices."""
   return meshes.make_mesh()
+
+
+@pytest.fixture(scope='session')
+def image_folder(tmp_path_factory):
+  """train/ and test/ with two class folders of 16×16 PNGs: stripes and checks of random colour."""
+  root = tmp_path_factory.mktemp('images')
+  rng = np.random.default_rng(0)
+  rows, columns = np.mgrid[:16, :16]
+  patterns = {'checks': (rows // 4 + columns // 4) % 2, 'stripes': rows // 2 % 2}
+  for split, count in (('train', 24), ('test', 8)):
+    for name, pattern in patterns.items():
+      folder = root / split / name
+      folder.mkdir(parents=True)
+      for index in range(count):
+        colours = rng.integers(0, 256, (2, 3), np.uint8)
+        noise = rng.integers(-20, 20, (16, 16, 3))
+        image = np.clip(colours[pattern] + noise, 0, 255).astype(np.uint8)
+        Image.fromarray(image).save(folder / f'{index:02d}.png')
+  return root
+
+
+@pytest.fixture
+def tiny_config(image_folder, tmp_path):
+  """ConIC on `image_folder` with a network of one block: 3 steps an epoch, 2 epochs."""
+  config = load('configs/conic.py:folder')
+  config.run = str(tmp_path / 'run')
+  config.data.dir, config.data.train, config.data.test = str(image_folder), 'train', 'test'
+  config.batch_size, config.epochs, config.log_every = 16, 2, 1
+  config.views.size = config.eval.resize = 16
+  config.encoder.name, config.encoder.stem = 'resnet18', 'cifar'
+  config.encoder.blocks, config.encoder.width = (1,), 0.125
+  config.head.hidden, config.head.features = 16, 8
+  config.knn_every, config.eval.batch_size, config.eval.k = 1, 16, (3, 5)
+  config.linear.learning_rates, config.linear.epochs, config.linear.batch_size = (0.1,), 1, 16
+  return config
+
+
+def flags_of(config):
+  """The command-line flags that make configs/conic.py:folder into this config."""
+  base = dict(_leaves(load('configs/conic.py:folder')))
+  return ['--config=configs/conic.py:folder',
+          *(f'--config.{path}={value}' for path, value in _leaves(config) if base[path] != value)]
+
+
+def _leaves(node, prefix=''):
+  for name, value in node.items():
+    if isinstance(value, ConfigDict):
+      yield from _leaves(value, f'{prefix}{name}.')
+    else:
+      yield prefix + name, value

@@ -1,0 +1,43 @@
+"""kNN accuracy of a frozen encoder: cosine similarity, votes exp(s/0.07).
+
+  python -m conic_jax.main --config=configs/knn.py --config.encoder=runs/photos
+  python -m conic_jax.main --config=configs/knn.py:photos --config.encoder=random
+
+A field that is None, or an empty name of the data, is taken from the encoder's own run. A random
+encoder has no run: the preset (photos, cifar10, imagenet) gives it a network and data. The result is
+printed and written to knn.json in the encoder's run, or in config.run.
+"""
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config(preset: str = 'run') -> ConfigDict:
+  """InstDisc's vote with k of 20 and 200."""
+  config = ConfigDict()
+  config.task = 'knn'
+  config.encoder = ''             # a run folder, or random
+  config.run = ''                 # where the result goes; '' is the encoder's run
+  config.seed = 0
+  config.dtype = 'auto'
+  config.mesh = ConfigDict({'data': -1})
+
+  config.data = ConfigDict({'name': '', 'dir': '', 'train': '', 'test': '', 'cache': ''})
+  config.views = ConfigDict({'size': placeholder(int)})
+  config.eval = ConfigDict({'resize': placeholder(int), 'batch_size': 512, 'k': (20, 200)})
+  config.network = ConfigDict({'name': 'resnet50', 'blocks': (), 'stem': 'imagenet', 'width': 1.0,
+                               'zero_gamma': False, 'output_stride': 32})
+
+  presets = ('run', 'imagenet', 'cifar10', 'photos')
+  if preset not in presets:
+    raise ValueError(f"There is no preset '{preset}' of configs/knn.py; there is: {', '.join(presets)}.")
+  if preset == 'imagenet':
+    config.data.update(name='imagenet2012', train='train', test='validation')
+    config.views.size, config.eval.resize = 224, 256
+  elif preset in ('cifar10', 'photos'):
+    config.data.update(name=preset, train='train', test='test')
+    config.views.size, config.eval.resize = 32, 32
+    config.network.update(name='resnet18', stem='cifar')
+  if preset == 'photos':
+    config.network.update(stem='imagenet', blocks=(1, 1))
+    config.eval.batch_size = 128
+  return config

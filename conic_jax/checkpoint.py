@@ -1,0 +1,158 @@
+"""Checkpoints of a run. The only module that imports Orbax."""
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from conic_jax.errors import UserError
+from conic_jax.state import TrainState
+
+# What an evaluation reads, apart from what only training needs.
+_MODEL_FIELDS = ('params', 'batch_stats')
+
+
+def _split(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
+  """The model's and the training's part of a state, as dicts."""
+  fields = {name: getattr(state, name) for name in state.__dataclass_fields__}
+  model = {name: fields.pop(name) for name in _MODEL_FIELDS}
+  return model, fields
+
+
+def _manager(folder: Path, keep: int) -> ocp.CheckpointManager:
+  # Orbax logs the traceback of a failed save from each of its threads; the one error that counts
+  # is raised and told by `Checkpoints`.
+  logging.getLogger('absl').addFilter(lambda record: 'orbax' not in record.pathname)
+  options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+  handlers = {'model': ocp.StandardCheckpointHandler(), 'training': ocp.StandardCheckpointHandler(),
+              'identity': ocp.JsonCheckpointHandler()}
+  return ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handlers)
+
+
+class Checkpoints:
+  """The checkpoints of one run: asynchronous, atomic, the last `keep` kept.
+
+  A save that fails does not stop the training: `failure` holds its message.
+  """
+
+  def __init__(self, folder: Path, keep: int):
+    self._folder, self._manager = folder, _manager(folder, keep)
+    self.failure: str | None = None
+
+  def last_step(self) -> int | None:
+    """The step of the last good checkpoint."""
+    return self._manager.latest_step()
+
+  def last_path(self) -> str:
+    """The folder of the last good checkpoint, or 'none'."""
+    step = self.last_step()
+    return 'none' if step is None else str(self._folder / str(step))
+
+  def outcome(self) -> str:
+    """What came of the saves: where the last good one is, and what failed."""
+    if self.failure is None:
+      return f'saved {self.last_path()}'
+    return f'could not save ({self.failure}); the last good checkpoint is {self.last_path()}'
+
+  def save(self, state: TrainState, step: int, identity: Mapping[str, Any]) -> None:
+    """Begins to save a state; what a resume must agree with goes beside it as `identity`."""
+    model, training = _split(state)
+    self._guard(lambda: self._manager.save(step, args=ocp.args.Composite(
+      model=ocp.args.StandardSave(model), training=ocp.args.StandardSave(training),
+      identity=ocp.args.JsonSave(dict(identity))), force=True))
+
+  def wait(self) -> None:
+    """Waits for the saves under way."""
+    self._guard(self._manager.wait_until_finished)
+
+  def close(self) -> None:
+    """Waits and releases what the manager holds."""
+    self.wait()
+    self._guard(self._manager.close)
+
+  def restore(self, shapes: TrainState, identity: Mapping[str, Any]) -> TrainState | None:
+    """Reads the last checkpoint, or gives None where there is none.
+
+    Args:
+      shapes: the state's shapes, types and shardings.
+      identity: what the checkpoint must have been made with.
+
+    Raises:
+      UserError: naming each difference, where the checkpoint is of another run.
+    """
+    step = self.last_step()
+    if step is None:
+      return None
+    saved = self._manager.restore(
+      step, args=ocp.args.Composite(identity=ocp.args.JsonRestore()))['identity']
+    differences = [f'{name} was {saved.get(name)!r}, is {value!r}'
+                   for name, value in identity.items() if saved.get(name) != value]
+    model, training = _split(shapes)
+    metadata = self._manager.item_metadata(step)
+    differences += _shape_differences(metadata['model'], model)
+    differences += _shape_differences(metadata['training'], training)
+    if differences:
+      raise UserError(f'The checkpoint {self.last_path()} does not fit this configuration: '
+                      f'{"; ".join(differences[:5])}. Set config.run to another folder, or go back '
+                      'to the settings in its config.json.')
+    restored = self._manager.restore(step, args=ocp.args.Composite(
+      model=ocp.args.StandardRestore(model), training=ocp.args.StandardRestore(training)))
+    return TrainState(**restored['model'], **restored['training'])
+
+  def _guard(self, action) -> None:
+    """Runs an action of the manager and keeps the message of a failure."""
+    try:
+      action()
+    except Exception as error:  # Whatever fails in saving, the training must go on.
+      self.failure = str(error).splitlines()[0][:300]
+
+
+def _paths(tree: Any) -> dict[str, tuple[int, ...]]:
+  """The shape of each leaf by its path, whatever containers the tree is made of."""
+  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+  named = {'.'.join(str(getattr(key, 'key', getattr(key, 'name', getattr(key, 'idx', key))))
+                    for key in path): leaf for path, leaf in leaves}
+  return {path: _stored_shape(leaf) for path, leaf in named.items() if hasattr(leaf, 'shape')}
+
+
+def _stored_shape(leaf: Any) -> tuple[int, ...]:
+  """The shape in which a leaf is stored: that of its words where it is a key."""
+  if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    return jax.eval_shape(jax.random.key_data, leaf).shape
+  return tuple(leaf.shape)
+
+
+def _shape_differences(saved: Any, wanted: Any) -> list[str]:
+  """A phrase for each leaf that is missing on a side or has another shape."""
+  saved, wanted = _paths(saved), _paths(wanted)
+  phrases = []
+  for path in sorted(saved.keys() | wanted.keys()):
+    before, now = saved.get(path, 'absent'), wanted.get(path, 'absent')
+    if before != now:
+      phrases.append(f'{path} was {before}, is {now}')
+  return phrases
+
+
+def restore_model(run: Path) -> dict[str, Any]:
+  """The variables {'params', 'batch_stats'} of a run's last checkpoint, on the default device.
+
+  Raises:
+    UserError: where the folder is no run or holds no checkpoint.
+  """
+  folder = run / 'checkpoints'
+  if not (run / 'config.json').is_file() or not folder.is_dir():
+    raise UserError(f"'{run}' is no run: it has no config.json and checkpoints/. Give the folder "
+                    'that config.run named when the encoder was pretrained, or random.')
+  manager = _manager(folder, keep=None)
+  step = manager.latest_step()
+  if step is None:
+    raise UserError(f"'{run}' has no finished checkpoint yet: let its pretraining go on until its "
+                    'first one, or give another run.')
+  device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+                        manager.item_metadata(step)['model'])
+  model = manager.restore(step, args=ocp.args.Composite(model=ocp.args.StandardRestore(shapes)))
+  manager.close()
+  return model['model']

@@ -1,0 +1,100 @@
+"""Reading the command line so that every mistake is answered with what exists."""
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from conic_jax.errors import UserError
+
+
+def parse(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
+  """Parses the flags, 'config' among them, into `flag_values`.
+
+  Args:
+    argv: the command and its arguments.
+    flag_values: where the flags are defined.
+
+  Returns:
+    The arguments that are no flags, after the command's name.
+
+  Raises:
+    UserError: where a config, a preset, a field, a value or a flag is wrong; it says what exists.
+  """
+  if '--help' in argv or '--helpfull' in argv:
+    raise UserError(f'usage: python -m conic_jax.main --config=FILE[:PRESET] [--config.FIELD=VALUE …]. '
+                    f'Configs: {_configs()}. Flags: {", ".join(_own_flags(flag_values))}.')
+  path = next((arg.split('=', 1)[1] for arg in argv if arg.startswith('--config=')), None)
+  if path is None:
+    raise UserError('Which config? Give --config=FILE[:PRESET], such as '
+                    f'--config=configs/conic.py:photos. There is: {_configs()}.')
+  config = load(path)
+  for arg in argv[1:]:
+    if arg.startswith('--config.'):
+      _check_field(config, arg.split('=')[0].removeprefix('--config.'))
+  try:
+    return list(flag_values(argv))[1:]
+  except flags.UnrecognizedFlagError as error:
+    name = error.flagname
+    hint = f' Did you mean --config.{name}?' if name in config else ''
+    raise UserError(f'There is no flag --{name}; there is: --config, --config.FIELD, '
+                    f'{", ".join(_own_flags(flag_values))}.{hint}') from error
+  except flags.Error as error:
+    raise UserError(_wrong_value(config, argv, error)) from error
+
+
+def load(path: str) -> ConfigDict:
+  """Loads FILE[:PRESET] without any other flag."""
+  values = flags.FlagValues()
+  holder = config_flags.DEFINE_config_file('config', None, flag_values=values)
+  try:
+    values(['', f'--config={path}'])
+  except flags.Error as error:
+    raise UserError(str(_innermost(error))) from error
+  if not isinstance(holder.value, ConfigDict):
+    raise UserError(f"There is no config file '{path.split(':')[0]}'; there is: {_configs()}.")
+  return holder.value
+
+
+def _innermost(error: BaseException) -> BaseException:
+  while (cause := error.__cause__ or error.__context__) is not None:
+    error = cause
+  return error
+
+
+def _configs() -> str:
+  files = sorted(str(path) for path in Path('configs').glob('*.py') if path.stem != '__init__')
+  return ', '.join(files) or 'none in configs/ here (run from the root of the repository)'
+
+
+def _own_flags(flag_values: flags.FlagValues) -> list[str]:
+  by_module = flag_values.flags_by_module_dict()
+  return sorted(f'--{flag.name}' for module, defined in by_module.items() for flag in defined
+                if 'conic_jax' in module or module == '__main__' if not flag.name.startswith('config'))
+
+
+def _check_field(config: ConfigDict, path: str) -> None:
+  node, seen = config, 'config'
+  for name in path.split('.'):
+    if not isinstance(node, ConfigDict) or name not in node:
+      fields = f'it has: {", ".join(sorted(node))}' if isinstance(node, ConfigDict) else 'it is a value'
+      raise UserError(f'There is no {seen}.{name}: {seen} has no such field; {fields}.')
+    node, seen = node[name], f'{seen}.{name}'
+
+
+def _wrong_value(config: ConfigDict, argv: list[str], error: flags.Error) -> str:
+  for arg in argv:
+    name, _, value = arg.partition('=')
+    if name.startswith('--config.') and f'{name.removeprefix("--")}={value}' in str(error):
+      field = name.removeprefix('--')
+      node = config
+      for part in field.split('.')[1:]:
+        node = node[part]
+      if isinstance(node, ConfigDict):
+        return f'{field} is a group of settings: set one of {field}.{{{", ".join(sorted(node))}}}.'
+      return f'{field} takes {_a(type(node))} such as {node!r}, not {value!r}.'
+  return str(error).splitlines()[0]
+
+
+def _a(kind: type) -> str:
+  names = {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'a word', tuple: 'a tuple'}
+  return names.get(kind, kind.__name__)

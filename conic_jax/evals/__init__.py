@@ -1,0 +1,1 @@
+"""What the frozen encoder is worth: its features, nearest neighbours and a linear classifier."""

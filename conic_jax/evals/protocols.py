@@ -1,0 +1,175 @@
+"""What a run's encoder is worth: kNN and linear accuracy beside baselines, and pictures."""
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from PIL import Image
+
+from conic_jax import visualise
+from conic_jax.data.sources import Source
+from conic_jax.evals.features import Encode, extract, pixels, to_host
+from conic_jax.evals.knn import knn_accuracy, neighbours
+from conic_jax.evals.linear import LinearSettings, linear_accuracy
+from conic_jax.views import Views
+
+Say = Callable[[str], None]
+
+_QUERIES, _NEIGHBOURS, _THUMBNAIL = 6, 8, 96
+_POINTS_OF_MAP = 2000
+
+
+def has_labels(train_source: Source, test_source: Source | None) -> bool:
+  """Whether accuracies can be measured: both sources have labels."""
+  return bool(test_source is not None and train_source.num_classes and test_source.num_classes)
+
+
+def features_of(encode: Encode, variables: Any, source: Source, config: Any, mesh: Mesh):
+  """The features of a source's images, at the sizes of `config.views` and `config.eval`."""
+  return extract(encode, variables, source, spec=Views(**config.views), size=config.views.size,
+                 resize=config.eval.resize, batch_size=config.eval.batch_size, mesh=mesh)
+
+
+def knn(encode: Encode, variables: Any, train_source: Source, test_source: Source, config: Any,
+        mesh: Mesh) -> dict[str, float]:
+  """kNN accuracy of the test images among the training images.
+
+  Returns:
+    'knn_top1', for the first k of `config.eval.k`, and 'knn_top1_k<k>' for every k.
+  """
+  bank, queries = (features_of(encode, variables, source, config, mesh)
+                   for source in (train_source, test_source))
+  accuracies = knn_accuracy(bank, queries, num_classes=train_source.num_classes,
+                            ks=tuple(config.eval.k), mesh=mesh)
+  return {'knn_top1': accuracies[config.eval.k[0]],
+          **{f'knn_top1_k{k}': accuracy for k, accuracy in accuracies.items()}}
+
+
+def online_knn(encode: Encode, variables: Any, train_source: Source, test_source: Source | None,
+               config: Any, mesh: Mesh) -> dict[str, float]:
+  """kNN accuracy while training; nothing where there are no labels."""
+  if not has_labels(train_source, test_source):
+    return {}
+  return knn(encode, variables, train_source, test_source, config, mesh)
+
+
+def linear(encode: Encode, variables: Any, train_source: Source, test_source: Source, config: Any,
+           mesh: Mesh, say: Say | None = None) -> dict[str, Any]:
+  """Linear accuracy by `config.linear`: 'linear_top1', 'linear_top5' and what explains them."""
+  settings = LinearSettings(
+    learning_rates=tuple(config.linear.learning_rates), epochs=config.linear.epochs,
+    batch_size=config.linear.batch_size, normalise=config.linear.normalise)
+  report = None
+  if say is not None:
+    report = lambda figures: say('linear  ' + '  '.join(
+      f'{name} {value:.4g}' for name, value in figures.items()))
+  result = linear_accuracy(
+    encode, variables, train_source, test_source, spec=Views(**config.views),
+    size=config.views.size, resize=config.eval.resize, settings=settings, seed=config.seed,
+    mesh=mesh, report=report)
+  return {'linear_top1': result.top1, 'linear_top5': result.top5,
+          'linear_learning_rate': result.learning_rate,
+          'linear_by_learning_rate': {str(k): v for k, v in result.by_learning_rate.items()},
+          'feature_norm': result.feature_norm}
+
+
+def evaluate(encode: Encode, variables: Any, random_variables: Callable[[], Any],
+             train_source: Source, test_source: Source | None, config: Any, mesh: Mesh,
+             say: Say) -> dict[str, Any]:
+  """kNN and linear accuracy of an encoder, by `config.eval`, with the baselines beside it.
+
+  Args:
+    encode, variables: the encoder.
+    random_variables: gives those of the same network at random initialisation.
+    train_source, test_source: images with labels; without them nothing is measured.
+    config: the run's config.
+    mesh: the mesh.
+    say: prints a line.
+
+  Returns:
+    The figures of `knn` and `linear` and, with `config.eval.baselines`, the same in 'random_init'
+    and 'pixels'.
+  """
+  if not (config.eval.knn or config.eval.linear):
+    return {}
+  if not has_labels(train_source, test_source):
+    say('No accuracies: they need labels in config.data.train and config.data.test.')
+    return {}
+
+  def measure(encode, variables):
+    figures = {}
+    if config.eval.knn:
+      figures |= knn(encode, variables, train_source, test_source, config, mesh)
+    if config.eval.linear:
+      figures |= linear(encode, variables, train_source, test_source, config, mesh)
+    return figures
+
+  summary = {}
+  if config.eval.baselines:
+    summary['pixels'] = measure(pixels, {})
+    summary['random_init'] = measure(encode, random_variables())
+  summary = {**measure(encode, variables), **summary}
+  say(table(summary, config.eval.k[0]))
+  return summary
+
+
+def table(summary: dict[str, Any], k: int) -> str:
+  """The accuracies as a table to print."""
+  rows = [('raw pixels', summary.get('pixels')), ('random network', summary.get('random_init')),
+          ('pretrained', summary)]
+  percent = lambda figures, name: f'{figures[name]:.1%}' if name in figures else '–'
+  lines = [f'{"":16}{f"kNN (k = {k})":>14}{"linear":>10}']
+  lines += [f'{name:16}{percent(figures, "knn_top1"):>14}{percent(figures, "linear_top1"):>10}'
+            for name, figures in rows if figures is not None]
+  return '\n' + '\n'.join(lines) + '\n'
+
+
+def draw(encode: Encode, variables: Any, train_source: Source, test_source: Source | None,
+         config: Any, mesh: Mesh, run: Path, say: Say) -> None:
+  """Draws the pictures of a run into its figures/: curves, nearest neighbours, map of features.
+
+  The neighbours of held-out images are looked for among the training images; where nothing is held
+  out, those of training images among the others.
+  """
+  figures = run / 'figures'
+  bank = features_of(encode, variables, train_source, config, mesh)
+  queries, query_source = bank, train_source
+  if test_source is not None:
+    queries, query_source = features_of(encode, variables, test_source, config, mesh), test_source
+  similarities, found = neighbours(bank, queries, _NEIGHBOURS + 1, mesh)
+  features, labels, ids = to_host(queries)
+  if jax.process_index():
+    return
+  first = 1 if query_source is train_source else 0
+  similarities, found = (rows[:, first:first + _NEIGHBOURS] for rows in (similarities, found))
+  figures.mkdir(exist_ok=True)
+  visualise.loss_curves(run / 'metrics.jsonl', figures / 'curves.png')
+
+  chosen = np.linspace(0, len(ids) - 1, min(_QUERIES, len(ids))).astype(int)
+  same = None
+  if train_source.num_classes and query_source.num_classes:
+    same = np.stack([train_source.read(found[i])[1] == labels[i] for i in chosen])
+  visualise.neighbours_grid(
+    thumbnails(query_source, ids[chosen]),
+    np.stack([thumbnails(train_source, found[i]) for i in chosen]), similarities[chosen], same,
+    figures / 'neighbours.png')
+
+  shown = np.random.default_rng(config.seed).permutation(len(ids))[:_POINTS_OF_MAP]
+  visualise.feature_map(
+    features[shown], labels[shown] if query_source.num_classes else None, query_source.class_names,
+    figures / 'features.png', seed=config.seed)
+  say('Pictures: ' + ', '.join(str(path) for path in sorted(figures.glob('*.png'))))
+
+
+def thumbnails(source: Source, ids: np.ndarray) -> np.ndarray:
+  """The central squares of some images, uint8 [n, 96, 96, 3]."""
+  def one(encoded):
+    image = Image.open(io.BytesIO(encoded)).convert('RGB')
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return np.asarray(image.resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BICUBIC,
+                                   (left, top, left + side, top + side)))
+  return np.stack([one(encoded) for encoded in source.read(np.asarray(ids))[0]])

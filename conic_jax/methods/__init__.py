@@ -1,0 +1,35 @@
+"""Methods: one file each, found by the config's name."""
+import importlib
+import pkgutil
+from typing import Any
+
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from conic_jax.errors import UserError
+from conic_jax.methods.base import Aux, Method
+
+__all__ = ['Aux', 'Method', 'available', 'make']
+
+
+def available() -> list[str]:
+  """The names that `config.method` may have."""
+  return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != 'base')
+
+
+def make(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype) -> Method:
+  """Makes the method `config.method`: the `make` of conic_jax/methods/<name>.py.
+
+  Args:
+    config: the whole config.
+    num_instances: N, the images of the training set.
+    mesh: the mesh.
+    dtype: the compute type.
+
+  Raises:
+    UserError: where there is no such method.
+  """
+  if config.method not in available():
+    raise UserError(f"config.method is '{config.method}'; there is: {', '.join(available())}.")
+  return importlib.import_module(f'{__name__}.{config.method}').make(
+    config, num_instances, mesh, dtype)

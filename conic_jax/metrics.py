@@ -1,0 +1,88 @@
+"""Where a run's figures go: metrics.jsonl, TensorBoard, and the terminal."""
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+
+def cut_back(path: Path, step: int) -> None:
+  """Drops the reports after `step`, and a line that a crash left half written."""
+  if not path.exists():
+    return
+  kept = []
+  for line in path.read_text().splitlines():
+    try:
+      report = json.loads(line)
+    except json.JSONDecodeError:
+      break
+    if report['step'] <= step:
+      kept.append(line + '\n')
+  temporary = path.with_suffix('.tmp')
+  temporary.write_text(''.join(kept))
+  temporary.replace(path)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+  """Writes a JSON file whole or not at all."""
+  temporary = path.with_name(path.name + '.tmp')
+  temporary.write_text(json.dumps(content, indent=2) + '\n')
+  temporary.replace(path)
+
+
+class Reporter:
+  """Writes the reports of one run; a process that is not the first of its cluster writes nothing.
+
+  On a terminal it shows a progress bar with the time left, elsewhere a plain line a report.
+  """
+
+  def __init__(self, run: Path, *, first_step: int, total_steps: int, active: bool = True):
+    self._active, self._total = active, total_steps
+    if not active:
+      return
+    cut_back(run / 'metrics.jsonl', first_step)
+    self._file = (run / 'metrics.jsonl').open('a')
+    self._tensorboard = SummaryWriter(str(run / 'tensorboard'), purge_step=first_step + 1)
+    self._bar = None
+    if sys.stderr.isatty():
+      self._bar = tqdm(total=total_steps, initial=first_step, unit='step', dynamic_ncols=True)
+
+  def advance(self, step: int) -> None:
+    """Moves the progress bar."""
+    if self._active and self._bar is not None:
+      self._bar.update(step - self._bar.n)
+
+  def report(self, step: int, epoch: float, figures: Mapping[str, float]) -> None:
+    """Writes one object of metrics.jsonl and its line on the terminal.
+
+    Args:
+      step: steps done.
+      epoch: epochs done.
+      figures: the scalars by name.
+    """
+    if not self._active:
+      return
+    print(json.dumps({'step': step, 'epoch': round(epoch, 4), **figures}), file=self._file, flush=True)
+    for name, value in figures.items():
+      self._tensorboard.add_scalar(name, value, step)
+    values = '  '.join(f'{name} {value:.4g}' for name, value in figures.items())
+    self.say(f'step {step}/{self._total}  epoch {epoch:.2f}  {values}')
+
+  def say(self, line: str) -> None:
+    """Prints a line, above the progress bar where there is one."""
+    if self._active:
+      if self._bar is not None:
+        self._bar.write(line, file=sys.stderr)
+      else:
+        print(line, flush=True)
+
+  def close(self) -> None:
+    """Closes the files and the bar."""
+    if self._active:
+      self._file.close()
+      self._tensorboard.close()
+      if self._bar is not None:
+        self._bar.close()

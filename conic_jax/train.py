@@ -1,0 +1,329 @@
+"""The training loop, read from top to bottom: `pretrain`. The step is `make_step`."""
+import contextlib
+import json
+import math
+import platform
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.experimental import multihost_utils
+
+from conic_jax import __version__, methods, optim
+from conic_jax import mesh as meshes
+from conic_jax.checkpoint import Checkpoints
+from conic_jax.data import pipeline, sampler, sources
+from conic_jax.data.augment import augment, view_keys
+from conic_jax.errors import Stopped, UserError
+from conic_jax.evals import protocols
+from conic_jax.methods import Method
+from conic_jax.metrics import Reporter, write_json
+from conic_jax.state import LossScale, TrainState
+
+# Steps that may be under way on the device while the host prepares the next.
+_STEPS_AHEAD = 2
+
+
+def pretrain(config: Any) -> dict[str, Any]:
+  """Pretrains an encoder, evaluates it, and leaves all of it in the run folder.
+
+  Running it again with the same config goes on from the last checkpoint.
+
+  Args:
+    config: the whole config; see configs/conic.py.
+
+  Returns:
+    What summary.json holds.
+
+  Raises:
+    UserError: whatever the user can mend.
+    Stopped: after Ctrl-C or SIGTERM, when all is saved.
+  """
+  with contextlib.ExitStack() as at_the_end:
+    return _pretrain(config, at_the_end)
+
+
+def _pretrain(config: Any, at_the_end: contextlib.ExitStack) -> dict[str, Any]:
+  run = Path(config.run)
+  first_process = jax.process_index() == 0
+
+  # ---- Data -------------------------------------------------------------------------------------
+  mesh = meshes.make_mesh(config.mesh)
+  meshes.check_batch_size(config.batch_size, mesh)
+  train_source = sources.open_source(config.data, config.data.train)
+  test_source = sources.open_source(config.data, config.data.test) if config.data.test else None
+  num_images = train_source.num_images
+  steps_per_epoch = sampler.steps_per_epoch(num_images, config.batch_size)
+  total_steps = steps_per_epoch * config.epochs
+  last_step = min(total_steps, config.max_steps or total_steps)
+
+  # ---- Method, optimizer, state -----------------------------------------------------------------
+  dtype = meshes.compute_dtype(config.dtype)
+  method = methods.make(config, num_images, mesh, dtype)
+  optimizer = optim.make_optimizer(config.optimizer)
+  schedule = optim.cosine_schedule(config.optimizer.learning_rate, total_steps,
+                                   round(config.optimizer.warmup_epochs * steps_per_epoch))
+  init = lambda: init_state(method, optimizer, config.seed, dtype)
+  shapes = jax.eval_shape(init)
+  shardings = state_shardings(shapes, method, mesh)
+
+  # ---- Restore or begin -------------------------------------------------------------------------
+  if first_process:
+    run.mkdir(parents=True, exist_ok=True)
+  checkpoints = Checkpoints(run / 'checkpoints', config.checkpoint.keep)
+  at_the_end.callback(checkpoints.close)
+  identity = run_identity(config, num_images)
+  abstract = jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(
+    leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings)
+  state = checkpoints.restore(abstract, identity)
+  resumed = state is not None
+  if not resumed:
+    state = method.before_training(jax.jit(init, out_shardings=shardings)())
+  first_step = int(state.step)
+  if first_process:
+    write_json(run / 'config.json', describe(config))
+  reporter = Reporter(run, first_step=first_step, total_steps=last_step, active=first_process)
+  at_the_end.callback(reporter.close)
+  reporter.say(f'{config.method}: {num_images} images, {steps_per_epoch} steps an epoch, '
+               f'{mesh.size} {jax.devices()[0].device_kind} device(s), {jnp.dtype(dtype).name}'
+               + (f', going on from step {first_step}' if resumed else ''))
+
+  # ---- The loop ---------------------------------------------------------------------------------
+  step_fn = jax.jit(
+    make_step(method, optimizer, schedule, config.seed, steps_per_epoch, dtype),
+    in_shardings=(shardings, meshes.batch_sharding(mesh)),
+    out_shardings=(shardings, meshes.replicated(mesh)), donate_argnums=0)
+  batches = pipeline.train_batches(
+    train_source, method.views, batch_size=config.batch_size, seed=config.seed,
+    start_step=first_step, rows=meshes.process_rows(mesh, config.batch_size))
+  rejects = pipeline.Rejects(train_source)
+  save_every = max(1, round(config.checkpoint.every_epochs * steps_per_epoch))
+  pending: list[tuple[int, dict[str, jax.Array]]] = []
+  window_start, window_step, waited = time.perf_counter(), first_step, 0.0
+
+  with StopRequest() as stop:
+    for step in range(first_step, last_step):
+      if step % steps_per_epoch == 0:
+        state = method.before_epoch(state, step // steps_per_epoch)
+      wait_start = time.perf_counter()
+      batch = next(batches)
+      waited += time.perf_counter() - wait_start
+      rejects.add(batch)
+      batch.pop('label')
+      state, metrics = step_fn(state, meshes.to_global(batch, mesh))
+      pending.append((step + 1, metrics))
+      if len(pending) > _STEPS_AHEAD:
+        jax.block_until_ready(pending[-1 - _STEPS_AHEAD][1]['loss'])
+      done = step + 1
+      reporter.advance(done)
+
+      reporting = done % config.log_every == 0 or done in (first_step + 1, last_step)
+      comparing = config.knn_every and done % (config.knn_every * steps_per_epoch) == 0
+      saving = done % save_every == 0 or done == last_step
+      stopping = stop.agreed(now=reporting)
+      if reporting or saving or stopping:
+        figures = finite_metrics(pending, checkpoints, config)
+        pending.clear()
+      if reporting:
+        if done > first_step + 1:  # The first step is compilation.
+          seconds = time.perf_counter() - window_start
+          figures['images_per_second'] = (done - window_step) * config.batch_size / seconds
+          figures['waiting_for_data'] = waited / seconds
+        reporter.report(done, done / steps_per_epoch, figures)
+      if comparing and done < last_step:
+        accuracies = protocols.online_knn(method.encode, variables(state), train_source, test_source,
+                                          config, mesh)
+        if accuracies:
+          reporter.report(done, done / steps_per_epoch, accuracies)
+      if saving or stopping:
+        checkpoints.save(state, done, identity)
+      if stopping:
+        checkpoints.wait()
+        raise Stopped(stop.received, f'{checkpoints.outcome()} at step {done}')
+      if reporting or comparing:
+        window_start, window_step, waited = time.perf_counter(), done, 0.0
+
+  checkpoints.wait()
+  if names := rejects.names():
+    reporter.say(f'{len(names)} images could not be decoded and were left out: {", ".join(names)}')
+
+  # ---- Evaluation and pictures ------------------------------------------------------------------
+  random_variables = jax.jit(lambda: variables(init()), out_shardings=meshes.replicated(mesh))
+  summary = {'step': last_step, 'num_images': num_images}
+  summary |= protocols.evaluate(method.encode, variables(state), random_variables, train_source,
+                                test_source, config, mesh, say=reporter.say)
+  if first_process:
+    write_json(run / 'summary.json', summary)
+  protocols.draw(method.encode, variables(state), train_source, test_source, config, mesh, run,
+                 say=reporter.say)
+  if checkpoints.failure:
+    raise UserError(f'The training ended, but a checkpoint could not be saved '
+                    f'({checkpoints.failure}): the last good one is {checkpoints.last_path()}. Free '
+                    'room on the disk and run the same command again to go on from it.')
+  return summary
+
+
+def init_state(method: Method, optimizer: optax.GradientTransformation, seed: int,
+               dtype: jnp.dtype) -> TrainState:
+  """The state before the first step: a function of the seed alone."""
+  rng = jax.random.key(seed)
+  views = tuple(jnp.zeros((1, group.count, group.size, group.size, 3)) for group in method.views)
+  count = sum(group.count for group in method.views)
+  batch = {'views': views, 'id': jnp.zeros(1, jnp.int32), 'valid': jnp.ones(1, bool),
+           'crop': jnp.zeros((1, count, 4)), 'flip': jnp.zeros((1, count), bool)}
+  params, batch_stats, method_state = method.init(jax.random.fold_in(rng, 0), batch)
+  return TrainState(
+    step=jnp.int32(0), updates=jnp.int32(0), params=params, batch_stats=batch_stats,
+    opt_state=optimizer.init(params), method_state=method_state, loss_scale=LossScale.create(dtype),
+    rng=jax.random.fold_in(rng, 1))
+
+
+def state_shardings(shapes: TrainState, method: Method, mesh: jax.sharding.Mesh) -> TrainState:
+  """The shardings of a state: the method's rules for its own part, the rest on every device."""
+  everywhere = jax.tree.map(lambda _: meshes.replicated(mesh), shapes)
+  rules = method.partition_rules()
+  return everywhere.replace(method_state=meshes.shardings(shapes.method_state, rules, mesh))
+
+
+def make_step(method: Method, optimizer: optax.GradientTransformation, schedule: optim.Schedule,
+              seed: int, steps_per_epoch: int, dtype: jnp.dtype
+              ) -> Callable[[TrainState, dict[str, Any]], tuple[TrainState, dict[str, jax.Array]]]:
+  """Makes the train step, a pure function (state, batch) -> (state, metrics).
+
+  It augments the views, differentiates the method's loss, updates the parameters by the optimizer
+  and the method state by the method. In float16 a step whose gradients overflow changes nothing
+  but `step` and the loss scale.
+  """
+  scaled = dtype == jnp.float16
+
+  def step(state: TrainState, batch: dict[str, Any]):
+    epoch = state.step // steps_per_epoch
+    batch = augment_batch(method, batch, seed, epoch)
+    rng = jax.random.fold_in(state.rng, state.step)
+
+    def loss_fn(params):
+      loss, aux = method.loss(params, state.batch_stats, state.method_state, batch, rng)
+      return loss * state.loss_scale.scale, (loss, aux)
+
+    grads, (loss, aux) = jax.grad(loss_fn, has_aux=True)(state.params)
+    grads = jax.tree.map(lambda g: g / state.loss_scale.scale, grads)
+    grad_norm = optax.tree.norm(grads)
+    lr = schedule(state.step)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optim.apply_updates(state.params, updates, lr)
+    method_state = method.update(state.method_state, aux, params, state.step, lr)
+    new = state.replace(
+      step=state.step + 1, updates=state.updates + 1, params=params, batch_stats=aux.batch_stats,
+      opt_state=opt_state, method_state=method_state)
+    metrics = {'loss': loss, **aux.metrics, 'grad_norm': grad_norm, 'learning_rate': lr}
+    if scaled:
+      finite = jnp.isfinite(grad_norm) & jnp.isfinite(loss)
+      unchanged = state.replace(step=state.step + 1)
+      new = jax.tree.map(lambda after, before: jnp.where(finite, after, before)
+                         if after is not before else after, new, unchanged)
+      new = new.replace(loss_scale=state.loss_scale.next(finite))
+      metrics |= {'loss_scale': state.loss_scale.scale, 'skipped': new.skipped,
+                  'overflow': ~finite}
+    return new, metrics
+  return step
+
+
+def augment_batch(method: Method, batch: dict[str, Any], seed: int,
+                  epoch: jax.Array) -> dict[str, Any]:
+  """The batch with its uint8 views flipped, augmented and normalised as the method asks."""
+  views, first = [], 0
+  for images, group in zip(batch['views'], method.views):
+    keys = view_keys(seed, epoch, batch['id'], group.count, first)
+    flip = batch['flip'][:, first:first + group.count]
+    views.append(augment(images, flip, keys, group))
+    first += group.count
+  return {**batch, 'views': tuple(views)}
+
+
+def variables(state: TrainState) -> dict[str, Any]:
+  """What `Method.encode` reads."""
+  return {'params': state.params, 'batch_stats': state.batch_stats}
+
+
+def finite_metrics(pending: list[tuple[int, dict[str, jax.Array]]], checkpoints: Checkpoints,
+                   config: Any) -> dict[str, float]:
+  """The metrics of the last pending step, after a look that no loss since was NaN or infinite.
+
+  Raises:
+    UserError: with the step, the last good checkpoint and the settings to look at. An overflow in
+      float16 is no such case, as long as the loss scale can still fall.
+  """
+  for step, metrics in (fetched := jax.device_get(pending)):
+    excused = metrics.get('overflow', False) and metrics['loss_scale'] > 1
+    if not math.isfinite(metrics['loss']) and not excused:
+      checkpoints.wait()
+      raise UserError(
+        f"The loss was {metrics['loss']} at step {step}; the last good checkpoint is "
+        f'{checkpoints.last_path()}, where the same command goes on. Likely: '
+        f'config.optimizer.learning_rate {config.optimizer.learning_rate} is too high (try a third), '
+        f'config.optimizer.warmup_epochs {config.optimizer.warmup_epochs} is too short, or '
+        f'config.dtype {config.dtype} is too narrow (try float32).')
+  return {name: float(value) for name, value in fetched[-1][1].items() if name != 'overflow'}
+
+
+def run_identity(config: Any, num_images: int) -> dict[str, Any]:
+  """What a resumed run must share with its checkpoint, beside the shapes."""
+  return {'method': config.method, 'num_images': num_images, 'seed': config.seed,
+          'config.batch_size': config.batch_size, 'config.encoder': json_value(config.encoder),
+          'config.head': json_value(config.head), 'config.data.name': config.data.name,
+          'config.data.train': config.data.train}
+
+
+def json_value(node: Any) -> Any:
+  """A config node as JSON holds it."""
+  return json.loads(node.to_json_best_effort())
+
+
+def describe(config: Any) -> dict[str, Any]:
+  """The resolved config with the versions that it runs under, for config.json."""
+  versions = {'conic_jax': __version__, 'jax': jax.__version__, 'optax': optax.__version__,
+              'numpy': np.__version__, 'python': platform.python_version(),
+              'device': jax.devices()[0].device_kind}
+  return {**json_value(config), 'versions': versions}
+
+
+class StopRequest:
+  """Remembers Ctrl-C and SIGTERM, so that the loop ends between two steps; a second one is at once."""
+
+  def __init__(self):
+    self.received: signal.Signals | None = None
+
+  def __enter__(self) -> 'StopRequest':
+    if threading.current_thread() is threading.main_thread():
+      self._before = {number: signal.signal(number, self._remember)
+                      for number in (signal.SIGINT, signal.SIGTERM)}
+    else:
+      self._before = {}
+    return self
+
+  def __exit__(self, *_) -> None:
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
+
+  def _remember(self, number: int, _) -> None:
+    if self.received is not None:
+      raise KeyboardInterrupt
+    self.received = signal.Signals(number)
+
+  def agreed(self, now: bool) -> bool:
+    """Whether to stop: with several processes all answer alike, when any was told, at reports."""
+    if jax.process_count() == 1:
+      return self.received is not None
+    if not now:
+      return False
+    told = multihost_utils.process_allgather(np.int32(self.received or 0)).max()
+    if told and self.received is None:
+      self.received = signal.Signals(int(told))
+    return bool(told)

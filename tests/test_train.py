@@ -1,0 +1,156 @@
+"""The loop in one process: the road, resuming, bad numbers, float16."""
+import json
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from conic_jax import mesh as meshes
+from conic_jax import methods, optim, train
+from conic_jax.errors import UserError
+from conic_jax.state import LossScale
+
+
+def reports(config):
+  lines = (Path(config.run) / 'metrics.jsonl').read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
+def losses_by_step(config):
+  return {report['step']: report['loss'] for report in reports(config) if 'loss' in report}
+
+
+def test_the_whole_road_leaves_figures_pictures_and_checkpoints(tiny_config, capsys):
+  tiny_config.eval.baselines = True
+  summary = train.pretrain(tiny_config)
+  run = Path(tiny_config.run)
+  assert json.loads((run / 'summary.json').read_text()) == json.loads(json.dumps(summary))
+  for figures in (summary, summary['random_init'], summary['pixels']):
+    assert 0 <= figures['knn_top1'] <= 1
+    assert 0 <= figures['linear_top1'] <= 1
+  assert {path.name for path in (run / 'figures').iterdir()} == {
+    'curves.png', 'neighbours.png', 'features.png'}
+  assert sorted(path.name for path in (run / 'checkpoints').iterdir()) == ['3', '6']
+  assert any((run / 'tensorboard').iterdir())
+  config = json.loads((run / 'config.json').read_text())
+  assert config['alpha'] == 2.5
+  assert config['versions']['jax'] == jax.__version__
+
+  steps = [report['step'] for report in reports(tiny_config)]
+  assert steps == [1, 2, 3, 3, 4, 5, 6]
+  names = {'loss', 'loss_instance', 'loss_consistency', 'instance_top1', 'alignment', 'uniformity',
+           'feature_std', 'grad_norm', 'learning_rate', 'images_per_second', 'waiting_for_data'}
+  assert names <= reports(tiny_config)[-1].keys()
+  assert 'knn_top1' in reports(tiny_config)[3]
+  assert 'pretrained' in capsys.readouterr().out
+
+
+def test_an_unlabelled_folder_is_enough(tiny_config, capsys):
+  tiny_config.data.test = ''
+  summary = train.pretrain(tiny_config)
+  assert 'knn_top1' not in summary
+  assert 'need labels' in capsys.readouterr().out
+  assert (Path(tiny_config.run) / 'figures' / 'neighbours.png').exists()
+
+
+def test_a_resumed_run_equals_an_undisturbed_one_to_the_bit(tiny_config, tmp_path):
+  tiny_config.eval.knn = tiny_config.eval.linear = False
+  undisturbed = tiny_config.copy_and_resolve_references()
+  undisturbed.run = str(tmp_path / 'undisturbed')
+  train.pretrain(undisturbed)
+  tiny_config.max_steps = 4
+  train.pretrain(tiny_config)
+  tiny_config.max_steps = 0
+  train.pretrain(tiny_config)
+  assert losses_by_step(tiny_config) == losses_by_step(undisturbed)
+  assert len(losses_by_step(tiny_config)) == 6
+
+
+def test_a_checkpoint_of_another_run_is_refused_with_the_difference(tiny_config):
+  tiny_config.eval.knn = tiny_config.eval.linear = False
+  tiny_config.max_steps = 1
+  train.pretrain(tiny_config)
+  tiny_config.encoder.width = 0.25
+  tiny_config.batch_size = 24
+  with pytest.raises(UserError) as error:
+    train.pretrain(tiny_config)
+  assert 'config.batch_size was 16, is 24' in str(error.value)
+  assert "'width': 0.125" in str(error.value)
+  assert 'Set config.run to another folder' in str(error.value)
+
+
+def test_a_loss_that_is_no_number_stops_with_what_to_do(tiny_config):
+  tiny_config.optimizer.learning_rate = 1e30
+  tiny_config.checkpoint.every_epochs = 1 / 3
+  with pytest.raises(UserError) as error:
+    train.pretrain(tiny_config)
+  assert 'The loss was nan at step' in str(error.value)
+  assert 'config.optimizer.learning_rate 1e+30 is too high' in str(error.value)
+  last_good = Path(tiny_config.run) / 'checkpoints' / '1'
+  assert str(last_good) in str(error.value)
+  assert last_good.is_dir()
+
+
+def test_fewer_images_than_a_batch_and_an_uneven_batch_are_refused(tiny_config):
+  tiny_config.batch_size = 20
+  with pytest.raises(UserError, match='nearest that can are 16 and 24'):
+    train.pretrain(tiny_config)
+  tiny_config.batch_size = 64
+  with pytest.raises(UserError, match='48'):
+    train.pretrain(tiny_config)
+
+
+def make_float16_step(config, mesh):
+  dtype = jnp.dtype(jnp.float16)
+  method = methods.make(config, 48, mesh, dtype)
+  optimizer = optim.make_optimizer(config.optimizer)
+  state = train.init_state(method, optimizer, 0, dtype)
+  state = jax.device_put(state, train.state_shardings(state, method, mesh))
+  step = jax.jit(train.make_step(method, optimizer, optim.cosine_schedule(0.1, 10), 0, 3, dtype))
+  rng = np.random.default_rng(0)
+  batch = {'views': (rng.integers(0, 256, (16, 2, 16, 16, 3), np.uint8),),
+           'id': np.arange(16, dtype=np.int32), 'valid': np.ones(16, bool),
+           'crop': np.zeros((16, 2, 4), np.float32), 'flip': np.zeros((16, 2), bool)}
+  return state, step, meshes.to_global(batch, mesh)
+
+
+def test_an_overflow_in_float16_changes_nothing_and_is_counted(tiny_config, mesh8):
+  state, step, batch = make_float16_step(tiny_config, mesh8)
+  overflowing = state.replace(loss_scale=LossScale(jnp.float32(2.0**24), jnp.int32(5)))
+  after, metrics = step(overflowing, batch)
+  assert metrics['overflow']
+  for name in ('params', 'batch_stats', 'opt_state', 'method_state'):
+    chex.assert_trees_all_equal(getattr(after, name), getattr(overflowing, name))
+  assert (after.step, after.updates, after.skipped) == (1, 0, 1)
+  assert after.loss_scale.scale == 2.0**23
+
+  calm = state.replace(loss_scale=LossScale(jnp.float32(2.0**4), jnp.int32(0)))
+  after, metrics = step(calm, batch)
+  assert not metrics['overflow']
+  assert after.skipped == 0
+  rows = after.method_state['rows'].weights
+  assert not np.array_equal(rows, state.method_state['rows'].weights)
+
+
+def test_invalid_images_are_masked_everywhere(tiny_config, mesh8):
+  """What an undecodable image holds in its place changes neither loss nor state."""
+  _, step, batch = make_float16_step(tiny_config, mesh8)
+  dtype = jnp.dtype(jnp.float32)
+  method = methods.make(tiny_config, 48, mesh8, dtype)
+  optimizer = optim.make_optimizer(tiny_config.optimizer)
+  state = train.init_state(method, optimizer, 0, dtype)
+  step = jax.jit(train.make_step(method, optimizer, optim.cosine_schedule(0.1, 10), 0, 3, dtype))
+  valid = np.arange(16) != 5
+  black = np.array(batch['views'][0])
+  black[5] = 0
+  ours = {**jax.tree.map(np.asarray, batch), 'valid': valid}
+  first, second = (step(state, meshes.to_global({**ours, 'views': (views,)}, mesh8))
+                   for views in (black, np.array(batch['views'][0])))
+  chex.assert_trees_all_close(first[1], second[1], rtol=1e-5, atol=1e-6)
+  chex.assert_trees_all_close(first[0].replace(rng=0), second[0].replace(rng=0), rtol=1e-5, atol=1e-6)
+  every, _ = step(state, batch)
+  assert not np.allclose(every.method_state['rows'].weights[5],
+                         first[0].method_state['rows'].weights[5])
