@@ -1,5 +1,6 @@
 """Checkpoints of a run. The only module that imports Orbax."""
 import logging
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,9 @@ class Checkpoints:
   def save(self, state: TrainState, step: int, identity: Mapping[str, Any]) -> None:
     """Begins to save a state; what a resume must agree with goes beside it as `identity`."""
     model, training = _split(state)
+    if shortage := self._shortage(state):
+      self.failure = shortage
+      return
     self._guard(lambda: self._manager.save(step, args=ocp.args.Composite(
       model=ocp.args.StandardSave(model), training=ocp.args.StandardSave(training),
       identity=ocp.args.JsonSave(dict(identity))), force=True))
@@ -100,6 +104,17 @@ class Checkpoints:
     restored = self._manager.restore(step, args=ocp.args.Composite(
       model=ocp.args.StandardRestore(model), training=ocp.args.StandardRestore(training)))
     return TrainState(**restored['model'], **restored['training'])
+
+  def _shortage(self, state: TrainState) -> str | None:
+    """What is missing on a local disk for this process's part of a state; None where it fits."""
+    if not self._folder.exists():
+      return None
+    needed = sum(shard.data.nbytes for leaf in jax.tree.leaves(state)
+                 for shard in leaf.addressable_shards if shard.replica_id == 0)
+    free = shutil.disk_usage(self._folder).free
+    if free > needed:
+      return None
+    return f'it needs {needed / 2**20:,.0f} MiB, {self._folder} has {free / 2**20:,.0f} MiB left'
 
   def _guard(self, action) -> None:
     """Runs an action of the manager and keeps the message of a failure."""

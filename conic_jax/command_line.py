@@ -7,15 +7,12 @@ from ml_collections import ConfigDict, config_flags
 from conic_jax.errors import UserError
 
 
-def parse(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
+def parse(argv: list[str], flag_values: flags.FlagValues) -> None:
   """Parses the flags, 'config' among them, into `flag_values`.
 
   Args:
     argv: the command and its arguments.
     flag_values: where the flags are defined.
-
-  Returns:
-    The arguments that are no flags, after the command's name.
 
   Raises:
     UserError: where a config, a preset, a field, a value or a flag is wrong; it says what exists.
@@ -32,7 +29,7 @@ def parse(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> list[
     if arg.startswith('--config.'):
       _check_field(config, arg.split('=')[0].removeprefix('--config.'))
   try:
-    return list(flag_values(argv))[1:]
+    rest = list(flag_values(argv))[1:]
   except flags.UnrecognizedFlagError as error:
     name = error.flagname
     hint = f' Did you mean --config.{name}?' if name in config else ''
@@ -40,12 +37,14 @@ def parse(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> list[
                     f'{", ".join(_own_flags(flag_values))}.{hint}') from error
   except flags.Error as error:
     raise UserError(_wrong_value(config, argv, error)) from error
+  if rest:
+    raise UserError(f"'{rest[0]}' is no flag: settings are given as --config.FIELD=VALUE.")
 
 
 def load(path: str) -> ConfigDict:
   """Loads FILE[:PRESET] without any other flag."""
   values = flags.FlagValues()
-  holder = config_flags.DEFINE_config_file('config', None, flag_values=values)
+  holder = config_flags.DEFINE_config_file('config', None, flag_values=values, sys_argv=['', f'--config={path}'])
   try:
     values(['', f'--config={path}'])
   except flags.Error as error:
@@ -67,9 +66,7 @@ def _configs() -> str:
 
 
 def _own_flags(flag_values: flags.FlagValues) -> list[str]:
-  by_module = flag_values.flags_by_module_dict()
-  return sorted(f'--{flag.name}' for module, defined in by_module.items() for flag in defined
-                if 'conic_jax' in module or module == '__main__' if not flag.name.startswith('config'))
+  return sorted(f'--{name}' for name in flag_values if not name.startswith('config'))
 
 
 def _check_field(config: ConfigDict, path: str) -> None:

@@ -13,24 +13,30 @@ from conic_jax.errors import Stopped, UserError
 
 TASKS = ('pretrain', 'knn', 'linear')
 
-_CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'A file of configs/, with a preset after a colon: configs/conic.py:photos.')
-_COORDINATOR = flags.DEFINE_string(
-  'coordinator', None, 'host:port of process 0, where no cluster environment (Slurm, a TPU pod, …) '
-  'tells; with --num_processes and --process_id.')
-_NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'Processes of the cluster.')
-_PROCESS_ID = flags.DEFINE_integer('process_id', None, 'This process, from 0.')
-_DISTRIBUTED = flags.DEFINE_bool(
-  'distributed', False, 'Join a cluster that the environment describes (Slurm, a TPU pod, …).')
+
+def define_flags() -> flags.FlagValues:
+  """The command's flags, not parsed yet."""
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file(
+    'config', None, 'A file of configs/, with a preset after a colon.', flag_values=values)
+  flags.DEFINE_bool(
+    'distributed', False, 'Join the cluster that the environment describes (Slurm, a TPU pod).',
+    flag_values=values)
+  flags.DEFINE_string(
+    'coordinator', None, 'host:port of process 0, where the environment describes no cluster.',
+    flag_values=values)
+  flags.DEFINE_integer('num_processes', None, 'Processes of the cluster.', flag_values=values)
+  flags.DEFINE_integer('process_id', None, 'This process, from 0.', flag_values=values)
+  return values
 
 
-def start_distributed() -> None:
+def start_distributed(values: flags.FlagValues) -> None:
   """Joins this process to its cluster, where the flags name one."""
-  if not (_DISTRIBUTED.value or _COORDINATOR.value):
+  if not (values.distributed or values.coordinator):
     return
   if jax.config.jax_platforms == 'cpu':
     jax.config.update('jax_cpu_collectives_implementation', 'gloo')
-  jax.distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+  jax.distributed.initialize(values.coordinator, values.num_processes, values.process_id)
 
 
 def run_task(config) -> None:
@@ -48,10 +54,10 @@ def run_task(config) -> None:
 def command() -> None:
   """The whole command, with its exit code: 0, 1 for a user's error, 128 + the signal when stopped."""
   try:
-    if rest := command_line.parse(sys.argv):
-      raise UserError(f"'{rest[0]}' is no flag: settings are given as --config.FIELD=VALUE.")
-    start_distributed()
-    run_task(_CONFIG.value)
+    values = define_flags()
+    command_line.parse(sys.argv, values)
+    start_distributed(values)
+    run_task(values.config)
   except UserError as error:
     sys.exit(f'conic_jax: {error}')
   except Stopped as stopped:

@@ -1,4 +1,5 @@
 """Where a run's figures go: metrics.jsonl, TensorBoard, and the terminal."""
+import contextlib
 import json
 import sys
 from collections.abc import Mapping
@@ -36,11 +37,13 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 class Reporter:
   """Writes the reports of one run; a process that is not the first of its cluster writes nothing.
 
-  On a terminal it shows a progress bar with the time left, elsewhere a plain line a report.
+  On a terminal it shows a progress bar with the time left, elsewhere a plain line a report. A write
+  that fails, as on a full disk, does not stop the training: `failure` holds its message.
   """
 
   def __init__(self, run: Path, *, first_step: int, total_steps: int, active: bool = True):
     self._active, self._total = active, total_steps
+    self.failure: str | None = None
     if not active:
       return
     cut_back(run / 'metrics.jsonl', first_step)
@@ -65,9 +68,13 @@ class Reporter:
     """
     if not self._active:
       return
-    print(json.dumps({'step': step, 'epoch': round(epoch, 4), **figures}), file=self._file, flush=True)
-    for name, value in figures.items():
-      self._tensorboard.add_scalar(name, value, step)
+    try:
+      line = json.dumps({'step': step, 'epoch': round(epoch, 4), **figures})
+      print(line, file=self._file, flush=True)
+      for name, value in figures.items():
+        self._tensorboard.add_scalar(name, value, step)
+    except OSError as error:
+      self.failure = str(error)
     values = '  '.join(f'{name} {value:.4g}' for name, value in figures.items())
     self.say(f'step {step}/{self._total}  epoch {epoch:.2f}  {values}')
 
@@ -82,7 +89,8 @@ class Reporter:
   def close(self) -> None:
     """Closes the files and the bar."""
     if self._active:
-      self._file.close()
-      self._tensorboard.close()
+      with contextlib.suppress(OSError):
+        self._file.close()
+        self._tensorboard.close()
       if self._bar is not None:
         self._bar.close()

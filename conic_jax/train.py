@@ -159,14 +159,18 @@ def _pretrain(config: Any, at_the_end: contextlib.ExitStack) -> dict[str, Any]:
   summary = {'step': last_step, 'num_images': num_images}
   summary |= protocols.evaluate(method.encode, variables(state), random_variables, train_source,
                                 test_source, config, mesh, say=reporter.say)
-  if first_process:
-    write_json(run / 'summary.json', summary)
-  protocols.draw(method.encode, variables(state), train_source, test_source, config, mesh, run,
-                 say=reporter.say)
-  if checkpoints.failure:
-    raise UserError(f'The training ended, but a checkpoint could not be saved '
-                    f'({checkpoints.failure}): the last good one is {checkpoints.last_path()}. Free '
-                    'room on the disk and run the same command again to go on from it.')
+  failure = checkpoints.failure or reporter.failure
+  try:
+    if first_process:
+      write_json(run / 'summary.json', summary)
+    protocols.draw(method.encode, variables(state), train_source, test_source, config, mesh, run,
+                   say=reporter.say)
+  except OSError as error:
+    failure = failure or str(error)
+  if failure:
+    raise UserError(f'The training ended, but not all of it could be saved ({failure}): the last good '
+                    f'checkpoint is {checkpoints.last_path()}. Free room on the disk and run the same '
+                    'command again to go on from it.')
   return summary
 
 

@@ -53,7 +53,7 @@ def evaluate(config: ConfigDict) -> dict[str, Any]:
     run.mkdir(parents=True, exist_ok=True)
     write_json(run / f'{config.task}.json', figures)
     print('\n'.join(f'{name:24}{value}' for name, value in figures.items()))
-    print(f'Written to {run / config.task}.json')
+    print(f"Written to {run / config.task}.json")
   return figures
 
 
@@ -67,7 +67,10 @@ def read_config(run: Path) -> ConfigDict:
   if not path.is_file():
     raise UserError(f"'{run}' is no run: there is no {path}. Give the folder that config.run named "
                     'when the encoder was pretrained, or random.')
-  return ConfigDict(json.loads(path.read_text()))
+  config = json.loads(path.read_text())
+  config['views'] = {name: tuple(value) if isinstance(value, list) else value
+                     for name, value in config['views'].items()}
+  return ConfigDict(config)
 
 
 def inherit(config: ConfigDict, pretraining: ConfigDict) -> ConfigDict:

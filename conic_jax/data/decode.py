@@ -1,0 +1,136 @@
+"""From encoded bytes to views: what reaches tf.data, and the graph that cuts and resizes it.
+
+JPEG (gray or RGB, baseline or progressive) and PNG go to TensorFlow as they are. Every other format
+(WebP, GIF, BMP, CMYK JPEG) is first made an RGB PNG by Pillow: the first frame of an animation. As
+in torchvision's default loader, alpha is dropped, not blended, and the EXIF orientation is ignored.
+16-bit samples are scaled to 8 bits. A JPEG without its end-of-image marker is truncated and counts
+as undecodable even where the crop lies above the cut, so that validity never depends on the crop.
+"""
+import io
+
+import numpy as np
+import PIL.Image
+import tensorflow as tf
+
+# JAX owns the accelerator; TensorFlow would take its memory.
+tf.config.set_visible_devices([], 'GPU')
+
+_JPEG, _PNG = b'\xff\xd8\xff', b'\x89PNG\r\n\x1a\n'
+_JPEG_END = b'\xff\xd9'
+_FRAMES = frozenset(range(0xc0, 0xd0)) - {0xc4, 0xc8, 0xcc}
+_PLAIN_FRAMES = {0xc0, 0xc1, 0xc2}
+
+
+def prepare(data: bytes) -> tuple[bytes, int, int]:
+  """Makes of an encoded image one that the graph decodes, and reads its size from the header.
+
+  Returns:
+    (JPEG or PNG bytes, height, width), or (b'', 0, 0) where the image cannot be decoded.
+  """
+  plain = _jpeg_size(data) if data.startswith(_JPEG) else _png_size(data)
+  if plain is None:
+    return _to_png(data)
+  height, width = plain
+  return (data, height, width) if min(plain) > 0 else (b'', 0, 0)
+
+
+def decode_views(data: tf.Tensor, boxes: tf.Tensor, groups: tuple[tuple[int, int], ...],
+                 antialias_above: float) -> tuple[tf.Tensor, ...]:
+  """Decodes the smallest box that holds all views once, cuts the views from it and resizes them.
+
+  Args:
+    data: bytes of one JPEG or PNG.
+    boxes: y, x, height and width in pixels, int32 [V, 4].
+    groups: (number of views, side in pixels) of each group.
+    antialias_above: views shrunk by more than this factor are antialiased, the others bilinear.
+
+  Returns:
+    For each group uint8 [count, size, size, 3].
+  """
+  start = tf.reduce_min(boxes[:, :2], axis=0)
+  extent = tf.reduce_max(boxes[:, :2] + boxes[:, 2:], axis=0) - start
+  image = tf.cond(tf.strings.substr(data, 0, len(_JPEG)) == _JPEG,
+                  lambda: tf.io.decode_and_crop_jpeg(data, tf.concat([start, extent], axis=0),
+                                                     channels=3, dct_method='INTEGER_ACCURATE'),
+                  lambda: tf.slice(tf.io.decode_png(data, channels=3),
+                                   tf.concat([start, [0]], axis=0),
+                                   tf.concat([extent, [3]], axis=0)))
+  starts = tf.pad(boxes[:, :2] - start, [[0, 0], [0, 1]])
+  extents = tf.pad(boxes[:, 2:], [[0, 0], [0, 1]], constant_values=3)
+  sizes = [size for count, size in groups for _ in range(count)]
+  views = [_resize(tf.slice(image, starts[i], extents[i]), size, antialias_above)
+           for i, size in enumerate(sizes)]
+  ends = np.cumsum([count for count, _ in groups])
+  return tuple(tf.stack(views[end - count:end])
+               for end, (count, _) in zip(ends, groups, strict=True))
+
+
+def decode_chunk(data: tf.Tensor, boxes: tf.Tensor, groups: tuple[tuple[int, int], ...],
+                 antialias_above: float) -> tuple[tuple[tf.Tensor, ...], tf.Tensor]:
+  """Decodes a few images; those that fail keep their place as zeros.
+
+  An op that fails would end the whole step. Here each image is an element of a small inner data
+  set, which drops the failing ones; an element of zeros behind the last stands in for them.
+
+  Args:
+    data: bytes of the images, [c], c known.
+    boxes, groups, antialias_above: as for `decode_views`, boxes int32 [c, V, 4].
+
+  Returns:
+    For each group uint8 [c, count, size, size, 3]; bool [c], which images were decoded.
+  """
+  chunk: int = data.shape[0]  # pyright: ignore[reportAssignmentType]
+  images = tf.data.Dataset.from_tensor_slices((tf.range(chunk), data, boxes))
+  views = images.map(lambda i, image, box: (i, decode_views(image, box, groups, antialias_above)))
+  zeros = tuple(tf.zeros([count, size, size, 3], tf.uint8) for count, size in groups)
+  stand_in = tf.data.Dataset.from_tensors((tf.constant(chunk), zeros))
+  views = views.ignore_errors().concatenate(stand_in).batch(chunk).take(1)
+  places, pixels = views.get_single_element()
+
+  def mend():
+    sources = tf.fill([chunk + 1], tf.size(places) - 1)
+    sources = tf.tensor_scatter_nd_update(sources, places[:, None], tf.range(tf.size(places)))
+    return tuple(tf.gather(group, sources[:chunk]) for group in pixels)
+
+  pixels = tf.cond(places[-1] == chunk, mend, lambda: pixels)
+  decoded = tf.reduce_any(places[:, None] == tf.range(chunk), axis=0)
+  return tuple(tf.ensure_shape(group, [chunk, count, size, size, 3])
+               for group, (count, size) in zip(pixels, groups, strict=True)), decoded
+
+
+def _resize(crop, size, antialias_above):
+  shrunk = tf.cast(tf.reduce_max(tf.shape(crop)[:2]), tf.float32) > size * antialias_above
+  crop = tf.cast(crop, tf.float32)  # TensorFlow's resize is vectorised for float32 alone.
+  view = tf.cond(shrunk, lambda: tf.image.resize(crop, [size, size], antialias=True),
+                 lambda: tf.image.resize(crop, [size, size]))
+  return tf.cast(view + 0.5, tf.uint8)
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+  """(height, width), (0, 0) where damaged, None where TensorFlow does not decode this kind."""
+  at = 2
+  while at + 9 < len(data) and data[at] == 0xff:
+    marker = data[at + 1]
+    if marker in _FRAMES:
+      plain = marker in _PLAIN_FRAMES and data[at + 4] == 8 and data[at + 9] in (1, 3)
+      whole = data.rfind(_JPEG_END, at) > 0
+      size = int.from_bytes(data[at + 5:at + 7], 'big'), int.from_bytes(data[at + 7:at + 9], 'big')
+      return (size if plain else None) if whole else (0, 0)
+    at += 1 if marker == 0xff else 2 + int.from_bytes(data[at + 2:at + 4], 'big')
+  return 0, 0
+
+
+def _png_size(data: bytes) -> tuple[int, int] | None:
+  if not data.startswith(_PNG):
+    return None
+  return int.from_bytes(data[20:24], 'big'), int.from_bytes(data[16:20], 'big')
+
+
+def _to_png(data):
+  try:
+    with PIL.Image.open(io.BytesIO(data)) as image:
+      png = io.BytesIO()
+      image.convert('RGB').save(png, 'PNG', compress_level=0)
+      return png.getvalue(), image.height, image.width
+  except Exception:  # Pillow's decoders raise what they like: all of it means an unreadable image.
+    return b'', 0, 0

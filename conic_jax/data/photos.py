@@ -1,0 +1,83 @@
+"""A small labelled data set that needs no download: patches of photographs that packages bring.
+
+Each of ten colour photographs from scikit-image and scikit-learn, its short side scaled to 256, is
+a class. Patches of 48×48 are cut on an even grid: for training from the left two thirds, for
+testing from what is right of them, with 8 columns between. No pixel of a test patch, nor one that
+the scaling mixed into it, lies in a training patch.
+"""
+import io
+
+import numpy as np
+import PIL.Image
+import skimage.data
+import sklearn.datasets
+
+from conic_jax.errors import UserError
+
+SIDE, SHORT_SIDE, MARGIN, TRAIN_SHARE = 48, 256, 8, 2 / 3
+GRID = {'train': 16, 'test': 8}
+_SKIMAGE = ('astronaut.png', 'chelsea.png', 'coffee.png', 'hubble_deep_field.jpg', 'ihc.png',
+            'motorcycle_left.png', 'retina.jpg', 'rocket.jpg')
+_SKLEARN = ('china.jpg', 'flower.jpg')
+
+
+class Photos:
+  """The source of patches: 2,560 for training, 640 for testing, every tenth of one photograph.
+
+  Args:
+    split: 'train' or 'test'.
+
+  Raises:
+    UserError: for another split.
+  """
+
+  def __init__(self, split: str):
+    if split not in GRID:
+      raise UserError(f"The data set 'photos' has no split '{split}': use 'train' or 'test'.")
+    self._split = split
+    self.class_names = tuple(sorted(name.partition('.')[0] for name in _SKIMAGE + _SKLEARN))
+    photographs = _photographs()
+    patches = [[_png(photograph, corner) for corner in corners(photograph.size, split)]
+               for photograph in (photographs[name] for name in self.class_names)]
+    self._images = [patch for one_of_each in zip(*patches, strict=True) for patch in one_of_each]
+    self.num_images, self.num_classes = len(self._images), len(self.class_names)
+
+  def read(self, ids: np.ndarray) -> tuple[list[bytes], np.ndarray]:
+    """Reads images; see `sources.Source`."""
+    labels = np.asarray(ids) % self.num_classes
+    return [self._images[i] for i in ids], labels.astype(np.int32)
+
+  def name(self, id: int) -> str:
+    """Photograph, split and number of the patch."""
+    number, label = divmod(id, self.num_classes)
+    return f'{self.class_names[label]}-{self._split}-{number}'
+
+
+def corners(size: tuple[int, int], split: str) -> list[tuple[int, int]]:
+  """Left and top of the patches of a photograph of `size` (width, height)."""
+  width, height = size
+  border = int(width * TRAIN_SHARE)
+  first, last = (0, border) if split == 'train' else (border + MARGIN, width)
+  columns = np.linspace(first, last - SIDE, GRID[split]).astype(int)
+  rows = np.linspace(0, height - SIDE, GRID[split]).astype(int)
+  return [(int(left), int(top)) for top in rows for left in columns]
+
+
+def _photographs():
+  images = {name: PIL.Image.open(f'{skimage.data.data_dir}/{name}').convert('RGB')
+            for name in _SKIMAGE}
+  images |= {name: PIL.Image.fromarray(sklearn.datasets.load_sample_image(name))
+             for name in _SKLEARN}
+  return {name.partition('.')[0]: _scale(image) for name, image in images.items()}
+
+
+def _scale(image):
+  factor = SHORT_SIDE / min(image.size)
+  return image.resize([round(side * factor) for side in image.size], PIL.Image.Resampling.BILINEAR)
+
+
+def _png(photograph, corner):
+  left, top = corner
+  encoded = io.BytesIO()
+  photograph.crop((left, top, left + SIDE, top + SIDE)).save(encoded, 'PNG', compress_level=1)
+  return encoded.getvalue()

@@ -1,0 +1,159 @@
+"""From a source to batches on the host: read by id, cut and resize in tf.data, ahead of use."""
+import os
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import tensorflow as tf
+
+from conic_jax.data import crops, decode, parallel, sampler
+from conic_jax.data.sources import Source
+from conic_jax.errors import UserError
+from conic_jax.views import Views
+
+_CHUNK = 16  # Images decoded by one call of the graph: 16 hide the cost of guarding against errors.
+_READERS = 4  # Batches whose bytes are read at the same time.
+_TRAIN_ANTIALIAS = 2.0  # Up to this factor bilinear interpolation still weighs every pixel.
+_EVAL_ANTIALIAS = 1.0  # As torchvision evaluates.
+_REJECTED_SHARE, _REJECTED_COUNT, _LISTED = 0.01, 10, 20
+
+
+def train_batches(source: Source, groups: tuple[Views, ...], *, batch_size: int, seed: int,
+                  start_step: int, rows: np.ndarray, threads: int = 0,
+                  prefetch: int = 2) -> Iterator[dict]:
+  """Batches of random views from `start_step` on, without end.
+
+  Which images make a batch depends on (seed, step, batch_size); the crops and flips of an image on
+  (seed, epoch, id, view), whatever the batch, the host or the number of threads.
+
+  Args:
+    source: the images.
+    groups: the groups of views; an image is read and decoded once for all of them.
+    batch_size: images of the global batch.
+    seed: seed of the run, in [0, 2^32).
+    start_step: number of the first batch.
+    rows: positions of the global batch that this process reads, [b].
+    threads: threads that decode, 0 for one on every core.
+    prefetch: batches kept ready.
+
+  Yields:
+    'views' a tuple of uint8 [b, count, size, size, 3], 'id' int32 [b], 'valid' bool [b],
+    'crop' float32 [b, V, 4] (y0, x0, y1, x1 as fractions), 'flip' bool [b, V], not yet applied,
+    'label' int32 [b], -1 where there is none. Undecodable images are zeros with valid False.
+
+  Raises:
+    UserError: where there are fewer images than one batch holds.
+  """
+  steps_per_epoch = sampler.steps_per_epoch(source.num_images, batch_size)
+
+  def read(step):
+    ids = sampler.batch_ids(seed, step, source.num_images, batch_size)[rows]
+    epoch = step // steps_per_epoch
+    return _read(source, ids, lambda shapes: crops.random_views(groups, shapes, ids, seed, epoch))
+
+  sizes = tuple((group.count, group.size) for group in groups)
+  steps = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
+  return _batches(steps, read, sizes, len(rows), threads, prefetch, _TRAIN_ANTIALIAS)
+
+
+def eval_batches(source: Source, *, size: int, resize: int, batch_size: int,
+                 rows: np.ndarray) -> Iterator[dict]:
+  """Every image once, in order of id: the short side made `resize`, then the centre `size` cut.
+
+  Args:
+    source: the images.
+    size: side of the views.
+    resize: length of the short side; 0 or `size` for the whole central square.
+    batch_size: images of the global batch.
+    rows: positions of the global batch that this process reads, [b].
+
+  Yields:
+    The fields of training, 'views' a tuple of one uint8 [b, 1, size, size, 3], nothing flipped.
+    The last batch is filled up with zeros: id -1, label -1, valid False.
+  """
+  def read(step):
+    ids = step * batch_size + np.asarray(rows)
+    ids = np.where(ids < source.num_images, ids, -1)
+    return _read(source, ids, lambda shapes: (crops.central_boxes(shapes, size, resize)[:, None],
+                                              np.zeros((len(ids), 1), bool)))
+
+  steps = tf.data.Dataset.range(-(-source.num_images // batch_size))
+  return _batches(steps, read, ((1, size),), len(rows), 0, 2, _EVAL_ANTIALIAS)
+
+
+class Rejects:
+  """The images of a source that could not be decoded."""
+
+  def __init__(self, source: Source):
+    self._source = source
+    self._ids = set()
+
+  def add(self, batch: dict) -> None:
+    """Notes the undecodable images of a batch.
+
+    Raises:
+      UserError: where more than 1% of all images have failed, and they are ten or half of them.
+    """
+    ids = np.asarray(batch['id'])[~np.asarray(batch['valid'])]
+    self._ids.update(ids[ids >= 0].tolist())
+    failed, total = len(self._ids), self._source.num_images
+    if failed > _REJECTED_SHARE * total and failed >= min(_REJECTED_COUNT, (total + 1) // 2):
+      raise UserError(f'{failed} of {total} images cannot be decoded: mend or remove these files '
+                      f'and start again: {", ".join(self.names()[:_LISTED])}'
+                      f'{", …" if failed > _LISTED else "."}')
+
+  def names(self) -> list[str]:
+    """Names of the undecodable images seen so far, in order of id."""
+    return [self._source.name(i) for i in sorted(self._ids)]
+
+
+def _read(source, ids, draw):
+  """Reads the images of `ids`, none for id -1, and cuts them as `draw` says of their sizes [b, 2].
+
+  Returns:
+    What `_batches` decodes: bytes, boxes, id, label, crop, flip.
+  """
+  present = np.flatnonzero(ids >= 0)
+  data = np.full(len(ids), b'', object)
+  shapes = np.ones((len(ids), 2), np.int64)
+  labels = np.full(len(ids), -1, np.int32)
+  encoded, labels[present] = source.read(ids[present])
+  for i, (image, height, width) in zip(present, parallel.map_blocks(decode.prepare, encoded)):
+    if image:
+      data[i], shapes[i] = image, (height, width)
+  boxes, flips = draw(shapes)
+  return [data, boxes, ids.astype(np.int32), labels, crops.fractions(boxes, shapes), flips]
+
+
+def _batches(steps: tf.data.Dataset, read: Callable[[int], list],
+             groups: tuple[tuple[int, int], ...], rows: int, threads: int, prefetch: int,
+             antialias_above: float) -> Iterator[dict]:
+  """Runs `read` and the graph over `steps` in threads, and yields whole batches in order."""
+  threads = threads or _cores()
+  chunk = max(size for size in range(1, _CHUNK + 1) if rows % size == 0)
+  views = sum(count for count, _ in groups)
+  dtypes = (tf.string, tf.int32, tf.int32, tf.int32, tf.float32, tf.bool)
+  shapes = ((), (views, 4), (), (), (views, 4), (views,))
+
+  def read_chunks(step):
+    fields = tf.numpy_function(read, [step], dtypes)
+    return tuple(tf.reshape(field, (rows // chunk, chunk, *shape))
+                 for field, shape in zip(fields, shapes))
+
+  def decode_fields(data, boxes, ids, labels, crop, flips):
+    pixels, decoded = decode.decode_chunk(data, boxes, groups, antialias_above)
+    return {'views': pixels, 'id': ids, 'valid': decoded, 'crop': crop, 'flip': flips,
+            'label': labels}
+
+  dataset = steps.map(read_chunks, num_parallel_calls=_READERS).unbatch()
+  dataset = dataset.map(decode_fields, num_parallel_calls=threads)
+  dataset = dataset.batch(rows // chunk, num_parallel_calls=prefetch).prefetch(prefetch)
+  options = tf.data.Options()
+  options.deterministic = True
+  options.autotune.enabled = False
+  options.threading.private_threadpool_size = threads
+  for batch in dataset.with_options(options).as_numpy_iterator():
+    yield tf.nest.map_structure(lambda field: field.reshape(rows, *field.shape[2:]), batch)
+
+
+def _cores():
+  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1

@@ -1,0 +1,60 @@
+"""Where images come from: one contract, and the choice of the source that a config names."""
+import os
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from conic_jax.data import folder, photos, tfds_source
+
+
+class Source(Protocol):
+  """Encoded images that are read by id.
+
+  Attributes:
+    num_images: N; ids are 0 … N - 1, the same at every opening.
+    num_classes: number of classes, 0 without labels.
+    class_names: their names, by label.
+  """
+  num_images: int
+  num_classes: int
+  class_names: tuple[str, ...]
+
+  def read(self, ids: np.ndarray) -> tuple[list[bytes], np.ndarray]:
+    """Reads images.
+
+    Args:
+      ids: int [b].
+
+    Returns:
+      Their encoded bytes, b'' for one that cannot be read; labels, int32 [b], -1 for none.
+    """
+    ...
+
+  def name(self, id: int) -> str:
+    """Where the image lies, for people."""
+    ...
+
+
+def open_source(data, split: str) -> Source:
+  """Opens the source that a config names.
+
+  Args:
+    data: config node with `name` ('photos', 'folder', or a TFDS name such as 'cifar10' or
+      'name/config:version'), `dir` (the folder of images, or TFDS's data_dir; '' for TFDS's own)
+      and `cache` (the folder of offset indexes; '' for ~/.cache/conic_jax).
+    split: a TFDS split expression, a subfolder ('' for the folder itself), or 'train' or 'test'.
+
+  Raises:
+    UserError: where there are no such images.
+  """
+  if data.name == 'photos':
+    return photos.Photos(split)
+  if data.name == 'folder':
+    return folder.Folder(data.dir, split)
+  return tfds_source.TfdsSource(data.name, data.dir, split, data.cache or _cache())
+
+
+def _cache():
+  root = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
+  return str(Path(root) / 'conic_jax')

@@ -1,0 +1,129 @@
+"""The features of every image of a source, kept on the devices that computed them."""
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from conic_jax.data import augment, pipeline, sources
+from conic_jax.mesh import batch_sharding, check_batch_size, process_rows, split, to_global
+from conic_jax.views import Views
+
+Encode = Callable[[Any, jax.Array], jax.Array]
+
+# Rows that one process hands to the others at a time: bounds what a device holds for `to_host`.
+_GATHERED_ROWS = 16384
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Features:
+  """Features with their images' labels and ids, all split over the mesh along the first axis.
+
+  Rows lie in no global order; on each device the ids of the valid rows ascend.
+
+  Attributes:
+    features: float32 [N_padded, F], zero where `valid` is False.
+    labels: int32 [N_padded], -1 where the source has none.
+    ids: int32 [N_padded].
+    valid: bool [N_padded], False for padding and for images that could not be decoded.
+  """
+  features: jax.Array
+  labels: jax.Array
+  ids: jax.Array
+  valid: jax.Array
+
+
+def pixels(variables: Any, images: jax.Array) -> jax.Array:
+  """The images themselves as features, [B, H, W, 3] to [B, H·W·3]: the encoder to be better than."""
+  del variables
+  return images.reshape(images.shape[0], -1)
+
+
+def extract(encode: Encode, variables: Any, source: sources.Source, *, spec: Views, size: int,
+            resize: int, batch_size: int, mesh: Mesh) -> Features:
+  """Encodes the central crop of every image of a source.
+
+  Compiles once for each `encode`: pass the same function again, not a new closure.
+
+  Args:
+    encode: pure function (variables, images float32 [B, size, size, 3]) -> features [B, F].
+    variables: first argument of `encode`, any tree of arrays.
+    source: the images.
+    spec: gives the normalisation of the channels.
+    size: side of the crop in pixels.
+    resize: length in pixels that the image's short side is brought to before the crop.
+    batch_size: images encoded at a time, over all devices.
+    mesh: the mesh that the batch and the features are split over.
+
+  Returns:
+    The `Features` of the source, padded to a whole number of batches.
+
+  Raises:
+    UserError: where the mesh cannot split `batch_size`.
+  """
+  check_batch_size(batch_size, mesh)
+  images = jax.ShapeDtypeStruct((batch_size, size, size, 3), jnp.float32)
+  width = jax.eval_shape(encode, variables, images).shape[1]
+  batches = pipeline.eval_batches(source, size=size, resize=resize, batch_size=batch_size,
+                                  rows=process_rows(mesh, batch_size))
+  gathered = _empty(-(-source.num_images // batch_size), batch_size, width, mesh)
+  for index, batch in enumerate(batches):
+    gathered = _add_batch(gathered, index, variables, to_global(batch, mesh), encode=encode,
+                          spec=spec, mesh=mesh)
+  return _merge_batches(gathered, mesh=mesh)
+
+
+def to_host(features: Features) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Brings the valid rows to the host, in the order of their ids, on every process.
+
+  Returns:
+    features float32 [N, F], labels int32 [N] and ids int32 [N].
+  """
+  rows = jax.tree.map(_all_rows, features)
+  order = np.flatnonzero(rows.valid)
+  order = order[np.argsort(rows.ids[order], kind='stable')]
+  return rows.features[order], rows.labels[order], rows.ids[order]
+
+
+def _by_batch(mesh: Mesh) -> PartitionSpec:
+  return PartitionSpec(None, *split(mesh))
+
+
+def _empty(num_batches: int, batch_size: int, width: int, mesh: Mesh) -> Features:
+  sharding = NamedSharding(mesh, _by_batch(mesh))
+  def zeros(*shape, dtype):
+    return jnp.zeros((num_batches, batch_size, *shape), dtype, device=sharding)
+  return Features(zeros(width, dtype=jnp.float32), zeros(dtype=jnp.int32), zeros(dtype=jnp.int32),
+                  zeros(dtype=jnp.bool))
+
+
+@functools.partial(jax.jit, static_argnames=('encode', 'spec', 'mesh'), donate_argnums=0)
+def _add_batch(gathered, index, variables, batch, *, encode, spec, mesh):
+  images = augment.normalise(batch['views'][0][:, 0], spec)
+  features = encode(variables, images).astype(jnp.float32)
+  features = jnp.where(batch['valid'][:, None], features, 0.)
+  added = Features(features, batch['label'], batch['id'], batch['valid'])
+  added = jax.lax.with_sharding_constraint(added, batch_sharding(mesh))
+  return jax.tree.map(lambda rows, new: rows.at[index].set(new), gathered, added)
+
+
+@functools.partial(jax.jit, static_argnames='mesh', donate_argnums=0)
+def _merge_batches(gathered, *, mesh):
+  """Makes [batches, B, …] into [batches·B, …] without moving a row to another device."""
+  def merge(rows):
+    return rows.reshape(-1, *rows.shape[2:])
+  return jax.shard_map(lambda local: jax.tree.map(merge, local), mesh=mesh,
+                       in_specs=_by_batch(mesh), out_specs=split(mesh))(gathered)
+
+
+def _all_rows(array: jax.Array) -> np.ndarray:
+  local = np.concatenate([np.asarray(shard.data) for shard in array.addressable_shards])
+  blocks = [multihost_utils.process_allgather(local[start:start + _GATHERED_ROWS], tiled=True)
+            for start in range(0, len(local), _GATHERED_ROWS)]
+  return np.concatenate(blocks)

@@ -1,0 +1,275 @@
+"""The linear protocol: one layer on the frozen encoder, at one learning rate or chosen among several."""
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from conic_jax.data import augment, pipeline, sampler, sources
+from conic_jax.errors import UserError
+from conic_jax.evals.features import Encode, Features, extract
+from conic_jax.mesh import check_batch_size, process_rows, replicated, to_global
+from conic_jax.views import Views
+
+_HELD_OUT = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearSettings:
+  """How the linear layer is trained: SGD without weight decay, cosine to zero.
+
+  ConIC's appendix C.2 gives 100 epochs and the rate 75 but no batch size: the rate is taken as
+  given, never scaled by the batch. What a rate does goes with the square of the features' norm, so
+  on other encoders and small data sets a rate made for ImageNet may well diverge: name several.
+
+  Attributes:
+    learning_rates: one is used as it is; of several the best on a tenth of the training images,
+      which is then not trained on.
+    epochs: passes over the training images.
+    batch_size: images a step; at most what the data set has.
+    momentum: momentum of SGD.
+    normalise: 'none', 'l2' (unit features) or 'standardise' (zero mean and unit variance of each
+      feature by statistics gathered in training).
+    crop: smallest and largest area of the training crop as a share of the image.
+  """
+  learning_rates: tuple[float, ...] = (75.,)
+  epochs: int = 100
+  batch_size: int = 256
+  momentum: float = 0.9
+  normalise: str = 'none'
+  crop: tuple[float, float] = (0.08, 1.)
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearResult:
+  """What the linear layer reaches on the test images; accuracies are shares of 1.
+
+  Attributes:
+    top1, top5: accuracies of the chosen learning rate.
+    learning_rate: the one chosen.
+    by_learning_rate: top-1 accuracy of every learning rate, on the test images.
+    held_out: top-1 accuracy of every learning rate on the held-out training images, by which the
+      choice was made; empty where there was one rate.
+    feature_norm: mean norm of the test images' features, before any normalisation.
+  """
+  top1: float
+  top5: float
+  learning_rate: float
+  by_learning_rate: dict[float, float]
+  held_out: dict[float, float]
+  feature_norm: float
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Heads:
+  """One linear layer a learning rate, and the statistics of the features that all of them see."""
+  kernel: jax.Array    # [L, F, C]
+  bias: jax.Array      # [L, C]
+  mean: jax.Array      # [F]
+  variance: jax.Array  # [F]
+
+
+def linear_accuracy(encode: Encode, variables: Any, train_source: sources.Source,
+                    test_source: sources.Source, *, spec: Views, size: int, resize: int,
+                    settings: LinearSettings, seed: int, mesh: Mesh,
+                    report: Callable[[dict[str, float]], None] | None = None) -> LinearResult:
+  """Trains a linear classifier on the frozen encoder and tests it.
+
+  The heads of all learning rates are trained at once on the same features.
+
+  Args:
+    encode: pure function (variables, images float32 [B, size, size, 3]) -> features [B, F].
+    variables: first argument of `encode`, any tree of arrays.
+    train_source: images with labels to train on.
+    test_source: images with labels to test on; nothing is chosen by them.
+    spec: gives the normalisation of the channels.
+    size: side of the training and test crops in pixels.
+    resize: length in pixels that a test image's short side is brought to before its crop.
+    settings: how the layer is trained.
+    seed: of the order of the images and their augmentation.
+    mesh: the mesh.
+    report: called after each epoch with 'epoch', 'step' and, for each rate, 'loss_<rate>'.
+
+  Raises:
+    UserError: where a source has no labels, there are too few images, or the settings are wrong.
+  """
+  _check(train_source, test_source, settings)
+  rates = settings.learning_rates
+  tune_source = None
+  if len(rates) > 1:
+    held_out = _is_held_out(train_source.num_images)
+    tune_source = _Subset(train_source, np.flatnonzero(held_out))
+    train_source = _Subset(train_source, np.flatnonzero(~held_out))
+  largest = train_source.num_images // mesh.size * mesh.size
+  if not largest or tune_source is not None and not tune_source.num_images:
+    raise UserError(f'{train_source.num_images} images are too few to train a linear layer on '
+                    f'{mesh.size} devices: use a larger training set or fewer devices.')
+  settings = dataclasses.replace(settings, batch_size=min(settings.batch_size, largest))
+  check_batch_size(settings.batch_size, mesh)
+  view = dataclasses.replace(spec, count=1, size=size, crop=settings.crop, flip=0.5, jitter=0.,
+                             grayscale=0., blur=0.)
+  heads = _train(encode, variables, train_source, view, settings, seed, mesh, report)
+
+  def test(source):
+    features = extract(encode, variables, source, spec=spec, size=size, resize=resize,
+                       batch_size=settings.batch_size, mesh=mesh)
+    hits, total, norm = _count_hits(heads, features, normalise=settings.normalise)
+    return np.asarray(hits) / max(int(total), 1), float(norm)
+
+  best, by_held_out = 0, {}
+  if tune_source is not None:
+    accuracy, _ = test(tune_source)
+    best = int(np.argmax(accuracy[:, 0]))
+    by_held_out = dict(zip(rates, accuracy[:, 0].tolist(), strict=True))
+  accuracy, norm = test(test_source)
+  return LinearResult(float(accuracy[best, 0]), float(accuracy[best, 1]), rates[best],
+                      dict(zip(rates, accuracy[:, 0].tolist(), strict=True)), by_held_out, norm)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Subset:
+  """Some images of a source, with ids of their own from 0."""
+  source: sources.Source
+  ids: np.ndarray
+
+  @property
+  def num_images(self):
+    return len(self.ids)
+
+  def __getattr__(self, name):
+    return getattr(self.source, name)
+
+  def read(self, ids):
+    return self.source.read(self.ids[np.asarray(ids)])
+
+  def name(self, image_id):
+    return self.source.name(int(self.ids[image_id]))
+
+
+def _is_held_out(num_images):
+  """A tenth of every run of ids: multiples of the golden ratio fall evenly in [0, 1)."""
+  golden = np.uint32(2654435769)
+  return np.arange(num_images, dtype=np.uint32) * golden < np.uint32(_HELD_OUT * 2**32)
+
+
+def _check(train_source, test_source, settings):
+  for which, source in (('training', train_source), ('test', test_source)):
+    if not source.num_classes:
+      raise UserError(f'The {which} images have no labels: the linear protocol needs a source with '
+                      'classes, such as a folder with one subfolder a class.')
+  if settings.normalise not in ('none', 'l2', 'standardise'):
+    raise UserError(f'LinearSettings.normalise is {settings.normalise!r}: use none, l2 or '
+                    'standardise.')
+  if not settings.learning_rates:
+    raise UserError('LinearSettings.learning_rates is empty: name at least one rate.')
+
+
+def _train(encode, variables, source, view, settings, seed, mesh, report):
+  batch_size = settings.batch_size
+  steps_per_epoch = sampler.steps_per_epoch(source.num_images, batch_size)
+  total_steps = settings.epochs * steps_per_epoch
+  images = jax.ShapeDtypeStruct((batch_size, view.size, view.size, 3), jnp.float32)
+  width = jax.eval_shape(encode, variables, images).shape[1]
+  heads = _init(len(settings.learning_rates), width, source.num_classes)
+  trace = _optimizer(settings).init((heads.kernel, heads.bias))
+  heads, trace = jax.device_put((heads, trace), replicated(mesh))
+  batches = pipeline.train_batches(source, (view,), batch_size=batch_size, seed=seed, start_step=0,
+                                   rows=process_rows(mesh, batch_size))
+  for step, batch in zip(range(total_steps), batches, strict=False):
+    epoch, ends = step // steps_per_epoch, (step + 1) % steps_per_epoch == 0
+    heads, trace, losses = _step(heads, trace, variables, to_global(batch, mesh), step, epoch, seed,
+                                 encode=encode, view=view, settings=settings,
+                                 total_steps=total_steps)
+    if report is not None and ends:
+      names = (f'loss_{rate:g}' for rate in settings.learning_rates)
+      report({'epoch': epoch + 1, 'step': step + 1}
+             | dict(zip(names, np.asarray(losses).tolist(), strict=True)))
+  return heads
+
+
+def _init(num_rates, width, num_classes):
+  return _Heads(jnp.zeros((num_rates, width, num_classes)), jnp.zeros((num_rates, num_classes)),
+                jnp.zeros(width), jnp.ones(width))
+
+
+def _optimizer(settings):
+  return optax.trace(settings.momentum)
+
+
+@functools.partial(jax.jit, static_argnames=('encode', 'view', 'settings', 'total_steps'),
+                   donate_argnames=('heads', 'trace'))
+def _step(heads, trace, variables, batch, step, epoch, seed, *, encode, view, settings,
+          total_steps):
+  keys = augment.view_keys(seed, epoch, batch['id'], 1)
+  images = augment.augment(batch['views'][0], batch['flip'], keys, view)[:, 0]
+  features = jax.lax.stop_gradient(encode(variables, images).astype(jnp.float32))
+  valid = batch['valid'] & (batch['label'] >= 0)
+  if settings.normalise == 'standardise':
+    heads = _update_statistics(heads, features, valid, step)
+  features = _normalise(features, heads, settings.normalise)
+
+  def loss(layer):
+    logits = _logits(features, *layer)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch['label'][None])
+    means = jnp.sum(losses, axis=1, where=valid[None]) / jnp.maximum(jnp.sum(valid), 1)
+    return jnp.sum(means), means
+
+  layer = heads.kernel, heads.bias
+  gradients, losses = jax.grad(loss, has_aux=True)(layer)
+  updates, trace = _optimizer(settings).update(gradients, trace)
+  rates = (jnp.asarray(settings.learning_rates)
+           * optax.cosine_decay_schedule(1., total_steps)(step))
+  updates = -rates[:, None, None] * updates[0], -rates[:, None] * updates[1]
+  kernel, bias = optax.apply_updates(layer, updates)
+  return dataclasses.replace(heads, kernel=kernel, bias=bias), trace, losses
+
+
+def _logits(features, kernel, bias):
+  """Logits [L, B, C] of every head."""
+  return jnp.einsum('bf,lfc->lbc', features, kernel, preferred_element_type=jnp.float32,
+                    precision=jax.lax.Precision.HIGHEST) + bias[:, None]
+
+
+def _update_statistics(heads, features, valid, step):
+  """Running averages over all batches so far: the encoder is frozen, so none of them is stale."""
+  total = jnp.maximum(jnp.sum(valid), 1)
+  def average(old, values):
+    return old + (jnp.sum(values, axis=0, where=valid[:, None]) / total - old) / (step + 1)
+  mean = average(heads.mean, features)
+  variance = average(heads.variance, (features - mean[None])**2)
+  return dataclasses.replace(heads, mean=mean, variance=variance)
+
+
+def _normalise(features, heads, how):
+  if how == 'l2':
+    squares = jnp.sum(features**2, axis=1, keepdims=True)
+    return features * jax.lax.rsqrt(jnp.maximum(squares, jnp.finfo(jnp.float32).tiny))
+  if how == 'standardise':
+    return (features - heads.mean[None]) * jax.lax.rsqrt(heads.variance[None] + 1e-5)
+  return features
+
+
+@functools.partial(jax.jit, static_argnames='normalise')
+def _count_hits(heads: _Heads, test: Features, *, normalise):
+  """Top-1 and top-5 hits [L, 2] of every head, the number of images, and their features' mean norm."""
+  valid = test.valid & (test.labels >= 0)
+  total = jnp.sum(valid)
+  features = _normalise(test.features, heads, normalise)
+
+  def hits(layer):
+    logits = _logits(features, *jax.tree.map(lambda part: part[None], layer))[0]
+    truth = jnp.take_along_axis(logits, test.labels[:, None], axis=1)
+    # Ties count against the head, and a head that diverged hits nothing.
+    rivals = jnp.sum(logits >= truth, axis=1) - 1
+    counted = valid & jnp.all(jnp.isfinite(logits), axis=1)
+    return jnp.stack([jnp.sum(counted & (rivals < top)) for top in (1, 5)])
+
+  norms = jnp.linalg.norm(test.features, axis=1)
+  norm = jnp.sum(norms, where=valid) / jnp.maximum(total, 1)
+  return jax.lax.map(hits, (heads.kernel, heads.bias)), total, norm

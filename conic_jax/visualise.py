@@ -1,0 +1,184 @@
+"""Pictures of a run: its curves, the neighbours of held-out images, the map of its features."""
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from conic_jax.errors import UserError
+
+# Okabe and Ito's blue, vermilion and green, apart in every common kind of colour blindness.
+BLUE, ORANGE, GREEN = '#0072B2', '#D55E00', '#009E73'
+# Tol's muted scheme and a grey; beyond ten classes the marker changes too.
+CLASS_COLOURS = ('#332288', '#CC6677', '#117733', '#88CCEE', '#882255', '#DDCC77', '#44AA99',
+                 '#AA4499', '#999933', '#777777')
+_LISTED_CLASSES = 20
+_STYLE = {'font.size': 9, 'axes.titlesize': 10, 'axes.titlelocation': 'left',
+          'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True,
+          'axes.axisbelow': True, 'grid.color': '#E6E6E6', 'grid.linewidth': 0.6,
+          'axes.edgecolor': '#666666', 'xtick.color': '#444444', 'ytick.color': '#444444',
+          'legend.frameon': False}
+# Title of the panel, factor on the values and the series (name in the file, legend, colour) in it.
+_PANELS = (
+    ('Loss (nats)', 1, (('loss', 'total', BLUE), ('loss_instance', 'instance', ORANGE))),
+    ('Consistency loss', 1, (('loss_consistency', '', GREEN),)),
+    ('Instance top-1 (%)', 100, (('instance_top1', '', BLUE),)),
+    ('kNN top-1 (%)', 100, (('knn_top1', '', ORANGE),)),
+    ('Alignment (lower: views closer)', 1, (('alignment', '', BLUE),)),
+    ('Uniformity (lower: more spread)', 1, (('uniformity', '', BLUE),)),
+    ('Feature standard deviation', 1, (('feature_std', '', BLUE),)),
+    ('Learning rate', 1, (('learning_rate', '', '#444444'),)),
+)
+
+
+def loss_curves(metrics: Path, out: Path) -> None:
+  """Draws the curves of a run as small multiples over the epochs.
+
+  Args:
+    metrics: file with one JSON object a line; each has 'epoch' and some of 'loss', 'loss_instance',
+      'loss_consistency', 'alignment', 'uniformity', 'instance_top1', 'knn_top1', 'feature_std' and
+      'learning_rate'. What no line has gets no panel.
+    out: picture to write.
+
+  Raises:
+    UserError: where the file holds none of them.
+  """
+  rows = [json.loads(line) for line in metrics.read_text().splitlines() if line.strip()]
+  names = {name for row in rows for name in row}
+  panels = [panel for panel in _PANELS if any(series[0] in names for series in panel[2])]
+  if not panels:
+    raise UserError(f'{metrics} holds no reports yet: let the run reach its first report.')
+  columns = min(len(panels), 4)
+  lines = -(-len(panels) // columns)
+  with matplotlib.rc_context(_STYLE):
+    figure = Figure(figsize=(3 * columns, 2.3 * lines), layout='constrained')
+    axes = figure.subplots(lines, columns, squeeze=False).ravel()
+    for panel, axis in zip(panels, axes, strict=False):
+      _draw_panel(axis, rows, *panel)
+    for axis in axes[:len(panels)][-columns:]:
+      axis.set_xlabel('epoch')
+    for axis in axes[len(panels):]:
+      axis.set_axis_off()
+    _save(figure, out)
+
+
+def neighbours_grid(query_images: np.ndarray, neighbour_images: np.ndarray,
+                    similarities: np.ndarray, same_label: np.ndarray | None, out: Path) -> None:
+  """Draws each query beside its nearest neighbours, framed by whether they are of its class.
+
+  Args:
+    query_images: uint8 [Q, S, S, 3].
+    neighbour_images: uint8 [Q, k, S, S, 3], the nearest first.
+    similarities: cosine similarities [Q, k].
+    same_label: bool [Q, k], or None where classes are not known.
+    out: picture to write.
+  """
+  num_queries, k = similarities.shape
+  with matplotlib.rc_context(_STYLE):
+    figure = Figure(figsize=(0.85 * (k + 1.3), 1.02 * num_queries + 0.65), layout='constrained')
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+    axes = figure.subplots(num_queries, k + 2, squeeze=False,
+                           width_ratios=[1, 0.15] + [1] * k)
+    for row in range(num_queries):
+      _draw_image(axes[row, 0], query_images[row], '#444444')
+      axes[row, 1].set_axis_off()
+      for rank in range(k):
+        colour = '#444444'
+        if same_label is not None:
+          colour = BLUE if same_label[row, rank] else ORANGE
+        axis = axes[row, 2 + rank]
+        _draw_image(axis, neighbour_images[row, rank], colour)
+        axis.set_xlabel(f'{similarities[row, rank]:.2f}', fontsize=7, labelpad=1)
+    axes[0, 0].set_title('query', fontsize=8, loc='center')
+    axes[0, 2].set_title('nearest neighbours and cosine similarity', fontsize=8, loc='left')
+    if same_label is not None:
+      frames = [Patch(fill=False, edgecolor=BLUE, linewidth=2, label='same class'),
+                Patch(fill=False, edgecolor=ORANGE, linewidth=2, label='another class')]
+      figure.legend(handles=frames, loc='outside lower center', ncols=2, fontsize=8)
+    _save(figure, out)
+
+
+def feature_map(features: np.ndarray, labels: np.ndarray | None, class_names: Sequence[str],
+                out: Path, seed: int) -> None:
+  """Draws the features in two dimensions: PCA to at most 50, then t-SNE on unit features.
+
+  Args:
+    features: [n, F].
+    labels: integers [n], or None: all points in one colour.
+    class_names: names of the classes, listed beside the map where there are at most 20.
+    out: picture to write.
+    seed: of t-SNE.
+  """
+  points = _embed(features, seed)
+  with matplotlib.rc_context(_STYLE):
+    figure = Figure(figsize=(6.4, 5), layout='constrained')
+    axis = figure.subplots()
+    size = float(np.clip(12000 / len(points), 4, 24))
+    if labels is None:
+      axis.scatter(*points.T, s=size, color=BLUE, linewidths=0, alpha=0.7)
+    elif len(class_names) > _LISTED_CLASSES:
+      axis.scatter(*points.T, s=size, c=labels, cmap='turbo', linewidths=0, alpha=0.7)
+    else:
+      _draw_classes(axis, points, labels, class_names, size)
+    axis.set(xticks=[], yticks=[], aspect='equal',
+             title=f't-SNE of the features of {len(points):,} images')
+    axis.spines[:].set_visible(False)
+    _save(figure, out)
+
+
+def _draw_panel(axis, rows, title, factor, series):
+  for name, legend, colour in series:
+    values = [(row['epoch'], factor * row[name]) for row in rows if name in row]
+    if values:
+      epochs, values = np.array(values).T
+      smooth = max(len(values) // 100, 1)
+      if smooth > 1:
+        axis.plot(epochs, values, color=colour, linewidth=0.5, alpha=0.3)
+        epochs, values = (np.convolve(part, np.full(smooth, 1 / smooth), 'valid')
+                          for part in (epochs, values))
+      axis.plot(epochs, values, color=colour, linewidth=1.4, label=legend,
+                marker='o' if len(values) < 20 else '', markersize=3)
+  if len(series) > 1:
+    axis.legend(handlelength=1.2, borderaxespad=0.1)
+  axis.set_title(title)
+  axis.set_xlim(left=0)
+  axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+
+
+def _draw_image(axis, image, colour):
+  axis.imshow(image, interpolation='nearest')
+  axis.grid(False)
+  axis.set(xticks=[], yticks=[])
+  axis.spines[:].set(visible=True, color=colour, linewidth=2)
+
+
+def _embed(features, seed):
+  # Takes a second to import, which every other command would pay.
+  from sklearn.decomposition import PCA
+  from sklearn.manifold import TSNE
+  norms = np.linalg.norm(features, axis=1, keepdims=True)
+  features = features / np.maximum(norms, np.finfo(np.float32).tiny)
+  reduced = PCA(min(50, *features.shape), random_state=seed).fit_transform(features)
+  perplexity = min(30, (len(features) - 1) / 3)
+  return TSNE(perplexity=perplexity, init='pca', random_state=seed).fit_transform(reduced)
+
+
+def _draw_classes(axis, points, labels, class_names, size):
+  handles = []
+  for label, name in enumerate(class_names):
+    colour = CLASS_COLOURS[label % len(CLASS_COLOURS)]
+    marker = 'o^'[label // len(CLASS_COLOURS)]
+    axis.scatter(*points[labels == label].T, s=size, color=colour, marker=marker, linewidths=0,
+                 alpha=0.75)
+    handles.append(Line2D([], [], linestyle='', marker=marker, color=colour, label=name))
+  axis.legend(handles=handles, loc='center left', bbox_to_anchor=(1, 0.5), handletextpad=0.2)
+
+
+def _save(figure, out):
+  out.parent.mkdir(parents=True, exist_ok=True)
+  figure.savefig(out, dpi=130)

@@ -1,0 +1,142 @@
+import io
+
+import numpy as np
+import PIL.Image
+import pytest
+import tensorflow as tf
+from samples import encode, smooth
+
+from conic_jax.data import decode
+
+RGB = smooth()
+HEIGHT, WIDTH, _ = RGB.shape
+GRAY = RGB[..., 0]
+RGBA = np.concatenate([RGB, GRAY[..., None]], axis=-1)
+SHADES = np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH) * 29
+
+
+def decoded(data, boxes=((0, 0, HEIGHT, WIDTH),), sides=(32,), antialias_above=2.0):
+  """One view of a side for each box, and whether they are valid."""
+  data, *_ = decode.prepare(data)
+  views, valid = decode.decode_chunk(tf.constant([data]), tf.constant([boxes], tf.int32),
+                                     tuple((1, side) for side in sides), antialias_above)
+  return [view.numpy()[0, 0] for view in views], bool(valid[0])
+
+
+def whole(data):
+  """The image without resizing, by a square box."""
+  (view,), valid = decoded(data, ((0, 0, HEIGHT, HEIGHT),), (HEIGHT,))
+  assert valid
+  return view.astype(int)
+
+
+def rgb(gray):
+  return np.repeat(np.asarray(gray)[..., None], 3, axis=-1)
+
+
+@pytest.mark.parametrize(('data', 'expected'), [
+    (encode(RGB), RGB),
+    (encode(GRAY), rgb(GRAY)),
+    (encode(RGBA), RGB),
+    (encode(PIL.Image.fromarray(RGBA).convert('LA')), rgb(PIL.Image.fromarray(RGB).convert('L'))),
+    (encode(PIL.Image.fromarray(RGB).quantize(16)), PIL.Image.fromarray(RGB).quantize(16).convert(
+        'RGB')),
+    (encode(PIL.Image.fromarray(GRAY > 127)), rgb(255 * (GRAY > 127))),
+    (encode(SHADES.astype(np.uint16)), rgb(SHADES / 257)),
+    (encode(RGB, 'BMP'), RGB),
+    (encode(RGB, 'WEBP', lossless=True), RGB),
+    (encode(RGBA, 'WEBP', lossless=True, exact=True), RGB),
+    (encode(PIL.Image.fromarray(RGB).quantize(64), 'GIF', save_all=True, append_images=[
+        PIL.Image.fromarray(255 - RGB)]), PIL.Image.fromarray(RGB).quantize(64).convert('RGB')),
+], ids=['RGB', 'gray', 'RGBA', 'LA', 'palette', '1 bit', '16 bits', 'BMP', 'WebP', 'WebP alpha',
+        'GIF of two frames'])
+def test_lossless_formats_keep_their_pixels(data, expected):
+  assert decode.prepare(data)[1:] == (HEIGHT, WIDTH)
+  assert np.abs(whole(data) - np.asarray(expected)[:, :HEIGHT]).max() <= 1
+
+
+@pytest.mark.parametrize('data', [
+    encode(RGB, 'JPEG', quality=98, subsampling=0),
+    encode(RGB, 'JPEG', quality=98, progressive=True),
+    encode(RGB, 'JPEG', quality=98, comment=b'\xff\xd9\xff\xc0'),
+    encode(GRAY, 'JPEG', quality=98),
+    encode(PIL.Image.fromarray(RGB).convert('CMYK'), 'JPEG', quality=98),
+    encode(RGB, 'JPEG', quality=98) + b'trailing bytes'],
+    ids=['baseline', 'progressive', 'comment', 'gray', 'CMYK', 'trailing bytes'])
+def test_jpeg_agrees_with_pillow(data):
+  assert decode.prepare(data)[1:] == (HEIGHT, WIDTH)
+  expected = np.asarray(PIL.Image.open(io.BytesIO(data)).convert('RGB'))[:, :HEIGHT].astype(int)
+  difference = np.abs(whole(data) - expected)
+  assert difference.max() <= 8
+  assert difference.mean() < 1
+
+
+def test_orientation_is_ignored():
+  exif = PIL.Image.Exif()
+  exif[0x112] = 6
+  np.testing.assert_array_equal(whole(encode(RGB, 'JPEG', exif=exif)), whole(encode(RGB, 'JPEG')))
+
+
+@pytest.mark.parametrize('form', ['PNG', 'JPEG'])
+@pytest.mark.parametrize('sides', [(24, 24), (24, 24, 40)], ids=['part decoded', 'all decoded'])
+def test_views_are_the_pixels_of_their_boxes(form, sides):
+  data = encode(smooth(64, 90), form)
+  image = tf.io.decode_png(data) if form == 'PNG' else tf.io.decode_jpeg(
+      data, dct_method='INTEGER_ACCURATE')
+  boxes = [(3, 5, 40, 30), (20, 40, 41, 50), (0, 0, 64, 90)][:len(sides)]
+  views, valid = decoded(data, boxes, sides)
+  assert valid
+  for view, (y, x, height, width) in zip(views, boxes, strict=True):
+    crop = image[y:y + height, x:x + width]
+    antialias = max(height, width) > 2 * view.shape[0]
+    expected = tf.image.resize(crop, view.shape[:2], antialias=antialias)
+    assert np.abs(view - expected).max() <= 0.51
+
+
+def test_shrinking_is_antialiased_as_pillow_does():
+  noise = np.random.default_rng(0).integers(0, 256, (120, 120, 3), np.uint8)
+  (view,), _ = decoded(encode(noise), ((0, 0, 120, 120),), (30,), antialias_above=1.0)
+  expected = PIL.Image.fromarray(noise).resize((30, 30), PIL.Image.Resampling.BILINEAR)
+  assert np.abs(view - np.asarray(expected, int)).max() <= 1
+  (aliased,), _ = decoded(encode(noise), ((0, 0, 120, 120),), (30,), antialias_above=9.0)
+  assert np.abs(aliased - np.asarray(expected, int)).max() > 20
+
+
+def corrupt(data):
+  """Random bytes in the middle."""
+  middle = np.random.default_rng(0).integers(0, 256, len(data) // 2, np.uint8).tobytes()
+  return data[:len(data) // 4] + middle + data[-len(data) // 4:]
+
+
+JPEG, PNG, WEBP = (encode(RGB, form) for form in ('JPEG', 'PNG', 'WEBP'))
+BROKEN = {
+    'empty': b'', 'text': b'no image, only words', 'JPEG truncated': JPEG[:-len(JPEG) // 8],
+    'JPEG header': JPEG[:60], 'JPEG start': JPEG[:3], 'JPEG of nothing': JPEG[:20] + JPEG[-2:],
+    'JPEG tables': JPEG[:30] + bytes(120) + JPEG[150:],
+    'JPEG height 0': JPEG.replace(bytes([0, HEIGHT, 0, WIDTH]), bytes([0, 0, 0, WIDTH])),
+    'PNG truncated': PNG[:-len(PNG) // 8], 'PNG signature': PNG[:8], 'PNG corrupt': corrupt(PNG),
+    'WebP truncated': WEBP[:len(WEBP) // 2], 'GIF header': b'GIF89a'}
+
+
+@pytest.mark.parametrize('name', BROKEN)
+def test_undecodable_images_keep_their_place_as_zeros(name):
+  chunk = [JPEG, BROKEN[name], PNG]
+  data, shapes = zip(*[(data, shape) for data, *shape in map(decode.prepare, chunk)])
+  boxes = np.tile(np.array([[0, 0, HEIGHT, WIDTH], [0, 0, 9, 9]], np.int32), (3, 1, 1))
+  (large, small), valid = decode.decode_chunk(tf.constant(list(data)), boxes,
+                                              ((1, 32), (1, 8)), 2.0)
+  np.testing.assert_array_equal(valid, [True, False, True])
+  for views in (large.numpy(), small.numpy()):
+    assert not views[1].any()
+    assert views[0].any()
+    assert views[2].any()
+    assert np.abs(views[0].astype(int) - views[2]).mean() < 4
+  assert len(shapes) == 3
+
+
+def test_a_chunk_without_any_image():
+  (views,), valid = decode.decode_chunk(tf.constant([b'', b'']), np.ones((2, 1, 4), np.int32),
+                                        ((1, 8),), 2.0)
+  assert views.shape == (2, 1, 8, 8, 3)
+  assert not views.numpy().any()
+  assert not valid.numpy().any()

@@ -1,0 +1,186 @@
+import itertools
+
+import numpy as np
+import pytest
+from samples import FakeSource, encode, smooth
+
+from conic_jax import mesh as meshes
+from conic_jax.data import crops, pipeline, sampler
+from conic_jax.errors import UserError
+from conic_jax.views import Views
+
+GROUPS = (Views(count=2, size=16), Views(count=3, size=8, crop=(0.05, 0.3)))
+
+
+def batches(source, batch_size=8, start_step=0, count=1, rows=None, seed=0, **options):
+  rows = np.arange(batch_size) if rows is None else rows
+  stream = pipeline.train_batches(source, GROUPS, batch_size=batch_size, seed=seed, rows=rows,
+                                  start_step=start_step, threads=2, **options)
+  return list(itertools.islice(stream, count))
+
+
+def by_id(list_of_batches):
+  """What each image was given: id -> (views of each group, crop, flip, label)."""
+  return {int(batch['id'][i]): (*(group[i] for group in batch['views']), batch['crop'][i],
+                                batch['flip'][i], batch['label'][i])
+          for batch in list_of_batches for i in range(len(batch['id']))}
+
+
+def assert_same(first, second):
+  assert first.keys() == second.keys()
+  for key in first:
+    for one, other in zip(first[key], second[key], strict=True):
+      np.testing.assert_array_equal(one, other)
+
+
+def test_fields(colour_source):
+  batch, = batches(colour_source)
+  shapes = {'id': (8,), 'valid': (8,), 'crop': (8, 5, 4), 'flip': (8, 5), 'label': (8,)}
+  dtypes = {'id': np.int32, 'valid': bool, 'crop': np.float32, 'flip': bool, 'label': np.int32}
+  assert batch.keys() == {'views', *shapes}
+  assert [(group.shape, group.dtype) for group in batch['views']] == [
+      ((8, 2, 16, 16, 3), np.uint8), ((8, 3, 8, 8, 3), np.uint8)]
+  assert {key: batch[key].shape for key in shapes} == shapes
+  assert {key: batch[key].dtype for key in dtypes} == dtypes
+  np.testing.assert_array_equal(batch['id'], sampler.batch_ids(0, 0, 40, 8))
+  np.testing.assert_array_equal(batch['label'], batch['id'] % 4)
+  assert batch['valid'].all()
+
+
+def test_views_are_cut_where_crop_says():
+  # Red grows with the row and green with the column, so a view's mean colour tells its centre.
+  y, x = np.mgrid[:200, :240]
+  ramp = np.stack([y, x, y * 0], axis=-1).astype(np.uint8)
+  batch, = batches(FakeSource([encode(ramp)] * 8))
+  crop = batch['crop']
+  assert (crop[..., :2] < crop[..., 2:]).all()
+  assert crop.min() >= 0
+  assert crop.max() <= 1
+  centre = (crop[..., :2] + crop[..., 2:]) / 2 * [200, 240] - 0.5
+  means = np.concatenate([group.mean(axis=(2, 3)) for group in batch['views']], axis=1)
+  np.testing.assert_allclose(means[..., :2], centre, atol=1.0)
+
+
+def test_an_epoch_is_every_image_and_the_next_has_other_views(colour_source):
+  first, second = (by_id(batches(colour_source, 8, start, 5)) for start in (0, 5))
+  assert first.keys() == second.keys() == set(range(40))
+  assert not any(np.array_equal(first[i][2], second[i][2]) for i in range(40))
+
+
+@pytest.mark.parametrize('batch_size', [4, 10, 20])
+def test_views_do_not_depend_on_the_batch(colour_source, batch_size):
+  assert_same(by_id(batches(colour_source, 8, 5, 5)),
+              by_id(batches(colour_source, batch_size, 40 // batch_size, 40 // batch_size)))
+
+
+def test_views_depend_on_the_seed(colour_source):
+  one, other = (by_id(batches(colour_source, 40, seed=seed)) for seed in (0, 1))
+  assert not any(np.array_equal(one[i][2], other[i][2]) for i in range(40))
+
+
+def test_resuming_is_skipping(colour_source):
+  for one, other in zip(batches(colour_source, 8, 0, 9)[7:], batches(colour_source, 8, 7, 2)):
+    np.testing.assert_array_equal(one['id'], other['id'])
+    assert_same(by_id([one]), by_id([other]))
+
+
+def test_two_processes_cover_the_batch(colour_source):
+  whole, = batches(colour_source, 12, 2)
+  parts = [batches(colour_source, 12, 2, rows=rows)[0] for rows in (np.arange(7), np.arange(7, 12))]
+  for key in ('id', 'valid', 'crop', 'flip', 'label'):
+    np.testing.assert_array_equal(np.concatenate([part[key] for part in parts]), whole[key])
+  for i, group in enumerate(whole['views']):
+    np.testing.assert_array_equal(np.concatenate([part['views'][i] for part in parts]), group)
+
+
+def test_an_image_is_read_once_for_all_views():
+  source = FakeSource([encode(smooth())] * 8)
+  stream = pipeline.train_batches(source, GROUPS, batch_size=8, seed=0, start_step=0,
+                                  rows=np.arange(8), prefetch=1)
+  for _ in range(20):
+    next(stream)
+  ahead = 20  # Batches that may be read before they are asked for.
+  assert 20 * 8 <= source.reads <= (20 + ahead) * 8
+
+
+def test_undecodable_images_keep_their_place():
+  images = [encode(smooth(seed=seed), 'JPEG') for seed in range(24)]
+  broken = {3: b'', 7: images[7][:200], 8: b'words', 20: encode(smooth())[:-30]}
+  source = FakeSource([broken.get(i, image) for i, image in enumerate(images)])
+  for batch in batches(source, 12, 0, 4):
+    np.testing.assert_array_equal(batch['valid'], ~np.isin(batch['id'], list(broken)))
+    assert np.isfinite(batch['crop']).all()
+    for group in batch['views']:
+      np.testing.assert_array_equal(group.any(axis=(1, 2, 3, 4)), batch['valid'])
+    assert set(batch['label']) == {-1}
+  good, = batches(FakeSource(images), 24)
+  bad, = batches(source, 24)
+  kept = bad['valid']
+  np.testing.assert_array_equal(bad['views'][0][kept], good['views'][0][kept])
+
+
+def test_fewer_images_than_a_batch_is_told_at_once(colour_source):
+  with pytest.raises(UserError, match='has 40 images'):
+    pipeline.train_batches(colour_source, GROUPS, batch_size=41, seed=0, start_step=0,
+                           rows=np.arange(41))
+
+
+@pytest.mark.parametrize('rows', [np.arange(16), np.arange(8, 16), np.array([0, 5, 9])])
+def test_evaluation_sees_every_image_in_order(colour_source, rows):
+  got = list(pipeline.eval_batches(colour_source, size=16, resize=20, batch_size=16, rows=rows))
+  assert len(got) == 3
+  for step, batch in enumerate(got):
+    ids = step * 16 + rows
+    np.testing.assert_array_equal(batch['id'], np.where(ids < 40, ids, -1))
+    np.testing.assert_array_equal(batch['valid'], ids < 40)
+    np.testing.assert_array_equal(batch['label'], np.where(ids < 40, ids % 4, -1))
+    views, = batch['views']
+    assert views.shape == (len(rows), 1, 16, 16, 3)
+    assert views.dtype == np.uint8
+    np.testing.assert_array_equal(views.any(axis=(1, 2, 3, 4)), ids < 40)
+
+
+@pytest.mark.parametrize(('size', 'resize', 'box'), [
+    (32, 0, (12, 0, 64, 64)), (32, 32, (12, 0, 64, 64)), (32, 64, (28, 16, 32, 32))])
+def test_evaluation_cuts_the_centre(size, resize, box):
+  y, x = np.mgrid[:88, :64]
+  ramp = np.stack([y, x, y * 0], axis=-1).astype(np.uint8)
+  batch, = pipeline.eval_batches(FakeSource([encode(ramp)]), size=size, resize=resize, batch_size=1,
+                                 rows=np.arange(1))
+  top, left, height, width = box
+  np.testing.assert_allclose(batch['views'][0].mean(axis=(0, 1, 2, 3))[:2],
+                             [top + (height - 1) / 2, left + (width - 1) / 2], atol=0.6)
+  assert not batch['flip'].any()
+
+
+@pytest.mark.parametrize(('total', 'failing', 'raises'), [
+    (4000, 30, False), (4000, 41, True), (500, 9, False), (500, 10, True), (8, 3, False),
+    (8, 4, True), (1, 1, True)])
+def test_rejects(total, failing, raises):
+  rejects = pipeline.Rejects(FakeSource([b''] * total))
+  ids = np.arange(failing)
+  batch = {'id': np.concatenate([ids[::-1], [-1, total]]),
+           'valid': np.array([False] * (failing + 1) + [True])}
+  if raises:
+    with pytest.raises(UserError, match=f'{failing} of {total} images.*image-0') as error:
+      rejects.add(batch)
+    assert ('image-20' in str(error.value)) is False
+  else:
+    rejects.add(batch)
+    rejects.add(batch)
+    assert rejects.names() == [f'image-{i}' for i in ids]
+
+
+def test_batches_go_onto_a_mesh(colour_source, mesh):
+  rows = meshes.process_rows(mesh, 8)
+  batch, = batches(colour_source, 8, rows=rows)
+  lifted = meshes.to_global(batch, mesh)
+  np.testing.assert_array_equal(lifted['views'][1], batch['views'][1])
+
+
+def test_crops_and_flips_come_from_their_function(colour_source):
+  batch, = batches(colour_source, 40, 3)
+  shapes = np.random.default_rng(0).integers(30, 70, (40, 2))[batch['id']]
+  boxes, flips = crops.random_views(GROUPS, shapes, batch['id'], 0, 3)
+  np.testing.assert_array_equal(batch['flip'], flips)
+  np.testing.assert_array_equal(batch['crop'], crops.fractions(boxes, shapes))

@@ -1,0 +1,191 @@
+"""The command as a user runs it: mistakes, signals, kills, a full disk, two processes."""
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import flags_of
+
+from conic_jax import main
+
+ROOT = Path(__file__).parent.parent
+COMMAND = [sys.executable, '-W', 'ignore', '-m', 'conic_jax.main']
+
+
+def start(*arguments, devices=1, prefix=()):
+  environment = {**os.environ, 'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
+  return subprocess.Popen([*prefix, *COMMAND, *arguments], cwd=ROOT, env=environment, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def finish(process, seconds=240):
+  out, err = process.communicate(timeout=seconds)
+  return process.returncode, out, err
+
+
+def wait_for(process, condition, seconds=180):
+  """Waits until the condition holds while the process runs."""
+  end = time.time() + seconds
+  while not condition():
+    assert process.poll() is None, process.communicate()
+    assert time.time() < end, 'timed out'
+    time.sleep(0.02)
+
+
+def losses_by_step(run):
+  lines = (Path(run) / 'metrics.jsonl').read_text().splitlines()
+  return {(r := json.loads(line))['step']: r['loss'] for line in lines if '"loss"' in line}
+
+
+@pytest.fixture
+def long_config(tiny_config):
+  """A run of 60 steps with a checkpoint every 3 and no evaluation."""
+  tiny_config.epochs, tiny_config.knn_every = 20, 0
+  tiny_config.eval.knn = tiny_config.eval.linear = False
+  return tiny_config
+
+
+# ---- Mistakes ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(('arguments', 'answer'), [
+  ([], r'Which config\? .*configs/conic\.py'),
+  (['--config=configs/nope.py'], r"no config file 'configs/nope.py'; there is: configs/conic.py"),
+  (['--config=configs/conic.py:foto'], r"no preset 'foto' .*there is: imagenet, .*photos, folder"),
+  (['--config=configs/conic.py', '--config.batchsize=3'],
+   r'no config\.batchsize: .*it has: alpha, batch_size, '),
+  (['--config=configs/conic.py', '--config.views.crp=3'], r'config\.views has no such field; it has: blur'),
+  (['--config=configs/conic.py', '--config.batch_size=many'],
+   r"config\.batch_size takes a whole number such as 512, not 'many'"),
+  (['--config=configs/conic.py', '--config.encoder=resnet18'],
+   r'config\.encoder is a group of settings: set one of config\.encoder\.\{blocks, name'),
+  (['--config=configs/conic.py', '--batch_size=3'], r'no flag --batch_size; .*mean --config\.batch_size'),
+  (['--config=configs/conic.py', 'photos'], r"'photos' is no flag"),
+  (['--config=configs/conic.py:folder', '--config.data.dir=/no/such'], r'/no/such'),
+  (['--config=configs/conic.py', '--config.data.name=imagenet2013'], r'imagenet2012'),
+  (['--config=configs/conic.py:cifar10', '--config.data.dir=/no/such'], r'tfds build cifar10'),
+  (['--config=configs/conic.py:photos', '--config.method=moko'], r"'moko'; there is: conic"),
+  (['--config=configs/conic.py:photos', '--config.encoder.name=resnet9'], r'resnet9.*resnet18'),
+  (['--config=configs/conic.py:photos', '--config.task=dance'], r'there is: pretrain, knn, linear'),
+  (['--config=configs/knn.py'], r'Which encoder\? --config\.encoder=RUN'),
+  (['--config=configs/knn.py', '--config.encoder=docs'], r"'docs' is no run"),
+  (['--config=configs/linear.py', '--config.encoder=random'], r'give a preset.*linear\.py:photos'),
+])
+def test_a_mistake_is_answered_in_one_line(arguments, answer, tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  monkeypatch.setattr(sys, 'argv', ['conic_jax', *arguments])
+  with pytest.raises(SystemExit) as exit:
+    main.command()
+  assert str(exit.value).startswith('conic_jax: ')
+  assert len(str(exit.value).splitlines()) == 1
+  assert re.search(answer, str(exit.value)), exit.value
+
+
+def test_a_mistake_prints_no_traceback_and_fails():
+  code, out, err = finish(start('--config=configs/conic.py:foto'))
+  assert (code, out) == (1, '')
+  assert err.startswith("conic_jax: There is no preset 'foto'")
+  assert len(err.splitlines()) == 1
+
+
+# ---- Ends and resumes -------------------------------------------------------------------------
+
+
+def test_after_kill_9_the_losses_are_those_of_an_undisturbed_run(long_config, tmp_path):
+  run = Path(long_config.run)
+  undisturbed = long_config.copy_and_resolve_references()
+  undisturbed.run = str(tmp_path / 'undisturbed')
+  reference = start(*flags_of(undisturbed))
+  assert finish(reference)[0] == 0
+
+  process = start(*flags_of(long_config))
+  wait_for(process, lambda: len(list(run.glob('checkpoints/[0-9]*'))) > 0
+           and (run / 'metrics.jsonl').read_text().count('\n') > 8)
+  process.kill()
+  process.communicate()
+  killed_at = max(losses_by_step(run))
+  assert killed_at < 60
+  code, out, _ = finish(start(*flags_of(long_config)))
+  assert code == 0
+  assert (resumed := int(re.search(r'going on from step (\d+)', out).group(1))) > 0
+  assert resumed <= killed_at
+  assert losses_by_step(run) == losses_by_step(undisturbed.run)
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_go_on(long_config, number):
+  long_config.checkpoint.every_epochs = 1000.0
+  run = Path(long_config.run)
+  process = start(*flags_of(long_config))
+  wait_for(process, lambda: (run / 'metrics.jsonl').exists()
+           and (run / 'metrics.jsonl').read_text().count('\n') > 4)
+  process.send_signal(number)
+  code, _, err = finish(process)
+  assert code == 128 + number
+  step = max(losses_by_step(run))
+  assert f'{number.name}: saved {run}/checkpoints/{step} at step {step}. Run the same command' in err
+  assert (run / 'checkpoints' / str(step)).is_dir()
+
+
+def test_a_full_disk_while_saving_does_not_stop_the_training(long_config):
+  """A limit on the size of files stands for the full disk: every large write fails."""
+  long_config.epochs, long_config.max_steps, long_config.head.features = 2, 3, 8
+  assert finish(start(*flags_of(long_config)))[0] == 0
+  long_config.max_steps = 0
+  limit = 'import resource, signal, sys, os; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); ' \
+          'resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000)); os.execv(sys.argv[1], sys.argv[1:])'
+  code, out, err = finish(start(*flags_of(long_config), prefix=(sys.executable, '-c', limit)))
+  assert code == 1
+  assert 'step 6/6' in out
+  told = [line for line in err.splitlines() if line.startswith('conic_jax: ')]
+  assert len(told) == 1
+  assert 'not all of it could be saved' in told[0]
+  assert f'the last good checkpoint is {long_config.run}/checkpoints/3.' in told[0]
+
+
+# ---- Several processes ------------------------------------------------------------------------
+
+
+def test_two_processes_learn_what_one_does(tiny_config, tmp_path):
+  alone = tiny_config.copy_and_resolve_references()
+  alone.run = str(tmp_path / 'alone')
+  single = start(*flags_of(alone), devices=4)
+  assert finish(single)[0] == 0
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    port = free.getsockname()[1]
+  pair = [start(*flags_of(tiny_config), f'--coordinator=127.0.0.1:{port}', '--num_processes=2',
+                f'--process_id={index}', devices=2) for index in (0, 1)]
+  for process in pair:
+    code, _, err = finish(process)
+    assert code == 0, err
+  together, lonely = losses_by_step(tiny_config.run), losses_by_step(alone.run)
+  assert together.keys() == lonely.keys()
+  for step, loss in together.items():
+    assert abs(loss - lonely[step]) < 1e-3 * abs(lonely[step]), step
+  summaries = [json.loads((Path(c.run) / 'summary.json').read_text()) for c in (tiny_config, alone)]
+  assert summaries[0]['knn_top1'] == pytest.approx(summaries[1]['knn_top1'], abs=0.13)
+
+
+# ---- Evaluation of a run ----------------------------------------------------------------------
+
+
+def test_knn_and_linear_of_a_run_and_of_a_random_encoder(tiny_config):
+  run = Path(tiny_config.run)
+  assert finish(start(*flags_of(tiny_config)))[0] == 0
+  summary = json.loads((run / 'summary.json').read_text())
+  for task in ('knn', 'linear'):
+    extra = ['--config.linear.batch_size=16', '--config.linear.epochs=1',
+             '--config.linear.learning_rates=(0.1,)'] if task == 'linear' else ['--config.eval.k=(3,5)']
+    code, out, err = finish(start(f'--config=configs/{task}.py', f'--config.encoder={run}',
+                                  '--config.eval.batch_size=16', *extra))
+    assert code == 0, err
+    figures = json.loads((run / f'{task}.json').read_text())
+    assert figures[f'{task}_top1'] == summary[f'{task}_top1']
+    assert f'Written to {run}/{task}.json' in out
