@@ -1,4 +1,5 @@
 """Pictures of a run: its curves, the neighbours of held-out images, the map of its features."""
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
 from conic_jax.errors import UserError
 
@@ -80,8 +82,8 @@ def neighbours_grid(query_images: np.ndarray, neighbour_images: np.ndarray,
   """
   num_queries, k = similarities.shape
   with matplotlib.rc_context(_STYLE):
-    figure = Figure(figsize=(0.85 * (k + 1.3), 1.02 * num_queries + 0.65), layout='constrained')
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+    figure = Figure(figsize=(0.9 * (k + 1.2), 1.06 * num_queries + 0.6), layout='constrained')
+    figure.get_layout_engine().set(w_pad=0.025, h_pad=0.025, wspace=0, hspace=0)
     axes = figure.subplots(num_queries, k + 2, squeeze=False,
                            width_ratios=[1, 0.15] + [1] * k)
     for row in range(num_queries):
@@ -95,12 +97,14 @@ def neighbours_grid(query_images: np.ndarray, neighbour_images: np.ndarray,
         _draw_image(axis, neighbour_images[row, rank], colour)
         axis.set_xlabel(f'{similarities[row, rank]:.2f}', fontsize=7, labelpad=1)
     axes[0, 0].set_title('query', fontsize=8, loc='center')
-    axes[0, 2].set_title('nearest neighbours and cosine similarity', fontsize=8, loc='left')
+    # A text, not a title, whose width would push the columns apart.
+    axes[0, 2].text(0, 1.07, 'nearest neighbours, with cosine similarity', fontsize=8,
+                    transform=axes[0, 2].transAxes, in_layout=False)
     if same_label is not None:
       frames = [Patch(fill=False, edgecolor=BLUE, linewidth=2, label='same class'),
                 Patch(fill=False, edgecolor=ORANGE, linewidth=2, label='another class')]
       figure.legend(handles=frames, loc='outside lower center', ncols=2, fontsize=8)
-    _save(figure, out)
+    _save(figure, out, dpi=100)
 
 
 def feature_map(features: np.ndarray, labels: np.ndarray | None, class_names: Sequence[str],
@@ -116,7 +120,9 @@ def feature_map(features: np.ndarray, labels: np.ndarray | None, class_names: Se
   """
   points = _embed(features, seed)
   with matplotlib.rc_context(_STYLE):
-    figure = Figure(figsize=(6.4, 5), layout='constrained')
+    width, height = np.ptp(points, axis=0)
+    figure = Figure(figsize=(6.6, float(np.clip(5 * height / width, 3, 7)) + 0.4),
+                    layout='constrained')
     axis = figure.subplots()
     size = float(np.clip(12000 / len(points), 4, 24))
     if labels is None:
@@ -158,14 +164,17 @@ def _draw_image(axis, image, colour):
 
 
 def _embed(features, seed):
-  # Takes a second to import, which every other command would pay.
+  # Take seconds to import, which every other command would pay.
   from sklearn.decomposition import PCA
   from sklearn.manifold import TSNE
+  from threadpoolctl import threadpool_limits
   norms = np.linalg.norm(features, axis=1, keepdims=True)
   features = features / np.maximum(norms, np.finfo(np.float32).tiny)
-  reduced = PCA(min(50, *features.shape), random_state=seed).fit_transform(features)
   perplexity = min(30, (len(features) - 1) / 3)
-  return TSNE(perplexity=perplexity, init='pca', random_state=seed).fit_transform(reduced)
+  # On cores that others use too, OpenMP's threads wait for each other: five times as long with two.
+  with threadpool_limits(1):
+    reduced = PCA(min(50, *features.shape), random_state=seed).fit_transform(features)
+    return TSNE(perplexity=perplexity, init='pca', random_state=seed).fit_transform(reduced)
 
 
 def _draw_classes(axis, points, labels, class_names, size):
@@ -179,6 +188,11 @@ def _draw_classes(axis, points, labels, class_names, size):
   axis.legend(handles=handles, loc='center left', bbox_to_anchor=(1, 0.5), handletextpad=0.2)
 
 
-def _save(figure, out):
+def _save(figure, out, dpi=130):
+  """Writes the picture in 256 dithered colours, at a third of the size."""
+  drawn = io.BytesIO()
+  figure.savefig(drawn, format='png', dpi=dpi)
+  picture = Image.open(drawn).convert('RGB')
+  palette = picture.quantize(256, method=Image.Quantize.FASTOCTREE)
   out.parent.mkdir(parents=True, exist_ok=True)
-  figure.savefig(out, dpi=130)
+  picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(out, optimize=True)

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -17,9 +18,14 @@ from conic_jax import main
 ROOT = Path(__file__).parent.parent
 COMMAND = [sys.executable, '-W', 'ignore', '-m', 'conic_jax.main']
 
+# The processes of these tests compile the same programs: the first one's are kept for the others.
+_COMPILED = tempfile.TemporaryDirectory(prefix='conic_jax_compiled')
+
 
 def start(*arguments, devices=1, prefix=()):
-  environment = {**os.environ, 'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
+  environment = {**os.environ, 'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+                 'JAX_COMPILATION_CACHE_DIR': str(_COMPILED.name),
+                 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
   return subprocess.Popen([*prefix, *COMMAND, *arguments], cwd=ROOT, env=environment, text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 

@@ -79,5 +79,6 @@ def _scale(image):
 def _png(photograph, corner):
   left, top = corner
   encoded = io.BytesIO()
-  photograph.crop((left, top, left + SIDE, top + SIDE)).save(encoded, 'PNG', compress_level=1)
+  patch = photograph.crop((left, top, left + SIDE, top + SIDE))
+  patch.save(encoded, 'PNG', compress_level=1, icc_profile=None)
   return encoded.getvalue()

@@ -40,7 +40,7 @@ class Features:
 
 
 def pixels(variables: Any, images: jax.Array) -> jax.Array:
-  """The images themselves as features, [B, H, W, 3] to [B, H·W·3]: the encoder to be better than."""
+  """The images themselves as features, [B, H, W, 3] to [B, H·W·3]: what to be better than."""
   del variables
   return images.reshape(images.shape[0], -1)
 
@@ -57,7 +57,8 @@ def extract(encode: Encode, variables: Any, source: sources.Source, *, spec: Vie
     source: the images.
     spec: gives the normalisation of the channels.
     size: side of the crop in pixels.
-    resize: length in pixels that the image's short side is brought to before the crop.
+    resize: length in pixels that the image's short side is brought to before the crop; 0 for the
+      whole central square.
     batch_size: images encoded at a time, over all devices.
     mesh: the mesh that the batch and the features are split over.
 

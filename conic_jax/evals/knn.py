@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from conic_jax.errors import UserError
 from conic_jax.evals.features import Features, to_host
-from conic_jax.mesh import batch_sharding, split
+from conic_jax.mesh import split
 
 # Queries of each device that are compared at a time: with `chunk` it bounds the similarities held.
 _QUERIES = 128
@@ -18,7 +18,7 @@ _QUERIES = 128
 def knn_accuracy(bank: Features, queries: Features, *, num_classes: int,
                  ks: Sequence[int] = (20, 200), temperature: float = 0.07, chunk: int = 8192,
                  mesh: Mesh) -> dict[int, float]:
-  """Classifies each query by its nearest neighbours in the bank and gives the share classified well.
+  """Share of the queries that the votes of their nearest neighbours in the bank classify well.
 
   vote(c) = Σ_{i in the k nearest, yᵢ = c} exp(sᵢ / temperature), sᵢ the cosine similarity.
 
@@ -55,7 +55,7 @@ def neighbours(bank: Features, queries: Features, k: int, mesh: Mesh,
 
   Returns:
     cosine similarities float32 [Q, k], descending, and ids int32 [Q, k]; k is at most the number of
-    valid rows of the bank. Of equal similarities the one first on its device comes first.
+    valid rows of the bank. Of equal similarities the lower id comes first.
   """
   similarities, _, ids = _nearest(bank, queries, k=k, chunk=chunk, mesh=mesh)
   def rows(array):
@@ -116,7 +116,7 @@ def _unit(features):
 
 
 def _to_owner(candidates, axes):
-  """Sends each device the candidates [queries, devices·k] that all of them found for its queries."""
+  """Gives each device the candidates [its queries, devices·k] that all have found for them."""
   devices = jax.lax.axis_size(axes)
   candidates = candidates.reshape(devices, -1, candidates.shape[1])
   candidates = jax.lax.all_to_all(candidates, axes, split_axis=0, concat_axis=0, tiled=True)

@@ -1,4 +1,4 @@
-"""The linear protocol: one layer on the frozen encoder, at one learning rate or chosen among several."""
+"""The linear protocol: one layer on the frozen encoder, at one rate or the best of several."""
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -28,8 +28,8 @@ class LinearSettings:
   on other encoders and small data sets a rate made for ImageNet may well diverge: name several.
 
   Attributes:
-    learning_rates: one is used as it is; of several the best on a tenth of the training images,
-      which is then not trained on.
+    learning_rates: one is used as it is; of several the best on a tenth of the training images
+      (of equals the first), which is then not trained on.
     epochs: passes over the training images.
     batch_size: images a step; at most what the data set has.
     momentum: momentum of SGD.
@@ -90,7 +90,8 @@ def linear_accuracy(encode: Encode, variables: Any, train_source: sources.Source
     test_source: images with labels to test on; nothing is chosen by them.
     spec: gives the normalisation of the channels.
     size: side of the training and test crops in pixels.
-    resize: length in pixels that a test image's short side is brought to before its crop.
+    resize: length in pixels that a test image's short side is brought to before its crop; 0 for
+      the whole central square.
     settings: how the layer is trained.
     seed: of the order of the images and their augmentation.
     mesh: the mesh.
@@ -107,7 +108,7 @@ def linear_accuracy(encode: Encode, variables: Any, train_source: sources.Source
     tune_source = _Subset(train_source, np.flatnonzero(held_out))
     train_source = _Subset(train_source, np.flatnonzero(~held_out))
   largest = train_source.num_images // mesh.size * mesh.size
-  if not largest or tune_source is not None and not tune_source.num_images:
+  if not largest:
     raise UserError(f'{train_source.num_images} images are too few to train a linear layer on '
                     f'{mesh.size} devices: use a larger training set or fewer devices.')
   settings = dataclasses.replace(settings, batch_size=min(settings.batch_size, largest))
@@ -142,14 +143,19 @@ class _Subset:
   def num_images(self):
     return len(self.ids)
 
-  def __getattr__(self, name):
-    return getattr(self.source, name)
+  @property
+  def num_classes(self):
+    return self.source.num_classes
+
+  @property
+  def class_names(self):
+    return self.source.class_names
 
   def read(self, ids):
     return self.source.read(self.ids[np.asarray(ids)])
 
-  def name(self, image_id):
-    return self.source.name(int(self.ids[image_id]))
+  def name(self, id):
+    return self.source.name(int(self.ids[id]))
 
 
 def _is_held_out(num_images):
@@ -183,8 +189,8 @@ def _train(encode, variables, source, view, settings, seed, mesh, report):
                                    rows=process_rows(mesh, batch_size))
   for step, batch in zip(range(total_steps), batches, strict=False):
     epoch, ends = step // steps_per_epoch, (step + 1) % steps_per_epoch == 0
-    heads, trace, losses = _step(heads, trace, variables, to_global(batch, mesh), step, epoch, seed,
-                                 encode=encode, view=view, settings=settings,
+    heads, trace, losses = _step(heads, trace, variables, to_global(batch, mesh), step, epoch,
+                                 seed=seed, encode=encode, view=view, settings=settings,
                                  total_steps=total_steps)
     if report is not None and ends:
       names = (f'loss_{rate:g}' for rate in settings.learning_rates)
@@ -202,9 +208,9 @@ def _optimizer(settings):
   return optax.trace(settings.momentum)
 
 
-@functools.partial(jax.jit, static_argnames=('encode', 'view', 'settings', 'total_steps'),
+@functools.partial(jax.jit, static_argnames=('seed', 'encode', 'view', 'settings', 'total_steps'),
                    donate_argnames=('heads', 'trace'))
-def _step(heads, trace, variables, batch, step, epoch, seed, *, encode, view, settings,
+def _step(heads, trace, variables, batch, step, epoch, *, seed, encode, view, settings,
           total_steps):
   keys = augment.view_keys(seed, epoch, batch['id'], 1)
   images = augment.augment(batch['views'][0], batch['flip'], keys, view)[:, 0]
@@ -257,7 +263,7 @@ def _normalise(features, heads, how):
 
 @functools.partial(jax.jit, static_argnames='normalise')
 def _count_hits(heads: _Heads, test: Features, *, normalise):
-  """Top-1 and top-5 hits [L, 2] of every head, the number of images, and their features' mean norm."""
+  """Top-1 and top-5 hits [L, 2] of every head, the number of images, their features' mean norm."""
   valid = test.valid & (test.labels >= 0)
   total = jnp.sum(valid)
   features = _normalise(test.features, heads, normalise)

@@ -73,6 +73,7 @@ def linear(encode: Encode, variables: Any, train_source: Source, test_source: So
   return {'linear_top1': result.top1, 'linear_top5': result.top5,
           'linear_learning_rate': result.learning_rate,
           'linear_by_learning_rate': {str(k): v for k, v in result.by_learning_rate.items()},
+          'linear_held_out': {str(k): v for k, v in result.held_out.items()},
           'feature_norm': result.feature_norm}
 
 

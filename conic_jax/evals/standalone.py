@@ -41,7 +41,8 @@ def evaluate(config: ConfigDict) -> dict[str, Any]:
     images = jnp.zeros((1, config.views.size, config.views.size, 3))
     variables = jax.jit(lambda: encoder.init(jax.random.key(config.seed), images))()
   else:
-    variables = {name: part['encoder'] for name, part in restore_model(Path(config.encoder)).items()}
+    model = restore_model(Path(config.encoder))
+    variables = {name: part['encoder'] for name, part in model.items()}
   variables = jax.device_put(variables, meshes.replicated(mesh))
   encode = lambda variables, images: encoder.apply(variables, images, mode='frozen')
   if config.task == 'knn':

@@ -1,6 +1,7 @@
 """The residual networks."""
 import types
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from conic_jax import mesh as meshes
 from conic_jax.errors import UserError
 from conic_jax.models import ResNet, build_encoder
-from conic_jax.models.resnet import Stem, conv
+from conic_jax.models.resnet import Stem, conv, max_pool
 
 
 def config(**changes):
@@ -209,3 +210,14 @@ def test_build_encoder_takes_blocks_and_tells_what_it_knows():
                         ({'output_stride': 4}, '8, 16, 32')):
     with pytest.raises(UserError, match=known):
       build_encoder(config(**change), jnp.float32)
+
+
+@pytest.mark.parametrize(('height', 'width'), [(8, 8), (7, 9), (1, 2)])
+def test_max_pool_is_reduce_windows_with_its_gradient(height, width):
+  x = jax.random.normal(jax.random.key(0), (2, height, width, 3))
+  reference = lambda x: nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+  pooled = max_pool(x)
+  np.testing.assert_array_equal(pooled, reference(x))
+  weights = jax.random.normal(jax.random.key(1), pooled.shape)
+  gradient, expected = (jax.grad(lambda x, f=f: jnp.sum(f(x) * weights))(x) for f in (max_pool, reference))
+  np.testing.assert_allclose(gradient, expected, atol=1e-6)

@@ -1,0 +1,199 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tiny import SIZES, SPEC, ArraySource, coloured, mean_colour, on_mesh
+
+from conic_jax.data import augment
+from conic_jax.errors import UserError
+from conic_jax.evals import linear
+from conic_jax.evals.features import extract, to_host
+from conic_jax.evals.linear import LinearSettings, linear_accuracy
+from conic_jax.mesh import make_mesh, to_global
+
+TRAIN_LABELS, TEST_LABELS = np.arange(96) % 4, np.arange(30) % 4
+FEW = {'epochs': 3, 'batch_size': 16}
+
+
+def measure(mesh, *, train=TRAIN_LABELS, test=TEST_LABELS, shown=(None, None), scale=1.,
+            report=None, **settings):
+  """Linear accuracy on coloured images; `shown` has the classes of the images where labels lie."""
+  sources = [ArraySource(coloured(labels if classes is None else classes, seed), labels, 4)
+             for seed, (labels, classes) in enumerate(zip((train, test), shown))]
+  return linear_accuracy(mean_colour, {'scale': jnp.float32(scale)}, *sources, seed=0, mesh=mesh,
+                         settings=LinearSettings(**FEW | settings), report=report, **SIZES)
+
+
+def test_separable_features_reach_everything(mesh):
+  result = measure(mesh, learning_rates=(0.5,))
+  assert (result.top1, result.top5, result.learning_rate) == (1., 1., 0.5)
+  assert result.by_learning_rate == {0.5: 1.}
+  assert result.held_out == {}
+
+
+def test_a_rate_that_diverges_spoils_nothing(mesh):
+  alone = measure(mesh, learning_rates=(0.5, 0.02))
+  beside = measure(mesh, learning_rates=(3e38, 0.5, 0.02))
+  assert beside.by_learning_rate.pop(3e38) == beside.held_out.pop(3e38) == 0.
+  assert (beside.learning_rate, beside.top1) == (0.5, 1.)
+  assert (beside.by_learning_rate, beside.held_out) == (alone.by_learning_rate, alone.held_out)
+
+
+def test_where_all_rates_diverge_the_accuracy_is_nothing(mesh8):
+  result = measure(mesh8, learning_rates=(3e38,))
+  assert (result.top1, result.top5) == (0., 0.)
+
+
+def test_the_test_images_never_choose(mesh8):
+  # A negative rate learns the opposite, which is right on a test set with its two classes swapped.
+  train, test = TRAIN_LABELS % 2, TEST_LABELS % 2
+  result = measure(mesh8, train=train, test=1 - test, shown=(None, test),
+                   learning_rates=(-0.1, 0.1))
+  assert result.by_learning_rate == {-0.1: 1., 0.1: 0.}
+  assert (result.learning_rate, result.top1) == (0.1, 0.)
+
+
+def test_the_held_out_tenth_chooses_and_is_not_trained_on(mesh8):
+  # It has its classes swapped: the rate that learns the opposite of the other images is chosen.
+  classes = TRAIN_LABELS % 2
+  train = np.where(linear._is_held_out(96), 1 - classes, classes)
+  result = measure(mesh8, train=train, test=TEST_LABELS % 2, shown=(classes, None),
+                   learning_rates=(0.1, -0.1))
+  assert result.held_out == {0.1: 0., -0.1: 1.}
+  assert (result.learning_rate, result.top1) == (-0.1, 0.)
+
+
+@pytest.mark.parametrize('num_images', [100, 1000, 50_000])
+def test_a_tenth_of_every_run_of_ids_is_held_out(num_images):
+  held_out = linear._is_held_out(num_images)
+  assert held_out.mean() == pytest.approx(0.1, abs=0.011)
+  runs = held_out.reshape(-1, 100).sum(1)
+  assert 8 <= runs.min() <= runs.max() <= 12
+
+
+@pytest.mark.parametrize('period', [2, 7, 10, 64, 100])
+def test_a_tenth_of_every_class_is_held_out_where_classes_take_turns(period):
+  held_out = linear._is_held_out(50_000)
+  shares = [held_out[first::period].mean() for first in range(period)]
+  assert 0.08 < min(shares) <= max(shares) < 0.12
+
+
+def test_one_device_and_eight_agree(mesh8):
+  mesh1 = make_mesh(devices=jax.devices()[:1])
+  results = [measure(mesh, learning_rates=(0.003, 0.01)) for mesh in (mesh1, mesh8)]
+  assert results[0].by_learning_rate == pytest.approx(results[1].by_learning_rate)
+  assert results[0].feature_norm == pytest.approx(results[1].feature_norm, rel=1e-5)
+  assert results[0].learning_rate == results[1].learning_rate
+
+
+def test_a_batch_beyond_the_data_set_is_cut(mesh8):
+  assert measure(mesh8, learning_rates=(0.5,), batch_size=4096, epochs=20).top1 == 1.
+
+
+@pytest.mark.parametrize('normalise', ['l2', 'standardise'])
+def test_normalisation_takes_the_scale_away(mesh8, normalise):
+  results = [measure(mesh8, learning_rates=(0.5,), normalise=normalise, scale=scale)
+             for scale in (1., 1000.)]
+  assert results[0].top1 == results[1].top1 == 1.
+  assert results[1].feature_norm == pytest.approx(1000 * results[0].feature_norm, rel=1e-4)
+
+
+def test_feature_norm_is_that_of_the_test_images(mesh8):
+  source = ArraySource(coloured(TEST_LABELS, 1), TEST_LABELS)
+  features, _, _ = to_host(extract(mean_colour, {}, source, batch_size=16, mesh=mesh8, **SIZES))
+  expected = np.linalg.norm(features, axis=1).mean()
+  assert measure(mesh8, learning_rates=(0.1,)).feature_norm == pytest.approx(expected, rel=1e-5)
+
+
+def test_reports_each_epoch(mesh8):
+  reports = []
+  measure(mesh8, learning_rates=(0.1, 0.5), report=reports.append)
+  assert [row['epoch'] for row in reports] == [1, 2, 3]
+  assert set(reports[0]) == {'epoch', 'step', 'loss_0.1', 'loss_0.5'}
+  assert reports[-1]['loss_0.5'] < reports[0]['loss_0.5'] < np.log(4)
+
+
+def test_steps_are_those_of_sgd_with_momentum_and_cosine(mesh):
+  rng, steps, settings = np.random.default_rng(0), 5, LinearSettings((0.3, 2.), epochs=1)
+  view = linear.dataclasses.replace(SPEC, count=1, jitter=0., grayscale=0., blur=0.)
+  heads, optimizers = linear._init(2, 3, 4), []
+  trace = linear._optimizer(settings).init((heads.kernel, heads.bias))
+  layers = [{'kernel': jnp.zeros((3, 4)), 'bias': jnp.zeros(4)} for _ in settings.learning_rates]
+  for rate in settings.learning_rates:
+    optimizers.append(optax.sgd(optax.cosine_decay_schedule(rate, steps), momentum=0.9))
+  states = [optimizer.init(layer) for optimizer, layer in zip(optimizers, layers)]
+  for step in range(steps):
+    labels = rng.integers(0, 4, 16).astype(np.int32)
+    labels[3], images = -1, coloured(labels, step)
+    valid = rng.random(16) < 0.8
+    batch = {'views': (images[:, None],), 'flip': np.zeros((16, 1), bool), 'valid': valid,
+             'id': np.arange(16, dtype=np.int32), 'label': labels}
+    heads, trace, _ = linear._step(heads, trace, {}, to_global(batch, mesh), step, 0, seed=0,
+                                   encode=mean_colour, view=view, settings=settings,
+                                   total_steps=steps)
+    used = valid & (labels >= 0)
+    features = mean_colour({}, augment.normalise(images, SPEC))[used]
+    targets = jax.nn.one_hot(labels[used], 4)
+    def loss(layer, features=features, targets=targets):
+      logits = features @ layer['kernel'] + layer['bias'][None]
+      return optax.softmax_cross_entropy(logits, targets).mean()
+    for index, optimizer in enumerate(optimizers):
+      updates, states[index] = optimizer.update(jax.grad(loss)(layers[index]), states[index])
+      layers[index] = optax.apply_updates(layers[index], updates)
+  for index, layer in enumerate(layers):
+    np.testing.assert_allclose(heads.kernel[index], layer['kernel'], atol=2e-5)
+    np.testing.assert_allclose(heads.bias[index], layer['bias'], atol=2e-5)
+  assert np.abs(layers[0]['kernel'] - layers[1]['kernel']).max() > 0.1
+
+
+def test_statistics_are_those_of_all_batches():
+  rng = np.random.default_rng(0)
+  features = rng.normal(3., 0.5, (40, 10, 2)).astype(np.float32)
+  heads = linear._init(1, 2, 4)
+  for step, batch in enumerate(features):
+    heads = linear._update_statistics(heads, batch, np.ones(10, bool), step)
+  np.testing.assert_allclose(heads.mean, features.mean((0, 1)), rtol=1e-5)
+  np.testing.assert_allclose(heads.variance, features.var((0, 1)), rtol=0.1)
+
+
+def test_hits_are_counted_by_rank(mesh):
+  rng = np.random.default_rng(0)
+  logits, labels = rng.normal(size=(50, 9)).astype(np.float32), rng.integers(-1, 9, 50)
+  kernel = jnp.stack([jnp.eye(9), jnp.zeros((9, 9)), jnp.full((9, 9), jnp.nan)])
+  heads = linear._Heads(kernel, jnp.zeros((3, 9)), jnp.zeros(9), jnp.ones(9))
+  hits, total, norm = linear._count_hits(heads, on_mesh(mesh, logits, labels), normalise='none')
+  logits, labels = logits[labels >= 0], labels[labels >= 0]
+  ranks = np.argsort(np.argsort(-logits, axis=1), axis=1)[np.arange(len(labels)), labels]
+  assert int(total) == len(labels) < 50
+  # A head that tells nothing apart hits nothing, like one that is not finite.
+  np.testing.assert_array_equal(hits, [[(ranks < 1).sum(), (ranks < 5).sum()], [0, 0], [0, 0]])
+  assert float(norm) == pytest.approx(np.linalg.norm(logits, axis=1).mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize(('settings', 'message'), [
+    ({'normalise': 'bn'}, "'bn': use none, l2 or standardise"),
+    ({'learning_rates': ()}, 'learning_rates is empty'),
+])
+def test_wrong_settings_are_told(mesh8, settings, message):
+  with pytest.raises(UserError, match=message):
+    measure(mesh8, **settings)
+
+
+def test_missing_labels_and_too_few_images_are_told(mesh8):
+  unlabelled = ArraySource(coloured([0, 1]), [-1, -1])
+  labelled = ArraySource(coloured([0, 1]), [0, 1])
+  options = {'settings': LinearSettings((0.1,), 1), 'seed': 0, 'mesh': mesh8, **SIZES}
+  with pytest.raises(UserError, match='training images have no labels'):
+    linear_accuracy(mean_colour, {}, unlabelled, labelled, **options)
+  with pytest.raises(UserError, match='test images have no labels'):
+    linear_accuracy(mean_colour, {}, labelled, unlabelled, **options)
+  with pytest.raises(UserError, match=r'2 images are too few .* 8 devices'):
+    linear_accuracy(mean_colour, {}, labelled, labelled, **options)
+
+
+def test_a_large_seed_is_a_seed(mesh8):
+  source = ArraySource(coloured(TRAIN_LABELS), TRAIN_LABELS)
+  result = linear_accuracy(mean_colour, {}, source, source, seed=2**32 - 1, mesh=mesh8,
+                           settings=LinearSettings((0.5,), **FEW), **SIZES)
+  assert result.top1 == 1.
