@@ -14,7 +14,6 @@ import argparse
 import io
 import json
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -26,6 +25,7 @@ import PIL.Image
 import PIL.ImageEnhance
 import PIL.ImageFilter
 
+from benchmarks.hardware import hardware
 from conic_jax.views import Views
 
 VIEWS = Views(count=2, size=224)
@@ -182,7 +182,6 @@ def make_images(folder: str) -> str:
 
 def write(figures: dict):
   """Prints the table and keeps it in benchmarks/results."""
-  import jax
   import tensorflow as tf
   rates = figures['rates']
   whole = rates['Pillow, whole recipe']
@@ -191,20 +190,12 @@ def write(figures: dict):
       '# Input: images a second of one core', '',
       f'Two 224-pixel views an image, {figures["number"]} JPEGs ({figures["images"]}), median of '
       f'{ROUNDS} rounds. `python -m benchmarks.input`', '',
-      f'{cpu_name()}, one core; device: {figures["device"]}. Python {platform.python_version()}, '
-      f'TensorFlow {tf.__version__}, JAX {jax.__version__}, Pillow {PIL.__version__}.', '',
+      f'{hardware()} TensorFlow {tf.__version__}, Pillow {PIL.__version__}.', '',
       '| part | images/s | against the whole recipe in Pillow |', '| --- | ---: | ---: |',
       *rows, ''])
   print(table)
   RESULTS.parent.mkdir(exist_ok=True)
   RESULTS.write_text(table)
-
-
-def cpu_name():
-  info = Path('/proc/cpuinfo')
-  names = [line.partition(':')[2].strip() for line in info.read_text().splitlines()
-           if line.startswith('model name')] if info.exists() else []
-  return names[0] if names else platform.processor() or platform.machine()
 
 
 if __name__ == '__main__':

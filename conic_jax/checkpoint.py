@@ -22,7 +22,7 @@ def _split(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
   return model, fields
 
 
-def _manager(folder: Path, keep: int) -> ocp.CheckpointManager:
+def _manager(folder: Path, keep: int | None) -> ocp.CheckpointManager:
   # Orbax logs the traceback of a failed save from each of its threads; the one error that counts
   # is raised and told by `Checkpoints`.
   logging.getLogger('absl').addFilter(lambda record: 'orbax' not in record.pathname)

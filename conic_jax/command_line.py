@@ -1,5 +1,6 @@
 """Reading the command line so that every mistake is answered with what exists."""
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -44,7 +45,8 @@ def parse(argv: list[str], flag_values: flags.FlagValues) -> None:
 def load(path: str) -> ConfigDict:
   """Loads FILE[:PRESET] without any other flag."""
   values = flags.FlagValues()
-  holder = config_flags.DEFINE_config_file('config', None, flag_values=values, sys_argv=['', f'--config={path}'])
+  holder = config_flags.DEFINE_config_file('config', None, flag_values=values,
+                                           sys_argv=['', f'--config={path}'])
   try:
     values(['', f'--config={path}'])
   except flags.Error as error:
@@ -78,7 +80,7 @@ def _check_field(config: ConfigDict, path: str) -> None:
     node, seen = node[name], f'{seen}.{name}'
 
 
-def _wrong_value(config: ConfigDict, argv: list[str], error: flags.Error) -> str:
+def _wrong_value(config: Any, argv: list[str], error: flags.Error) -> str:
   for arg in argv:
     name, _, value = arg.partition('=')
     if name.startswith('--config.') and f'{name.removeprefix("--")}={value}' in str(error):

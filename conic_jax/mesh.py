@@ -11,7 +11,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from conic_jax.errors import UserError
 
 
-def make_mesh(axes: Mapping[str, int] | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(axes: Mapping[str, int] | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:  # pyright: ignore[reportInvalidTypeForm]
   """Makes the mesh; by default one axis, 'data', over all devices.
 
   Args:
@@ -59,7 +59,7 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
 def process_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
   """Positions of the global batch whose rows lie on this process's devices, in ascending order."""
   index_map = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
-  return np.unique(np.concatenate([np.arange(batch_size)[index[0]] for index in index_map.values()]))
+  return np.unique(np.concatenate([np.arange(batch_size)[index[0]] for index in index_map.values()]))  # pyright: ignore[reportOptionalSubscript]
 
 
 def to_global(batch: Any, mesh: Mesh) -> Any:

@@ -146,7 +146,7 @@ def _pretrain(config: Any, at_the_end: contextlib.ExitStack) -> dict[str, Any]:
         checkpoints.save(state, done, identity)
       if stopping:
         checkpoints.wait()
-        raise Stopped(stop.received, f'{checkpoints.outcome()} at step {done}')
+        raise Stopped(stopping, f'{checkpoints.outcome()} at step {done}')
       if reporting or comparing:
         window_start, window_step, waited = time.perf_counter(), done, 0.0
 
@@ -321,13 +321,13 @@ class StopRequest:
       raise KeyboardInterrupt
     self.received = signal.Signals(number)
 
-  def agreed(self, now: bool) -> bool:
-    """Whether to stop: with several processes all answer alike, when any was told, at reports."""
+  def agreed(self, now: bool) -> signal.Signals | None:
+    """The signal to stop by: with several processes all have one, when any was told, at reports."""
     if jax.process_count() == 1:
-      return self.received is not None
+      return self.received
     if not now:
-      return False
+      return None
     told = multihost_utils.process_allgather(np.int32(self.received or 0)).max()
     if told and self.received is None:
       self.received = signal.Signals(int(told))
-    return bool(told)
+    return self.received if told else None

@@ -3,10 +3,12 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
@@ -20,11 +22,11 @@ BLUE, ORANGE, GREEN = '#0072B2', '#D55E00', '#009E73'
 CLASS_COLOURS = ('#332288', '#CC6677', '#117733', '#88CCEE', '#882255', '#DDCC77', '#44AA99',
                  '#AA4499', '#999933', '#777777')
 _LISTED_CLASSES = 20
-_STYLE = {'font.size': 9, 'axes.titlesize': 10, 'axes.titlelocation': 'left',
-          'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True,
-          'axes.axisbelow': True, 'grid.color': '#E6E6E6', 'grid.linewidth': 0.6,
-          'axes.edgecolor': '#666666', 'xtick.color': '#444444', 'ytick.color': '#444444',
-          'legend.frameon': False}
+_STYLE: dict[Any, Any] = {'font.size': 9, 'axes.titlesize': 10, 'axes.titlelocation': 'left',
+                          'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True,
+                          'axes.axisbelow': True, 'grid.color': '#E6E6E6', 'grid.linewidth': 0.6,
+                          'axes.edgecolor': '#666666', 'xtick.color': '#444444', 'ytick.color': '#444444',
+                          'legend.frameon': False}
 # Title of the panel, factor on the values and the series (name in the file, legend, colour) in it.
 _PANELS = (
     ('Loss (nats)', 1, (('loss', 'total', BLUE), ('loss_instance', 'instance', ORANGE))),
@@ -82,8 +84,8 @@ def neighbours_grid(query_images: np.ndarray, neighbour_images: np.ndarray,
   """
   num_queries, k = similarities.shape
   with matplotlib.rc_context(_STYLE):
-    figure = Figure(figsize=(0.9 * (k + 1.2), 1.06 * num_queries + 0.6), layout='constrained')
-    figure.get_layout_engine().set(w_pad=0.025, h_pad=0.025, wspace=0, hspace=0)
+    layout = ConstrainedLayoutEngine(w_pad=0.025, h_pad=0.025, wspace=0, hspace=0)
+    figure = Figure(figsize=(0.9 * (k + 1.2), 1.06 * num_queries + 0.6), layout=layout)
     axes = figure.subplots(num_queries, k + 2, squeeze=False,
                            width_ratios=[1, 0.15] + [1] * k)
     for row in range(num_queries):

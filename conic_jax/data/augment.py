@@ -20,7 +20,7 @@ CHANGES = ('brightness', 'contrast', 'saturation', 'hue')
 # Rec. 601 luma.
 LUMA = (0.299, 0.587, 0.114)
 
-Planes = tuple[jax.Array, jax.Array, jax.Array]
+Planes = tuple[jax.Array, ...]  # red, green, blue
 
 
 def view_keys(seed: int, epoch: int | jax.Array, ids: jax.Array, num_views: int,
@@ -175,7 +175,8 @@ def adjust_hue(planes: Planes, turn: jax.Array) -> Planes:
 
 def grayscale(planes: Planes) -> jax.Array:
   """Luma of red, green and blue."""
-  return sum(weight * plane for weight, plane in zip(LUMA, planes, strict=True))
+  red, green, blue = planes
+  return LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
 
 
 def gaussian(sigma: jax.Array, radius: int) -> jax.Array:

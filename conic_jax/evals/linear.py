@@ -133,23 +133,14 @@ def linear_accuracy(encode: Encode, variables: Any, train_source: sources.Source
                       dict(zip(rates, accuracy[:, 0].tolist(), strict=True)), by_held_out, norm)
 
 
-@dataclasses.dataclass(frozen=True)
 class _Subset:
   """Some images of a source, with ids of their own from 0."""
-  source: sources.Source
-  ids: np.ndarray
 
-  @property
-  def num_images(self):
-    return len(self.ids)
-
-  @property
-  def num_classes(self):
-    return self.source.num_classes
-
-  @property
-  def class_names(self):
-    return self.source.class_names
+  def __init__(self, source: sources.Source, ids: np.ndarray):
+    self.source, self.ids = source, ids
+    self.num_images = len(ids)
+    self.num_classes = source.num_classes
+    self.class_names = source.class_names
 
   def read(self, ids):
     return self.source.read(self.ids[np.asarray(ids)])
@@ -231,8 +222,9 @@ def _step(heads, trace, variables, batch, step, epoch, *, seed, encode, view, se
   updates, trace = _optimizer(settings).update(gradients, trace)
   rates = (jnp.asarray(settings.learning_rates)
            * optax.cosine_decay_schedule(1., total_steps)(step))
-  updates = -rates[:, None, None] * updates[0], -rates[:, None] * updates[1]
-  kernel, bias = optax.apply_updates(layer, updates)
+  kernel, bias = jax.tree.leaves(updates)
+  updates = -rates[:, None, None] * kernel, -rates[:, None] * bias
+  kernel, bias = jax.tree.leaves(optax.apply_updates(layer, updates))
   return dataclasses.replace(heads, kernel=kernel, bias=bias), trace, losses
 
 

@@ -51,7 +51,7 @@ def knn(encode: Encode, variables: Any, train_source: Source, test_source: Sourc
 def online_knn(encode: Encode, variables: Any, train_source: Source, test_source: Source | None,
                config: Any, mesh: Mesh) -> dict[str, float]:
   """kNN accuracy while training; nothing where there are no labels."""
-  if not has_labels(train_source, test_source):
+  if test_source is None or not has_labels(train_source, test_source):
     return {}
   return knn(encode, variables, train_source, test_source, config, mesh)
 
@@ -96,7 +96,7 @@ def evaluate(encode: Encode, variables: Any, random_variables: Callable[[], Any]
   """
   if not (config.eval.knn or config.eval.linear):
     return {}
-  if not has_labels(train_source, test_source):
+  if test_source is None or not has_labels(train_source, test_source):
     say('No accuracies: they need labels in config.data.train and config.data.test.')
     return {}
 

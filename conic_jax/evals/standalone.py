@@ -16,7 +16,7 @@ from conic_jax.evals import protocols
 from conic_jax.metrics import write_json
 
 
-def evaluate(config: ConfigDict) -> dict[str, Any]:
+def evaluate(config: Any) -> dict[str, Any]:
   """Measures `config.encoder` by the protocol `config.task`, prints and writes the figures.
 
   Raises:
@@ -32,7 +32,7 @@ def evaluate(config: ConfigDict) -> dict[str, Any]:
   meshes.check_batch_size(config.eval.batch_size, mesh)
   train_source = sources.open_source(config.data, config.data.train)
   test_source = sources.open_source(config.data, config.data.test) if config.data.test else None
-  if not protocols.has_labels(train_source, test_source):
+  if test_source is None or not protocols.has_labels(train_source, test_source):
     raise UserError('The evaluation needs labelled images to train and to test on: set '
                     '--config.data.train and --config.data.test (and data.name, data.dir).')
 
@@ -44,7 +44,10 @@ def evaluate(config: ConfigDict) -> dict[str, Any]:
     model = restore_model(Path(config.encoder))
     variables = {name: part['encoder'] for name, part in model.items()}
   variables = jax.device_put(variables, meshes.replicated(mesh))
-  encode = lambda variables, images: encoder.apply(variables, images, mode='frozen')
+
+  def encode(variables: Any, images: jax.Array) -> Any:
+    return encoder.apply(variables, images, mode='frozen')
+
   if config.task == 'knn':
     figures = protocols.knn(encode, variables, train_source, test_source, config, mesh)
   else:
@@ -74,7 +77,7 @@ def read_config(run: Path) -> ConfigDict:
   return ConfigDict(config)
 
 
-def inherit(config: ConfigDict, pretraining: ConfigDict) -> ConfigDict:
+def inherit(config: Any, pretraining: Any) -> Any:
   """The config with what it leaves open taken from the encoder's own run."""
   config = config.copy_and_resolve_references()
   config.network = pretraining.encoder
@@ -89,7 +92,7 @@ def inherit(config: ConfigDict, pretraining: ConfigDict) -> ConfigDict:
   return config
 
 
-def complete(config: ConfigDict) -> ConfigDict:
+def complete(config: Any) -> Any:
   """The config of a random encoder, whose preset must have said everything.
 
   Raises:

@@ -101,7 +101,7 @@ def test_no_collective_is_as_large_as_the_rows(mesh8):
   features, ids = make_features(jax.random.key(0), num_instances)
 
   def step(rows, features, ids):
-    scores, pull = jax.vjp(lambda x: full.scores(
+    _, pull = jax.vjp(lambda x: full.scores(
       rows.weights, x, ids, num_instances=num_instances, temperature=0.1, mesh=mesh8).loss, features)
     lse = full.scores(rows.weights, features, ids, num_instances=num_instances, temperature=0.1,
                       mesh=mesh8).log_normaliser

@@ -59,7 +59,7 @@ def test_one_and_eight_devices_agree_and_keep_their_shardings(tiny_config, name)
 
 @pytest.mark.parametrize('name', methods.available())
 def test_saving_and_resuming_is_the_identity(tiny_config, name, mesh8, tmp_path):
-  method, state, shardings, step = setting(tiny_config, name, mesh8)
+  method, state, _, step = setting(tiny_config, name, mesh8)
   state, _ = step(state, make_batch(method, mesh8, 0))
   checkpoints = Checkpoints(tmp_path / 'checkpoints', keep=1)
   checkpoints.save(state, 1, {'n': NUM_IMAGES})

@@ -1,0 +1,117 @@
+"""What a train step costs beside the bare forward and backward of its encoder.
+
+  python -m benchmarks.step                      both settings below
+  python -m benchmarks.step --only photos --repeats 20 --json FILE
+
+The two are interleaved in one process: the whole step (augmentation on the device, encoder, head,
+losses, the rows of all N classes, optimizer) and value and gradient of the encoder alone on as many
+float images. The table gives medians, and the median of the ratios of neighbours in time; it goes
+to benchmarks/results/step.md.
+"""
+import argparse
+import json
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.hardware import hardware
+from conic_jax import mesh as meshes
+from conic_jax import methods, optim, train
+from conic_jax.command_line import load
+
+# Preset of configs/conic.py, images a batch (None is the preset's), instances.
+SETTINGS = {'photos': ('photos', None, 2560), 'resnet50': ('imagenet', 16, 1_281_167)}
+RESULTS = Path(__file__).parent / 'results'
+
+
+def make_batch(config, mesh, num_instances: int) -> dict:
+  """A batch of noise, of the shapes and types of the real one."""
+  rng = np.random.default_rng(0)
+  size, count, batch = config.views.size, config.views.count, config.batch_size
+  ids = rng.choice(num_instances, batch, replace=False).astype(np.int32)
+  return meshes.to_global({
+    'views': (rng.integers(0, 256, (batch, count, size, size, 3), np.uint8),), 'id': ids,
+    'valid': np.ones(batch, bool), 'crop': np.zeros((batch, count, 4), np.float32),
+    'flip': rng.random((batch, count)) < 0.5}, mesh)
+
+
+def measure(name: str, repeats: int) -> dict[str, object]:
+  """Times one setting.
+
+  Returns:
+    Medians in seconds, the median ratio, and what was timed.
+  """
+  preset, batch_size, num_instances = SETTINGS[name]
+  config = load(f'configs/conic.py:{preset}')
+  config.batch_size = batch_size or config.batch_size
+  mesh, dtype = meshes.make_mesh(), meshes.compute_dtype('auto')
+  method = methods.make(config, num_instances, mesh, dtype)
+  optimizer = optim.make_optimizer(config.optimizer)
+  init = lambda: train.init_state(method, optimizer, 0, dtype)
+  shardings = train.state_shardings(jax.eval_shape(init), method, mesh)
+  state = jax.jit(init, out_shardings=shardings)()
+  batch = make_batch(config, mesh, num_instances)
+  step = jax.jit(
+    train.make_step(method, optimizer, optim.cosine_schedule(0.06, 1000), 0, 1000, dtype),
+    in_shardings=(shardings, meshes.batch_sharding(mesh)),
+    out_shardings=(shardings, meshes.replicated(mesh)), donate_argnums=0)
+
+  # The step owns its state; the bare encoder has copies of what it reads.
+  params, batch_stats = jax.tree.map(jnp.copy, (state.params['encoder'], state.batch_stats['encoder']))
+  views = batch['views'][0]
+  images = jnp.reshape(views, (-1, *views.shape[2:])).astype(jnp.float32) / 255
+
+  @jax.jit
+  def bare(params, images):
+    def loss(params):
+      features, new = method.encoder.apply(
+        {'params': params, 'batch_stats': batch_stats}, images, mode='batch', mutable=['batch_stats'])
+      return features.mean(), new
+    return jax.value_and_grad(loss, has_aux=True)(params)
+
+  def timed(function):
+    start = time.perf_counter()
+    result = jax.block_until_ready(function())
+    return time.perf_counter() - start, result
+
+  times = {'step': [], 'bare': []}
+  for repeat in range(repeats + 1):
+    seconds, (state, _) = timed(lambda state=state: step(state, batch))
+    bare_seconds, _ = timed(lambda: bare(params, images))
+    if repeat:  # The first of each compiles.
+      times['step'].append(seconds)
+      times['bare'].append(bare_seconds)
+  ratios = np.divide(times['step'], times['bare'])
+  return {'setting': name, 'encoder': config.encoder.name, 'views': len(images),
+          'size': config.views.size, 'instances': num_instances, 'dtype': jnp.dtype(dtype).name,
+          'repeats': repeats, 'step_seconds': float(np.median(times['step'])),
+          'bare_seconds': float(np.median(times['bare'])), 'time_ratio': float(np.median(ratios))}
+
+
+def main() -> None:
+  """Measures, prints and writes the table."""
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--only', choices=SETTINGS, help='one setting only')
+  parser.add_argument('--repeats', type=int, default=0, help='0: 20 for photos, 5 for resnet50')
+  parser.add_argument('--json', type=Path, help='write the rows there too')
+  args = parser.parse_args()
+  names = [args.only] if args.only else list(SETTINGS)
+  rows = [measure(name, args.repeats or (20 if name == 'photos' else 5)) for name in names]
+  lines = ['# The whole train step against the bare forward and backward of its encoder', '',
+           '`python -m benchmarks.step`', '', hardware(), '',
+           '| setting | encoder | views × side | instances | type | step (s) | bare encoder (s) | ratio |',
+           '| --- | --- | --- | ---: | --- | ---: | ---: | ---: |']
+  lines += ['| {setting} | {encoder} | {views} × {size} | {instances:,} | {dtype} | {step_seconds:.3f} | '
+            '{bare_seconds:.3f} | {time_ratio:.3f} |'.format(**row) for row in rows]
+  print('\n'.join(lines))
+  if not args.only:
+    (RESULTS / 'step.md').write_text('\n'.join(lines) + '\n')
+  if args.json:
+    args.json.write_text(json.dumps(rows, indent=2) + '\n')
+
+
+if __name__ == '__main__':
+  main()
