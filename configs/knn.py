@@ -12,7 +12,7 @@ from ml_collections.config_dict import placeholder
 
 
 def get_config(preset: str = 'run') -> ConfigDict:
-  """InstDisc's vote with k of 20 and 200."""
+  """As the run's own config says: of configs/conic.py InstDisc's vote with k of 20 and 200."""
   config = ConfigDict()
   config.task = 'knn'
   config.encoder = ''             # a run folder, or random
@@ -23,13 +23,16 @@ def get_config(preset: str = 'run') -> ConfigDict:
 
   config.data = ConfigDict({'name': '', 'dir': '', 'train': '', 'test': '', 'cache': ''})
   config.views = ConfigDict({'size': placeholder(int)})
-  config.eval = ConfigDict({'resize': placeholder(int), 'batch_size': 512, 'k': (20, 200)})
+  config.eval = ConfigDict({'resize': placeholder(int), 'batch_size': placeholder(int),
+                            'k': placeholder(tuple)})
   config.network = ConfigDict({'name': 'resnet50', 'blocks': (), 'stem': 'imagenet', 'width': 1.0,
                                'zero_gamma': False, 'output_stride': 32})
 
   presets = ('run', 'imagenet', 'cifar10', 'photos')
   if preset not in presets:
     raise ValueError(f"There is no preset '{preset}' of configs/knn.py; there is: {', '.join(presets)}.")
+  if preset != 'run':
+    config.eval.batch_size, config.eval.k = 512, (20, 200)
   if preset == 'imagenet':
     config.data.update(name='imagenet2012', train='train', test='validation')
     config.views.size, config.eval.resize = 224, 256

@@ -12,7 +12,7 @@ from ml_collections.config_dict import placeholder
 
 
 def get_config(preset: str = 'run') -> ConfigDict:
-  """The paper's 100 epochs, weight decay 0, cosine from 75; several learning rates are a sweep."""
+  """As the run's own config says: of configs/conic.py 100 epochs, no weight decay, cosine from 75."""
   config = ConfigDict()
   config.task = 'linear'
   config.encoder = ''             # a run folder, or random
@@ -20,21 +20,25 @@ def get_config(preset: str = 'run') -> ConfigDict:
   config.seed = 0
   config.dtype = 'auto'
   config.mesh = ConfigDict({'data': -1})
-  config.linear = ConfigDict()
-  config.linear.learning_rates = (75.0,)
-  config.linear.epochs = 100
-  config.linear.batch_size = 512
-  config.linear.normalise = 'none'  # l2, standardise: for encoders whose features are large or small
+  config.linear = ConfigDict({
+    'learning_rates': placeholder(tuple),  # several are a sweep
+    'epochs': placeholder(int),
+    'batch_size': placeholder(int),
+    'normalise': placeholder(str),         # none, l2, standardise (features that are large or small)
+  })
 
   config.data = ConfigDict({'name': '', 'dir': '', 'train': '', 'test': '', 'cache': ''})
   config.views = ConfigDict({'size': placeholder(int)})
-  config.eval = ConfigDict({'resize': placeholder(int), 'batch_size': 512})
+  config.eval = ConfigDict({'resize': placeholder(int), 'batch_size': placeholder(int)})
   config.network = ConfigDict({'name': 'resnet50', 'blocks': (), 'stem': 'imagenet', 'width': 1.0,
                                'zero_gamma': False, 'output_stride': 32})
 
   presets = ('run', 'imagenet', 'cifar10', 'photos')
   if preset not in presets:
     raise ValueError(f"There is no preset '{preset}' of configs/linear.py; there is: {', '.join(presets)}.")
+  if preset != 'run':
+    config.linear.update(learning_rates=(75.0,), epochs=100, batch_size=512, normalise='none')
+    config.eval.batch_size = 512
   if preset == 'imagenet':
     config.data.update(name='imagenet2012', train='train', test='validation')
     config.views.size, config.eval.resize = 224, 256

@@ -1,12 +1,15 @@
 """Checkpoints of a run. The only module that imports Orbax."""
+import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from conic_jax.errors import UserError
 from conic_jax.state import TrainState
@@ -22,11 +25,12 @@ def _split(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
   return model, fields
 
 
-def _manager(folder: Path, keep: int | None) -> ocp.CheckpointManager:
+def _manager(folder: Path, keep: int | None, read_only: bool = False) -> ocp.CheckpointManager:
   # Orbax logs the traceback of a failed save from each of its threads; the one error that counts
   # is raised and told by `Checkpoints`.
   logging.getLogger('absl').addFilter(lambda record: 'orbax' not in record.pathname)
-  options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+  options = ocp.CheckpointManagerOptions(
+    max_to_keep=keep, cleanup_tmp_directories=not read_only, read_only=read_only)
   handlers = {'model': ocp.StandardCheckpointHandler(), 'training': ocp.StandardCheckpointHandler(),
               'identity': ocp.JsonCheckpointHandler()}
   return ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handlers)
@@ -39,7 +43,8 @@ class Checkpoints:
   """
 
   def __init__(self, folder: Path, keep: int):
-    self._folder, self._manager = folder, _manager(folder, keep)
+    self._folder, self._keep, self._manager = folder, keep, _manager(folder, keep)
+    self._last_failed = False
     self.failure: str | None = None
 
   def last_step(self) -> int | None:
@@ -52,29 +57,37 @@ class Checkpoints:
     return 'none' if step is None else str(self._folder / str(step))
 
   def outcome(self) -> str:
-    """What came of the saves: where the last good one is, and what failed."""
-    if self.failure is None:
+    """What came of the last save."""
+    if not self._last_failed:
       return f'saved {self.last_path()}'
     return f'could not save ({self.failure}); the last good checkpoint is {self.last_path()}'
 
   def save(self, state: TrainState, step: int, identity: Mapping[str, Any]) -> None:
-    """Begins to save a state; what a resume must agree with goes beside it as `identity`."""
-    model, training = _split(state)
+    """Begins to save a state, after the save under way; `identity` is what a resume must agree with."""
+    self.wait()
+    self._last_failed = False
     if shortage := self._shortage(state):
-      self.failure = shortage
+      self._fail(shortage)
       return
+    model, training = _split(state)
     self._guard(lambda: self._manager.save(step, args=ocp.args.Composite(
       model=ocp.args.StandardSave(model), training=ocp.args.StandardSave(training),
       identity=ocp.args.JsonSave(dict(identity))), force=True))
 
   def wait(self) -> None:
-    """Waits for the saves under way."""
-    self._guard(self._manager.wait_until_finished)
+    """Waits for the save under way; what it left when it failed is removed."""
+    self._guard(lambda: self._manager.wait_until_finished())
+
+  def discard(self, step: int) -> None:
+    """Deletes the checkpoint of a step, if there is one: its state turned out to be bad."""
+    self.wait()
+    if step in self._manager.all_steps():
+      self._manager.delete(step)
 
   def close(self) -> None:
     """Waits and releases what the manager holds."""
     self.wait()
-    self._guard(self._manager.close)
+    self._guard(lambda: self._manager.close())
 
   def restore(self, shapes: TrainState, identity: Mapping[str, Any]) -> TrainState | None:
     """Reads the last checkpoint, or gives None where there is none.
@@ -106,22 +119,29 @@ class Checkpoints:
     return TrainState(**restored['model'], **restored['training'])
 
   def _shortage(self, state: TrainState) -> str | None:
-    """What is missing on a local disk for this process's part of a state; None where it fits."""
-    if not self._folder.exists():
-      return None
+    """What is missing on a process's disk for its part of a state; None where all of them fit."""
     needed = sum(shard.data.nbytes for leaf in jax.tree.leaves(state)
                  for shard in leaf.addressable_shards if shard.replica_id == 0)
     free = shutil.disk_usage(self._folder).free
-    if free > needed:
-      return None
-    return f'it needs {needed / 2**20:,.0f} MiB, {self._folder} has {free / 2**20:,.0f} MiB left'
+    lacking = np.float64(max(0, needed - free))
+    if jax.process_count() > 1:  # All must decide alike: saving is collective.
+      lacking = multihost_utils.process_allgather(lacking).max()
+    return f'{self._folder} lacks {lacking / 2**20:,.1f} MiB' if lacking else None
 
-  def _guard(self, action) -> None:
-    """Runs an action of the manager and keeps the message of a failure."""
+  def _guard(self, action: Callable[[], Any]) -> None:
+    """Runs an action of the manager; whatever fails in saving, the training must go on.
+
+    A manager that failed raises the same error for ever: a new one takes its place, and removes what
+    it left unfinished.
+    """
     try:
       action()
-    except Exception as error:  # Whatever fails in saving, the training must go on.
-      self.failure = str(error).splitlines()[0][:300]
+    except Exception as error:
+      self._fail((str(error) or type(error).__name__).splitlines()[0][:300])
+      self._manager = _manager(self._folder, self._keep)
+
+  def _fail(self, message: str) -> None:
+    self.failure, self._last_failed = message, True
 
 
 def _paths(tree: Any) -> dict[str, tuple[int, ...]]:
@@ -150,17 +170,28 @@ def _shape_differences(saved: Any, wanted: Any) -> list[str]:
   return phrases
 
 
+def read_config(run: Path) -> dict[str, Any]:
+  """The config.json of a run.
+
+  Raises:
+    UserError: where the folder is no run.
+  """
+  path = run / 'config.json'
+  config = json.loads(path.read_text()) if path.is_file() else {}
+  if not {'method', 'encoder', 'views'} <= config.keys() or not (run / 'checkpoints').is_dir():
+    raise UserError(f"'{run}' is no run: it has no config.json of a pretraining, or no checkpoints/. "
+                    'Give the folder that config.run named when the encoder was pretrained, or random.')
+  return config
+
+
 def restore_model(run: Path) -> dict[str, Any]:
-  """The variables {'params', 'batch_stats'} of a run's last checkpoint, on the default device.
+  """The variables {'params', 'batch_stats'} of a run's last checkpoint, as numpy arrays.
 
   Raises:
     UserError: where the folder is no run or holds no checkpoint.
   """
-  folder = run / 'checkpoints'
-  if not (run / 'config.json').is_file() or not folder.is_dir():
-    raise UserError(f"'{run}' is no run: it has no config.json and checkpoints/. Give the folder "
-                    'that config.run named when the encoder was pretrained, or random.')
-  manager = _manager(folder, keep=None)
+  read_config(run)
+  manager = _manager(run / 'checkpoints', keep=None, read_only=True)
   step = manager.latest_step()
   if step is None:
     raise UserError(f"'{run}' has no finished checkpoint yet: let its pretraining go on until its "
@@ -170,4 +201,4 @@ def restore_model(run: Path) -> dict[str, Any]:
                         manager.item_metadata(step)['model'])
   model = manager.restore(step, args=ocp.args.Composite(model=ocp.args.StandardRestore(shapes)))
   manager.close()
-  return model['model']
+  return jax.tree.map(np.asarray, model['model'])

@@ -5,7 +5,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from conic_jax.errors import UserError
+from conic_jax.errors import Help, UserError
 
 
 def parse(argv: list[str], flag_values: flags.FlagValues) -> None:
@@ -16,10 +16,11 @@ def parse(argv: list[str], flag_values: flags.FlagValues) -> None:
     flag_values: where the flags are defined.
 
   Raises:
+    Help: where --help is among them.
     UserError: where a config, a preset, a field, a value or a flag is wrong; it says what exists.
   """
   if '--help' in argv or '--helpfull' in argv:
-    raise UserError(f'usage: python -m conic_jax.main --config=FILE[:PRESET] [--config.FIELD=VALUE …]. '
+    raise Help(f'usage: python -m conic_jax.main --config=FILE[:PRESET] [--config.FIELD=VALUE …]. '
                     f'Configs: {_configs()}. Flags: {", ".join(_own_flags(flag_values))}.')
   path = next((arg.split('=', 1)[1] for arg in argv if arg.startswith('--config=')), None)
   if path is None:

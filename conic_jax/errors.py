@@ -6,6 +6,10 @@ class UserError(Exception):
   """Something the user can mend; `main` prints the sentence alone, without a traceback."""
 
 
+class Help(Exception):
+  """What the command prints when it is asked how it is used."""
+
+
 class Stopped(Exception):
   """The run was told to stop by a signal and has saved what it could.
 

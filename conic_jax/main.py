@@ -9,16 +9,17 @@ from absl import flags
 from ml_collections import config_flags
 
 from conic_jax import command_line
-from conic_jax.errors import Stopped, UserError
+from conic_jax.errors import Help, Stopped, UserError
 
 TASKS = ('pretrain', 'knn', 'linear')
 
 
-def define_flags() -> flags.FlagValues:
-  """The command's flags, not parsed yet."""
+def define_flags(argv: list[str]) -> flags.FlagValues:
+  """The command's flags, not parsed yet; those of the config's fields come from `argv`."""
   values = flags.FlagValues()
   config_flags.DEFINE_config_file(
-    'config', None, 'A file of configs/, with a preset after a colon.', flag_values=values)
+    'config', None, 'A file of configs/, with a preset after a colon.', flag_values=values,
+    sys_argv=argv)
   flags.DEFINE_bool(
     'distributed', False, 'Join the cluster that the environment describes (Slurm, a TPU pod).',
     flag_values=values)
@@ -33,6 +34,8 @@ def define_flags() -> flags.FlagValues:
 def start_distributed(values: flags.FlagValues) -> None:
   """Joins this process to its cluster, where the flags name one."""
   if not (values.distributed or values.coordinator):
+    if values.num_processes or values.process_id is not None:
+      raise UserError('--num_processes and --process_id need --coordinator=HOST:PORT of process 0.')
     return
   if jax.config.jax_platforms == 'cpu':
     jax.config.update('jax_cpu_collectives_implementation', 'gloo')
@@ -54,15 +57,21 @@ def run_task(config) -> None:
 def command() -> None:
   """The whole command, with its exit code: 0, 1 for a user's error, 128 + the signal when stopped."""
   try:
-    values = define_flags()
+    values = define_flags(sys.argv)
     command_line.parse(sys.argv, values)
     start_distributed(values)
     run_task(values.config)
+  except Help as text:
+    print(text)
   except UserError as error:
     sys.exit(f'conic_jax: {error}')
   except Stopped as stopped:
     print(f'conic_jax: {stopped}', file=sys.stderr)
     sys.exit(stopped.exit_code)
+  except KeyboardInterrupt:
+    print('conic_jax: interrupted. Run the same command again to go on from the last checkpoint.',
+          file=sys.stderr)
+    sys.exit(130)
 
 
 if __name__ == '__main__':

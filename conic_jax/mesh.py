@@ -47,12 +47,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def check_batch_size(batch_size: int, mesh: Mesh) -> None:
+def check_batch_size(batch_size: int, mesh: Mesh, field: str = 'config.batch_size') -> None:
   """Raises a UserError, with the nearest sizes that do, where the mesh cannot split the batch."""
   if batch_size < 1 or batch_size % mesh.size:
     below = batch_size // mesh.size * mesh.size
     nearest = [size for size in (below, below + mesh.size) if size > 0]
-    raise UserError(f'config.batch_size {batch_size} cannot be split over {mesh.size} devices: the '
+    raise UserError(f'{field} {batch_size} cannot be split over {mesh.size} devices: the '
                     f'nearest that can are {" and ".join(map(str, nearest))}.')
 
 

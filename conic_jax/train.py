@@ -6,7 +6,7 @@ import platform
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ from conic_jax.state import LossScale, TrainState
 
 # Steps that may be under way on the device while the host prepares the next.
 _STEPS_AHEAD = 2
+# Apart from the views' keys, which are the seed's folded with the epoch.
+_STATE_STREAM = 2**32 - 1
 
 
 def pretrain(config: Any) -> dict[str, Any]:
@@ -46,11 +48,12 @@ def pretrain(config: Any) -> dict[str, Any]:
     UserError: whatever the user can mend.
     Stopped: after Ctrl-C or SIGTERM, when all is saved.
   """
-  with contextlib.ExitStack() as at_the_end:
-    return _pretrain(config, at_the_end)
+  with contextlib.ExitStack() as at_the_end, StopRequest() as stop:
+    return _pretrain(config, at_the_end, stop)
 
 
-def _pretrain(config: Any, at_the_end: contextlib.ExitStack) -> dict[str, Any]:
+def _pretrain(config: Any, at_the_end: contextlib.ExitStack, stop: 'StopRequest') -> dict[str, Any]:
+  check_settings(config)
   run = Path(config.run)
   first_process = jax.process_index() == 0
 
@@ -59,6 +62,7 @@ def _pretrain(config: Any, at_the_end: contextlib.ExitStack) -> dict[str, Any]:
   meshes.check_batch_size(config.batch_size, mesh)
   train_source = sources.open_source(config.data, config.data.train)
   test_source = sources.open_source(config.data, config.data.test) if config.data.test else None
+  protocols.check(train_source, test_source, config, mesh)
   num_images = train_source.num_images
   steps_per_epoch = sampler.steps_per_epoch(num_images, config.batch_size)
   total_steps = steps_per_epoch * config.epochs
@@ -79,7 +83,7 @@ def _pretrain(config: Any, at_the_end: contextlib.ExitStack) -> dict[str, Any]:
     run.mkdir(parents=True, exist_ok=True)
   checkpoints = Checkpoints(run / 'checkpoints', config.checkpoint.keep)
   at_the_end.callback(checkpoints.close)
-  identity = run_identity(config, num_images)
+  identity = run_identity(config, num_images, dtype)
   abstract = jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(
     leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings)
   state = checkpoints.restore(abstract, identity)
@@ -108,7 +112,7 @@ def _pretrain(config: Any, at_the_end: contextlib.ExitStack) -> dict[str, Any]:
   pending: list[tuple[int, dict[str, jax.Array]]] = []
   window_start, window_step, waited = time.perf_counter(), first_step, 0.0
 
-  with StopRequest() as stop:
+  with stop.between_steps():
     for step in range(first_step, last_step):
       if step % steps_per_epoch == 0:
         state = method.before_epoch(state, step // steps_per_epoch)
@@ -131,28 +135,30 @@ def _pretrain(config: Any, at_the_end: contextlib.ExitStack) -> dict[str, Any]:
       if reporting or saving or stopping:
         figures = finite_metrics(pending, checkpoints, config)
         pending.clear()
+        rejects.check()
       if reporting:
         if done > first_step + 1:  # The first step is compilation.
           seconds = time.perf_counter() - window_start
           figures['images_per_second'] = (done - window_step) * config.batch_size / seconds
           figures['waiting_for_data'] = waited / seconds
         reporter.report(done, done / steps_per_epoch, figures)
-      if comparing and done < last_step:
+      if comparing:
         accuracies = protocols.online_knn(method.encode, variables(state), train_source, test_source,
                                           config, mesh)
         if accuracies:
           reporter.report(done, done / steps_per_epoch, accuracies)
       if saving or stopping:
+        check_finite_params(state, done, checkpoints, config)
         checkpoints.save(state, done, identity)
       if stopping:
         checkpoints.wait()
-        raise Stopped(stopping, f'{checkpoints.outcome()} at step {done}')
+        raise Stopped(stopping, f'stopped at step {done}; {checkpoints.outcome()}')
       if reporting or comparing:
         window_start, window_step, waited = time.perf_counter(), done, 0.0
 
   checkpoints.wait()
-  if names := rejects.names():
-    reporter.say(f'{len(names)} images could not be decoded and were left out: {", ".join(names)}')
+  if left_out := rejects.report():
+    reporter.say(left_out)
 
   # ---- Evaluation and pictures ------------------------------------------------------------------
   random_variables = jax.jit(lambda: variables(init()), out_shardings=meshes.replicated(mesh))
@@ -160,9 +166,12 @@ def _pretrain(config: Any, at_the_end: contextlib.ExitStack) -> dict[str, Any]:
   summary |= protocols.evaluate(method.encode, variables(state), random_variables, train_source,
                                 test_source, config, mesh, say=reporter.say)
   failure = checkpoints.failure or reporter.failure
-  try:
-    if first_process:
+  if first_process and not failure:
+    try:
       write_json(run / 'summary.json', summary)
+    except OSError as error:
+      failure = str(error)
+  try:
     protocols.draw(method.encode, variables(state), train_source, test_source, config, mesh, run,
                    say=reporter.say)
   except OSError as error:
@@ -174,19 +183,31 @@ def _pretrain(config: Any, at_the_end: contextlib.ExitStack) -> dict[str, Any]:
   return summary
 
 
+def check_settings(config: Any) -> None:
+  """Raises a `UserError` for numbers that no run can have."""
+  for name in ('log_every', 'epochs', 'batch_size'):
+    if config[name] < 1:
+      raise UserError(f'config.{name} is {config[name]}: it is at least 1.')
+  if not 0 <= config.seed < 2**32:
+    raise UserError(f'config.seed is {config.seed}: it lies from 0 to 4294967295.')
+  if '://' in config.run:
+    raise UserError(f'config.run {config.run} is no folder: give one of this machine, or of a file system '
+                    'that all hosts share.')
+
+
 def init_state(method: Method, optimizer: optax.GradientTransformation, seed: int,
                dtype: jnp.dtype) -> TrainState:
   """The state before the first step: a function of the seed alone."""
-  rng = jax.random.key(seed)
+  init_rng, step_rng = jax.random.split(jax.random.fold_in(jax.random.key(seed), _STATE_STREAM))
   views = tuple(jnp.zeros((1, group.count, group.size, group.size, 3)) for group in method.views)
   count = sum(group.count for group in method.views)
   batch = {'views': views, 'id': jnp.zeros(1, jnp.int32), 'valid': jnp.ones(1, bool),
            'crop': jnp.zeros((1, count, 4)), 'flip': jnp.zeros((1, count), bool)}
-  params, batch_stats, method_state = method.init(jax.random.fold_in(rng, 0), batch)
+  params, batch_stats, method_state = method.init(init_rng, batch)
   return TrainState(
     step=jnp.int32(0), updates=jnp.int32(0), params=params, batch_stats=batch_stats,
     opt_state=optimizer.init(params), method_state=method_state, loss_scale=LossScale.create(dtype),
-    rng=jax.random.fold_in(rng, 1))
+    rng=step_rng)
 
 
 def state_shardings(shapes: TrainState, method: Method, mesh: jax.sharding.Mesh) -> TrainState:
@@ -266,20 +287,41 @@ def finite_metrics(pending: list[tuple[int, dict[str, jax.Array]]], checkpoints:
   """
   for step, metrics in (fetched := jax.device_get(pending)):
     excused = metrics.get('overflow', False) and metrics['loss_scale'] > 1
-    if not math.isfinite(metrics['loss']) and not excused:
-      checkpoints.wait()
-      raise UserError(
-        f"The loss was {metrics['loss']} at step {step}; the last good checkpoint is "
-        f'{checkpoints.last_path()}, where the same command goes on. Likely: '
-        f'config.optimizer.learning_rate {config.optimizer.learning_rate} is too high (try a third), '
-        f'config.optimizer.warmup_epochs {config.optimizer.warmup_epochs} is too short, or '
-        f'config.dtype {config.dtype} is too narrow (try float32).')
+    if not excused:
+      for name in ('loss', 'grad_norm'):
+        _check_finite(name, metrics[name], step, checkpoints, config)
   return {name: float(value) for name, value in fetched[-1][1].items() if name != 'overflow'}
 
 
-def run_identity(config: Any, num_images: int) -> dict[str, Any]:
+def check_finite_params(state: TrainState, step: int, checkpoints: Checkpoints, config: Any) -> None:
+  """Raises as `finite_metrics` where a parameter, a statistic or a row is NaN or infinite."""
+  if not all_finite((state.params, state.batch_stats, state.method_state)):
+    _check_finite('largest parameter', math.inf, step, checkpoints, config)
+
+
+@jax.jit
+def all_finite(tree: Any) -> jax.Array:
+  """Whether no float of a tree is NaN or infinite: bool []."""
+  floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+  return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in floats]))
+
+
+def _check_finite(name: str, value: float, step: int, checkpoints: Checkpoints, config: Any) -> None:
+  if math.isfinite(value):
+    return
+  checkpoints.discard(step - 1)  # It was this step's state, that a finite loss had led to.
+  raise UserError(
+    f'The {name} was {value} at step {step}; the last good checkpoint is {checkpoints.last_path()}, '
+    'where the same command goes on. Likely: config.optimizer.learning_rate '
+    f'{config.optimizer.learning_rate} is too high (try a third), config.optimizer.warmup_epochs '
+    f'{config.optimizer.warmup_epochs} is too short, or config.dtype {config.dtype} is too narrow (try '
+    'float32).')
+
+
+def run_identity(config: Any, num_images: int, dtype: jnp.dtype) -> dict[str, Any]:
   """What a resumed run must share with its checkpoint, beside the shapes."""
-  return {'method': config.method, 'num_images': num_images, 'seed': config.seed,
+  return {'method': config.method, 'num_images': num_images, 'config.seed': config.seed,
+          'config.dtype': jnp.dtype(dtype).name,
           'config.batch_size': config.batch_size, 'config.encoder': json_value(config.encoder),
           'config.head': json_value(config.head), 'config.data.name': config.data.name,
           'config.data.train': config.data.train}
@@ -299,35 +341,42 @@ def describe(config: Any) -> dict[str, Any]:
 
 
 class StopRequest:
-  """Remembers Ctrl-C and SIGTERM, so that the loop ends between two steps; a second one is at once."""
+  """Ctrl-C and SIGTERM: remembered between steps, at once elsewhere or the second time."""
 
   def __init__(self):
     self.received: signal.Signals | None = None
+    self._waits = False
 
   def __enter__(self) -> 'StopRequest':
+    self._before = {}
     if threading.current_thread() is threading.main_thread():
-      self._before = {number: signal.signal(number, self._remember)
+      self._before = {number: signal.signal(number, self._handle)
                       for number in (signal.SIGINT, signal.SIGTERM)}
-    else:
-      self._before = {}
     return self
 
   def __exit__(self, *_) -> None:
     for number, handler in self._before.items():
       signal.signal(number, handler)
 
-  def _remember(self, number: int, _) -> None:
-    if self.received is not None:
-      raise KeyboardInterrupt
-    self.received = signal.Signals(number)
+  @contextlib.contextmanager
+  def between_steps(self) -> Iterator[None]:
+    """Where the loop asks `agreed` after every step, so that a signal can wait for it."""
+    self._waits = True
+    try:
+      yield
+    finally:
+      self._waits = False
+
+  def _handle(self, number: int, _) -> None:
+    again, self.received = self.received, signal.Signals(number)
+    if again is not None or not self._waits:
+      raise Stopped(self.received, 'stopped at once; the checkpoints so far are kept')
 
   def agreed(self, now: bool) -> signal.Signals | None:
-    """The signal to stop by: with several processes all have one, when any was told, at reports."""
+    """The signal to stop for: with several processes all answer alike, when any was told, at reports."""
     if jax.process_count() == 1:
       return self.received
     if not now:
       return None
-    told = multihost_utils.process_allgather(np.int32(self.received or 0)).max()
-    if told and self.received is None:
-      self.received = signal.Signals(int(told))
-    return self.received if told else None
+    told = int(multihost_utils.process_allgather(np.int32(self.received or 0)).max())
+    return signal.Signals(told) if told else None

@@ -8,7 +8,6 @@ os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
 import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 from PIL import Image
 
 from conic_jax import mesh as meshes
@@ -62,18 +61,3 @@ def tiny_config(image_folder, tmp_path):
   config.knn_every, config.eval.batch_size, config.eval.k = 1, 16, (3, 5)
   config.linear.learning_rates, config.linear.epochs, config.linear.batch_size = (0.1,), 1, 16
   return config
-
-
-def flags_of(config):
-  """The command-line flags that make configs/conic.py:folder into this config."""
-  base = dict(_leaves(load('configs/conic.py:folder')))
-  return ['--config=configs/conic.py:folder',
-          *(f'--config.{path}={value}' for path, value in _leaves(config) if base[path] != value)]
-
-
-def _leaves(node, prefix=''):
-  for name, value in node.items():
-    if isinstance(value, ConfigDict):
-      yield from _leaves(value, f'{prefix}{name}.')
-    else:
-      yield prefix + name, value

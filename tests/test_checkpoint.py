@@ -1,5 +1,7 @@
 """Checkpoints: what is kept, what a failure leaves, what an evaluation reads."""
+import resource
 import shutil
+import signal
 from collections import namedtuple
 
 import jax
@@ -12,6 +14,8 @@ from conic_jax.checkpoint import Checkpoints, restore_model
 from conic_jax.errors import UserError
 from conic_jax.mesh import batch_sharding, replicated
 from conic_jax.state import LossScale, TrainState
+
+CONFIG = '{"method": "conic", "encoder": {}, "views": {}}'
 
 
 def make_state(mesh, step=0, rows=16):
@@ -70,25 +74,67 @@ def test_a_disk_that_is_too_small_is_told_and_the_last_checkpoint_stays(checkpoi
   monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage(100, 100, 0))
   checkpoints.save(make_state(mesh8, 2), 2, {})
   checkpoints.wait()
-  assert 'has 0 MiB left' in checkpoints.failure
+  assert 'lacks' in checkpoints.failure
   assert checkpoints.last_step() == 1
   assert 'could not save' in checkpoints.outcome()
 
 
-def test_a_model_is_read_alone_onto_one_device(checkpoints, mesh8, tmp_path):
-  (tmp_path / 'config.json').write_text('{}')
+def test_a_model_is_read_alone(checkpoints, mesh8, tmp_path):
+  (tmp_path / 'config.json').write_text(CONFIG)
   checkpoints.save(make_state(mesh8, 5), 5, {})
   checkpoints.wait()
   model = restore_model(tmp_path)
   assert set(model) == {'params', 'batch_stats'}
   np.testing.assert_array_equal(model['params']['encoder']['kernel'], 5)
-  assert len(model['params']['encoder']['kernel'].devices()) == 1
+  assert isinstance(model['params']['encoder']['kernel'], np.ndarray)
+
+
+def test_a_failed_save_costs_only_itself(checkpoints, mesh8, tmp_path):
+  """The limit on the size of files fails one save; the next one is whole and nothing is left over."""
+  checkpoints.save(make_state(mesh8, 1), 1, {})
+  checkpoints.wait()
+  signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+  try:
+    checkpoints.save(make_state(mesh8, 2), 2, {})
+    checkpoints.wait()
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+  assert 'could not save' in checkpoints.outcome()
+  assert checkpoints.last_step() == 1
+  checkpoints.save(make_state(mesh8, 3), 3, {})
+  checkpoints.wait()
+  assert checkpoints.outcome() == f"saved {tmp_path / 'checkpoints' / '3'}"
+  assert checkpoints.failure
+  assert sorted(path.name for path in (tmp_path / 'checkpoints').iterdir()) == ['1', '3']
+
+
+def test_a_bad_state_is_discarded(checkpoints, mesh8):
+  for step in (1, 2):
+    checkpoints.save(make_state(mesh8, step), step, {})
+  checkpoints.discard(2)
+  checkpoints.discard(7)
+  assert checkpoints.last_step() == 1
+
+
+def test_reading_a_run_leaves_a_save_under_way_alone(checkpoints, mesh8, tmp_path):
+  (tmp_path / 'config.json').write_text(CONFIG)
+  checkpoints.save(make_state(mesh8, 5), 5, {})
+  checkpoints.wait()
+  under_way = tmp_path / 'checkpoints' / '6.orbax-checkpoint-tmp'
+  under_way.mkdir()
+  restore_model(tmp_path)
+  assert under_way.exists()
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
-  with pytest.raises(UserError, match='is no run'):
-    restore_model(tmp_path)
-  (tmp_path / 'config.json').write_text('{}')
+  for content in (None, '{"model_type": "resnet"}'):
+    if content:
+      (tmp_path / 'config.json').write_text(content)
+    with pytest.raises(UserError, match='is no run'):
+      restore_model(tmp_path)
+  (tmp_path / 'config.json').write_text(CONFIG)
   (tmp_path / 'checkpoints').mkdir()
   with pytest.raises(UserError, match='no finished checkpoint yet'):
     restore_model(tmp_path)

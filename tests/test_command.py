@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import flags_of
+from support import flags_of
 
 from conic_jax import main
 
@@ -135,7 +135,7 @@ def test_a_signal_saves_and_says_how_to_go_on(long_config, number):
   code, _, err = finish(process)
   assert code == 128 + number
   step = max(losses_by_step(run))
-  assert f'{number.name}: saved {run}/checkpoints/{step} at step {step}. Run the same command' in err
+  assert f'{number.name}: stopped at step {step}; saved {run}/checkpoints/{step}. Run the same command' in err
   assert (run / 'checkpoints' / str(step)).is_dir()
 
 
@@ -158,25 +158,33 @@ def test_a_full_disk_while_saving_does_not_stop_the_training(long_config):
 # ---- Several processes ------------------------------------------------------------------------
 
 
+def finish_pair(*arguments):
+  """Runs the command in a cluster of two processes with two devices each."""
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    port = free.getsockname()[1]
+  pair = [start(*arguments, f'--coordinator=127.0.0.1:{port}', '--num_processes=2',
+                f'--process_id={index}', devices=2) for index in (0, 1)]
+  for process in pair:
+    code, _, err = finish(process)
+    assert code == 0, err
+
+
 def test_two_processes_learn_what_one_does(tiny_config, tmp_path):
   alone = tiny_config.copy_and_resolve_references()
   alone.run = str(tmp_path / 'alone')
   single = start(*flags_of(alone), devices=4)
   assert finish(single)[0] == 0
-  with socket.socket() as free:
-    free.bind(('127.0.0.1', 0))
-    port = free.getsockname()[1]
-  pair = [start(*flags_of(tiny_config), f'--coordinator=127.0.0.1:{port}', '--num_processes=2',
-                f'--process_id={index}', devices=2) for index in (0, 1)]
-  for process in pair:
-    code, _, err = finish(process)
-    assert code == 0, err
+  finish_pair(*flags_of(tiny_config))
   together, lonely = losses_by_step(tiny_config.run), losses_by_step(alone.run)
   assert together.keys() == lonely.keys()
   for step, loss in together.items():
     assert abs(loss - lonely[step]) < 1e-3 * abs(lonely[step]), step
   summaries = [json.loads((Path(c.run) / 'summary.json').read_text()) for c in (tiny_config, alone)]
   assert summaries[0]['knn_top1'] == pytest.approx(summaries[1]['knn_top1'], abs=0.13)
+  finish_pair('--config=configs/knn.py', f'--config.encoder={tiny_config.run}')
+  figures = json.loads((Path(tiny_config.run) / 'knn.json').read_text())
+  assert figures['knn_top1'] == summaries[0]['knn_top1']
 
 
 # ---- Evaluation of a run ----------------------------------------------------------------------
@@ -187,10 +195,7 @@ def test_knn_and_linear_of_a_run_and_of_a_random_encoder(tiny_config):
   assert finish(start(*flags_of(tiny_config)))[0] == 0
   summary = json.loads((run / 'summary.json').read_text())
   for task in ('knn', 'linear'):
-    extra = ['--config.linear.batch_size=16', '--config.linear.epochs=1',
-             '--config.linear.learning_rates=(0.1,)'] if task == 'linear' else ['--config.eval.k=(3,5)']
-    code, out, err = finish(start(f'--config=configs/{task}.py', f'--config.encoder={run}',
-                                  '--config.eval.batch_size=16', *extra))
+    code, out, err = finish(start(f'--config=configs/{task}.py', f'--config.encoder={run}'))
     assert code == 0, err
     figures = json.loads((run / f'{task}.json').read_text())
     assert figures[f'{task}_top1'] == summary[f'{task}_top1']

@@ -1,5 +1,7 @@
 """The loop in one process: the road, resuming, bad numbers, float16."""
 import json
+import re
+import shutil
 from pathlib import Path
 
 import chex
@@ -40,10 +42,10 @@ def test_the_whole_road_leaves_figures_pictures_and_checkpoints(tiny_config, cap
   assert config['versions']['jax'] == jax.__version__
 
   steps = [report['step'] for report in reports(tiny_config)]
-  assert steps == [1, 2, 3, 3, 4, 5, 6]
+  assert steps == [1, 2, 3, 3, 4, 5, 6, 6]
   names = {'loss', 'loss_instance', 'loss_consistency', 'instance_top1', 'alignment', 'uniformity',
            'feature_std', 'grad_norm', 'learning_rate', 'images_per_second', 'waiting_for_data'}
-  assert names <= reports(tiny_config)[-1].keys()
+  assert names <= reports(tiny_config)[-2].keys()
   assert 'knn_top1' in reports(tiny_config)[3]
   assert 'pretrained' in capsys.readouterr().out
 
@@ -83,15 +85,62 @@ def test_a_checkpoint_of_another_run_is_refused_with_the_difference(tiny_config)
 
 
 def test_a_loss_that_is_no_number_stops_with_what_to_do(tiny_config):
-  tiny_config.optimizer.learning_rate = 1e30
+  """Step 1 leaves a state whose own loss is NaN: it must not stand as the last good one."""
+  run = Path(tiny_config.run)
+  tiny_config.eval.knn = tiny_config.eval.linear = False
   tiny_config.checkpoint.every_epochs = 1 / 3
+  tiny_config.max_steps = 2
+  train.pretrain(tiny_config)
+  tiny_config.max_steps = 0
+  wild = tiny_config.copy_and_resolve_references()
+  wild.optimizer.learning_rate = 1e30
   with pytest.raises(UserError) as error:
-    train.pretrain(tiny_config)
-  assert 'The loss was nan at step' in str(error.value)
+    train.pretrain(wild)
+  assert re.search(r'was (nan|inf) at step [34]', str(error.value))
   assert 'config.optimizer.learning_rate 1e+30 is too high' in str(error.value)
-  last_good = Path(tiny_config.run) / 'checkpoints' / '1'
-  assert str(last_good) in str(error.value)
-  assert last_good.is_dir()
+  assert f"the last good checkpoint is {run / 'checkpoints' / '2'}," in str(error.value)
+  assert sorted(path.name for path in (run / 'checkpoints').iterdir()) == ['1', '2']
+  assert train.pretrain(tiny_config)['step'] == 6
+
+
+def test_classes_that_differ_are_refused(tiny_config, tmp_path):
+  shutil.copytree(tiny_config.data.dir, tmp_path / 'images')
+  (tmp_path / 'images' / 'test' / 'zebras').mkdir()
+  tiny_config.data.dir = str(tmp_path / 'images')
+  with pytest.raises(UserError, match='differ, in zebras'):
+    train.pretrain(tiny_config)
+
+
+@pytest.mark.parametrize(('field', 'value', 'answer'), [
+  ('log_every', 0, 'config.log_every is 0'), ('seed', -1, 'config.seed is -1'),
+  ('run', 'gs://bucket/run', 'is no folder'), ('eval.batch_size', 12, 'config.eval.batch_size 12 cannot'),
+  ('linear.normalise', 'l3', 'there is: none, l2, standardise')])
+def test_settings_are_refused_before_the_training(tiny_config, field, value, answer):
+  with tiny_config.unlocked():
+    tiny_config.update_from_flattened_dict({field: value})
+  with pytest.raises(UserError, match=answer):
+    train.pretrain(tiny_config)
+
+
+def test_too_many_undecodable_images_stop_the_run_with_their_names(tiny_config, tmp_path):
+  shutil.copytree(tiny_config.data.dir, tmp_path / 'images')
+  for index in range(12):
+    (tmp_path / 'images' / 'train' / 'checks' / f'{index:02d}.png').write_bytes(b'no image')
+  tiny_config.data.dir = str(tmp_path / 'images')
+  with pytest.raises(UserError, match=r'of 48 images cannot be decoded: .*train/checks/\d\d\.png'):
+    train.pretrain(tiny_config)
+
+
+def test_float16_trains_on_the_road(tiny_config):
+  tiny_config.dtype, tiny_config.eval.linear = 'float16', False
+  train.pretrain(tiny_config)
+  last = [report for report in reports(tiny_config) if 'loss' in report][-1]
+  assert np.isfinite(last['loss'])
+  assert last['loss_scale'] <= 2**15
+  assert last['skipped'] < 6
+  tiny_config.dtype = 'float32'
+  with pytest.raises(UserError, match=r"config\.dtype was 'float16', is 'float32'"):
+    train.pretrain(tiny_config)
 
 
 def test_fewer_images_than_a_batch_and_an_uneven_batch_are_refused(tiny_config):

@@ -6,6 +6,7 @@ normalisers, forms the gradient of the rows and applies momentum SGD to them whe
 `losses.instance_classification` with optax's SGD is the readable form it is tested against.
 """
 import functools
+import math
 from typing import NamedTuple
 
 import flax.struct
@@ -20,13 +21,16 @@ from conic_jax.mesh import split
 # smallest term, is a normal float32.
 SMALLEST_TEMPERATURE_FOR_CONSTANT_MAXIMUM = 0.023
 
+_PADDED_TO = 1024
+
 
 @flax.struct.dataclass
 class Rows:
   """The classifier and the state of its SGD.
 
   Attributes:
-    weights: float32 [N', D], N' is N rounded up to a multiple of the devices.
+    weights: float32 [N', D], N' is N rounded up, the same for all usual numbers of devices, so that
+      a run can go on with another number.
     momentum: float32 [N', D].
   """
   weights: jax.Array
@@ -58,7 +62,8 @@ def init(rng: jax.Array, num_instances: int, dim: int, norm: float, num_shards: 
     norm: the norm that the rows start with; the gradient of a row's direction goes as 1/norm.
     num_shards: devices that share the rows.
   """
-  padded = -(-num_instances // num_shards) * num_shards
+  unit = math.lcm(num_shards, _PADDED_TO if num_instances >= 64 * _PADDED_TO else 64)
+  padded = -(-num_instances // unit) * unit
   draw = lambda n: jax.random.normal(jax.random.fold_in(rng, n), (dim,))
   weights = norm * normalise(jax.vmap(draw)(jnp.arange(padded)))
   return Rows(weights, jnp.zeros_like(weights))

@@ -2,8 +2,10 @@
 import os
 from collections.abc import Callable, Iterator
 
+import jax
 import numpy as np
 import tensorflow as tf
+from jax.experimental import multihost_utils
 
 from conic_jax.data import crops, decode, parallel, sampler
 from conic_jax.data.sources import Source
@@ -81,29 +83,52 @@ def eval_batches(source: Source, *, size: int, resize: int, batch_size: int,
 
 
 class Rejects:
-  """The images of a source that could not be decoded."""
+  """The images of a source that could not be decoded, by whichever process."""
 
   def __init__(self, source: Source):
     self._source = source
-    self._ids = set()
+    self._ids: set[int] = set()
 
   def add(self, batch: dict) -> None:
-    """Notes the undecodable images of a batch.
+    """Notes the undecodable images of this process's rows of a batch."""
+    ids = np.asarray(batch['id'])[~np.asarray(batch['valid'])]
+    self._ids.update(ids[ids >= 0].tolist())
+
+  def check(self) -> None:
+    """Brings together what all processes noted, and stops them all where it is too much.
 
     Raises:
       UserError: where more than 1% of all images have failed, and they are ten or half of them.
     """
-    ids = np.asarray(batch['id'])[~np.asarray(batch['valid'])]
-    self._ids.update(ids[ids >= 0].tolist())
+    self._share()
     failed, total = len(self._ids), self._source.num_images
     if failed > _REJECTED_SHARE * total and failed >= min(_REJECTED_COUNT, (total + 1) // 2):
       raise UserError(f'{failed} of {total} images cannot be decoded: mend or remove these files '
-                      f'and start again: {", ".join(self.names()[:_LISTED])}'
-                      f'{", …" if failed > _LISTED else "."}')
+                      f'and start again: {self._listed()}.')
+
+  def report(self) -> str | None:
+    """A sentence that counts and names the undecodable images; None where there are none."""
+    if not self._ids:
+      return None
+    return f'{len(self._ids)} images could not be decoded and were left out: {self._listed()}.'
 
   def names(self) -> list[str]:
     """Names of the undecodable images seen so far, in order of id."""
     return [self._source.name(i) for i in sorted(self._ids)]
+
+  def _listed(self):
+    ids = sorted(self._ids)
+    names = ', '.join(self._source.name(i) for i in ids[:_LISTED])
+    return names + (f' and {len(ids) - _LISTED} more' if len(ids) > _LISTED else '')
+
+  def _share(self):
+    if jax.process_count() == 1:
+      return
+    most = multihost_utils.process_allgather(np.int64(len(self._ids))).max()
+    mine = np.full(int(most), -1, np.int64)
+    mine[:len(self._ids)] = sorted(self._ids)
+    everyones = np.unique(multihost_utils.process_allgather(mine))
+    self._ids.update(everyones[everyones >= 0].tolist())
 
 
 def _read(source, ids, draw):

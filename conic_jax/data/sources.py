@@ -58,3 +58,25 @@ def open_source(data, split: str) -> Source:
 def _cache():
   root = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
   return str(Path(root) / 'conic_jax')
+
+
+class Subset:
+  """Some images of a source, with ids of their own from 0.
+
+  Args:
+    source: the whole.
+    ids: int [n], the images taken, in order.
+  """
+
+  def __init__(self, source: Source, ids: np.ndarray):
+    self._source, self._ids = source, np.asarray(ids)
+    self.num_images = len(self._ids)
+    self.num_classes, self.class_names = source.num_classes, source.class_names
+
+  def read(self, ids: np.ndarray) -> tuple[list[bytes], np.ndarray]:
+    """Reads images; see `Source`."""
+    return self._source.read(self._ids[np.asarray(ids)])
+
+  def name(self, id: int) -> str:
+    """The name that the image has in the whole."""
+    return self._source.name(int(self._ids[id]))

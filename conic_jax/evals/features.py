@@ -66,17 +66,20 @@ def extract(encode: Encode, variables: Any, source: sources.Source, *, spec: Vie
     The `Features` of the source, padded to a whole number of batches.
 
   Raises:
-    UserError: where the mesh cannot split `batch_size`.
+    UserError: where the mesh cannot split `batch_size`, or too many images cannot be decoded.
   """
-  check_batch_size(batch_size, mesh)
+  check_batch_size(batch_size, mesh, 'config.eval.batch_size')
   images = jax.ShapeDtypeStruct((batch_size, size, size, 3), jnp.float32)
   width = jax.eval_shape(encode, variables, images).shape[1]
   batches = pipeline.eval_batches(source, size=size, resize=resize, batch_size=batch_size,
                                   rows=process_rows(mesh, batch_size))
   gathered = _empty(-(-source.num_images // batch_size), batch_size, width, mesh)
+  rejects = pipeline.Rejects(source)
   for index, batch in enumerate(batches):
+    rejects.add(batch)
     gathered = _add_batch(gathered, index, variables, to_global(batch, mesh), encode=encode,
                           spec=spec, mesh=mesh)
+  rejects.check()
   return _merge_batches(gathered, mesh=mesh)
 
 

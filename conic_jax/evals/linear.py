@@ -44,6 +44,13 @@ class LinearSettings:
   normalise: str = 'none'
   crop: tuple[float, float] = (0.08, 1.)
 
+  def __post_init__(self):
+    if self.normalise not in ('none', 'l2', 'standardise'):
+      raise UserError(f"config.linear.normalise is '{self.normalise}'; there is: none, l2, "
+                      'standardise.')
+    if not self.learning_rates:
+      raise UserError('config.linear.learning_rates is empty: name at least one rate.')
+
 
 @dataclasses.dataclass(frozen=True)
 class LinearResult:
@@ -100,19 +107,19 @@ def linear_accuracy(encode: Encode, variables: Any, train_source: sources.Source
   Raises:
     UserError: where a source has no labels, there are too few images, or the settings are wrong.
   """
-  _check(train_source, test_source, settings)
+  _check_labels(train_source, test_source)
   rates = settings.learning_rates
   tune_source = None
   if len(rates) > 1:
     held_out = _is_held_out(train_source.num_images)
-    tune_source = _Subset(train_source, np.flatnonzero(held_out))
-    train_source = _Subset(train_source, np.flatnonzero(~held_out))
+    tune_source = sources.Subset(train_source, np.flatnonzero(held_out))
+    train_source = sources.Subset(train_source, np.flatnonzero(~held_out))
   largest = train_source.num_images // mesh.size * mesh.size
   if not largest:
     raise UserError(f'{train_source.num_images} images are too few to train a linear layer on '
                     f'{mesh.size} devices: use a larger training set or fewer devices.')
   settings = dataclasses.replace(settings, batch_size=min(settings.batch_size, largest))
-  check_batch_size(settings.batch_size, mesh)
+  check_batch_size(settings.batch_size, mesh, 'config.linear.batch_size')
   view = dataclasses.replace(spec, count=1, size=size, crop=settings.crop, flip=0.5, jitter=0.,
                              grayscale=0., blur=0.)
   heads = _train(encode, variables, train_source, view, settings, seed, mesh, report)
@@ -133,38 +140,17 @@ def linear_accuracy(encode: Encode, variables: Any, train_source: sources.Source
                       dict(zip(rates, accuracy[:, 0].tolist(), strict=True)), by_held_out, norm)
 
 
-class _Subset:
-  """Some images of a source, with ids of their own from 0."""
-
-  def __init__(self, source: sources.Source, ids: np.ndarray):
-    self.source, self.ids = source, ids
-    self.num_images = len(ids)
-    self.num_classes = source.num_classes
-    self.class_names = source.class_names
-
-  def read(self, ids):
-    return self.source.read(self.ids[np.asarray(ids)])
-
-  def name(self, id):
-    return self.source.name(int(self.ids[id]))
-
-
 def _is_held_out(num_images):
   """A tenth of every run of ids: multiples of the golden ratio fall evenly in [0, 1)."""
   golden = np.uint32(2654435769)
   return np.arange(num_images, dtype=np.uint32) * golden < np.uint32(_HELD_OUT * 2**32)
 
 
-def _check(train_source, test_source, settings):
+def _check_labels(train_source, test_source):
   for which, source in (('training', train_source), ('test', test_source)):
     if not source.num_classes:
       raise UserError(f'The {which} images have no labels: the linear protocol needs a source with '
                       'classes, such as a folder with one subfolder a class.')
-  if settings.normalise not in ('none', 'l2', 'standardise'):
-    raise UserError(f'LinearSettings.normalise is {settings.normalise!r}: use none, l2 or '
-                    'standardise.')
-  if not settings.learning_rates:
-    raise UserError('LinearSettings.learning_rates is empty: name at least one rate.')
 
 
 def _train(encode, variables, source, view, settings, seed, mesh, report):

@@ -10,10 +10,12 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from conic_jax import visualise
-from conic_jax.data.sources import Source
-from conic_jax.evals.features import Encode, extract, pixels, to_host
+from conic_jax.data.sources import Source, Subset
+from conic_jax.errors import UserError
+from conic_jax.evals.features import Encode, Features, extract, pixels, to_host
 from conic_jax.evals.knn import knn_accuracy, neighbours
 from conic_jax.evals.linear import LinearSettings, linear_accuracy
+from conic_jax.mesh import check_batch_size
 from conic_jax.views import Views
 
 Say = Callable[[str], None]
@@ -27,10 +29,36 @@ def has_labels(train_source: Source, test_source: Source | None) -> bool:
   return bool(test_source is not None and train_source.num_classes and test_source.num_classes)
 
 
-def features_of(encode: Encode, variables: Any, source: Source, config: Any, mesh: Mesh):
+def check(train_source: Source, test_source: Source | None, config: Any, mesh: Mesh) -> None:
+  """Raises, before a long training, the `UserError` that the evaluation after it would raise."""
+  check_batch_size(config.eval.batch_size, mesh, 'config.eval.batch_size')
+  if test_source is None or not has_labels(train_source, test_source):
+    return
+  if train_source.class_names != test_source.class_names:
+    alone = sorted(set(train_source.class_names) ^ set(test_source.class_names))
+    raise UserError(f"The classes of config.data.train '{config.data.train}' and config.data.test "
+                    f"'{config.data.test}' differ, in {', '.join(alone[:5])}: give both the same class "
+                    'folders (an empty one counts), or set config.data.test to an empty name.')
+  if 'linear' in config:
+    linear_settings(config)
+
+
+def resize_of(config: Any) -> int:
+  """Pixels of an evaluated image's short side; 0 stands for ImageNet's 256 for a crop of 224."""
+  return config.eval.resize or round(config.views.size * 256 / 224)
+
+
+def linear_settings(config: Any) -> LinearSettings:
+  """The settings of `config.linear`."""
+  return LinearSettings(
+    learning_rates=tuple(config.linear.learning_rates), epochs=config.linear.epochs,
+    batch_size=config.linear.batch_size, normalise=config.linear.normalise)
+
+
+def features_of(encode: Encode, variables: Any, source: Source, config: Any, mesh: Mesh) -> Features:
   """The features of a source's images, at the sizes of `config.views` and `config.eval`."""
   return extract(encode, variables, source, spec=Views(**config.views), size=config.views.size,
-                 resize=config.eval.resize, batch_size=config.eval.batch_size, mesh=mesh)
+                 resize=resize_of(config), batch_size=config.eval.batch_size, mesh=mesh)
 
 
 def knn(encode: Encode, variables: Any, train_source: Source, test_source: Source, config: Any,
@@ -59,16 +87,14 @@ def online_knn(encode: Encode, variables: Any, train_source: Source, test_source
 def linear(encode: Encode, variables: Any, train_source: Source, test_source: Source, config: Any,
            mesh: Mesh, say: Say | None = None) -> dict[str, Any]:
   """Linear accuracy by `config.linear`: 'linear_top1', 'linear_top5' and what explains them."""
-  settings = LinearSettings(
-    learning_rates=tuple(config.linear.learning_rates), epochs=config.linear.epochs,
-    batch_size=config.linear.batch_size, normalise=config.linear.normalise)
+  settings = linear_settings(config)
   report = None
   if say is not None:
     report = lambda figures: say('linear  ' + '  '.join(
       f'{name} {value:.4g}' for name, value in figures.items()))
   result = linear_accuracy(
     encode, variables, train_source, test_source, spec=Views(**config.views),
-    size=config.views.size, resize=config.eval.resize, settings=settings, seed=config.seed,
+    size=config.views.size, resize=resize_of(config), settings=settings, seed=config.seed,
     mesh=mesh, report=report)
   return {'linear_top1': result.top1, 'linear_top5': result.top5,
           'linear_learning_rate': result.learning_rate,
@@ -134,41 +160,46 @@ def draw(encode: Encode, variables: Any, train_source: Source, test_source: Sour
 
   The neighbours of held-out images are looked for among the training images; where nothing is held
   out, those of training images among the others.
+
+  Raises:
+    OSError: where a picture cannot be written; only in the first process, after all that the
+      processes do together.
   """
-  figures = run / 'figures'
+  shown_source = train_source if test_source is None else test_source
+  order = np.random.default_rng(config.seed).permutation(shown_source.num_images)
+  shown = Subset(shown_source, order[:_POINTS_OF_MAP])
   bank = features_of(encode, variables, train_source, config, mesh)
-  queries, query_source = bank, train_source
-  if test_source is not None:
-    queries, query_source = features_of(encode, variables, test_source, config, mesh), test_source
+  queries = features_of(encode, variables, shown, config, mesh)
   similarities, found = neighbours(bank, queries, _NEIGHBOURS + 1, mesh)
-  features, labels, ids = to_host(queries)
+  features, labels, places = to_host(queries)
   if jax.process_index():
     return
-  first = 1 if query_source is train_source else 0
-  similarities, found = (rows[:, first:first + _NEIGHBOURS] for rows in (similarities, found))
+
+  figures = run / 'figures'
   figures.mkdir(exist_ok=True)
   visualise.loss_curves(run / 'metrics.jsonl', figures / 'curves.png')
+  visualise.feature_map(features, labels if shown.num_classes else None, shown.class_names,
+                        figures / 'features.png', seed=config.seed)
 
-  chosen = np.linspace(0, len(ids) - 1, min(_QUERIES, len(ids))).astype(int)
+  first = 1 if test_source is None else 0  # The nearest of the training images is the image itself.
+  chosen = slice(0, _QUERIES)
+  similarities, found = (rows[chosen, first:first + _NEIGHBOURS] for rows in (similarities, found))
   same = None
-  if train_source.num_classes and query_source.num_classes:
-    same = np.stack([train_source.read(found[i])[1] == labels[i] for i in chosen])
+  if train_source.num_classes and shown.num_classes:
+    same = np.stack([train_source.read(ids)[1] for ids in found]) == labels[chosen, None]
   visualise.neighbours_grid(
-    thumbnails(query_source, ids[chosen]),
-    np.stack([thumbnails(train_source, found[i]) for i in chosen]), similarities[chosen], same,
-    figures / 'neighbours.png')
-
-  shown = np.random.default_rng(config.seed).permutation(len(ids))[:_POINTS_OF_MAP]
-  visualise.feature_map(
-    features[shown], labels[shown] if query_source.num_classes else None, query_source.class_names,
-    figures / 'features.png', seed=config.seed)
+    thumbnails(shown, places[chosen]), np.stack([thumbnails(train_source, ids) for ids in found]),
+    similarities, same, figures / 'neighbours.png')
   say('Pictures: ' + ', '.join(str(path) for path in sorted(figures.glob('*.png'))))
 
 
 def thumbnails(source: Source, ids: np.ndarray) -> np.ndarray:
-  """The central squares of some images, uint8 [n, 96, 96, 3]."""
+  """The central squares of some images, uint8 [n, 96, 96, 3]; grey where Pillow cannot read one."""
   def one(encoded):
-    image = Image.open(io.BytesIO(encoded)).convert('RGB')
+    try:
+      image = Image.open(io.BytesIO(encoded)).convert('RGB')
+    except Exception:  # What TensorFlow decodes, Pillow may refuse.
+      return np.full((_THUMBNAIL, _THUMBNAIL, 3), 128, np.uint8)
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return np.asarray(image.resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BICUBIC,

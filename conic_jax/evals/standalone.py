@@ -1,5 +1,4 @@
 """The tasks 'knn' and 'linear': an evaluation of an encoder that a run left, or of a random one."""
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ from ml_collections import ConfigDict
 
 from conic_jax import mesh as meshes
 from conic_jax import models
-from conic_jax.checkpoint import restore_model
+from conic_jax.checkpoint import read_config, restore_model
 from conic_jax.data import sources
 from conic_jax.errors import UserError
 from conic_jax.evals import protocols
@@ -25,16 +24,19 @@ def evaluate(config: Any) -> dict[str, Any]:
   if not config.encoder:
     raise UserError('Which encoder? --config.encoder=RUN, the folder of a pretraining run, or '
                     '--config.encoder=random.')
+  if '://' in config.run:
+    raise UserError('config.run is a folder of this machine or of a shared file system, not a bucket.')
   random = config.encoder == 'random'
   run = Path(config.run or (f'runs/{config.task}-random' if random else config.encoder))
-  config = complete(config) if random else inherit(config, read_config(Path(config.encoder)))
+  config = complete(config) if random else inherit(config, pretraining_config(Path(config.encoder)))
   mesh = meshes.make_mesh(config.mesh)
-  meshes.check_batch_size(config.eval.batch_size, mesh)
   train_source = sources.open_source(config.data, config.data.train)
   test_source = sources.open_source(config.data, config.data.test) if config.data.test else None
   if test_source is None or not protocols.has_labels(train_source, test_source):
     raise UserError('The evaluation needs labelled images to train and to test on: set '
                     '--config.data.train and --config.data.test (and data.name, data.dir).')
+
+  protocols.check(train_source, test_source, config, mesh)
 
   encoder = models.build_encoder(config.network, meshes.compute_dtype(config.dtype))
   if random:
@@ -61,20 +63,13 @@ def evaluate(config: Any) -> dict[str, Any]:
   return figures
 
 
-def read_config(run: Path) -> ConfigDict:
-  """The config that a run was pretrained with.
-
-  Raises:
-    UserError: where the folder is no run.
-  """
-  path = run / 'config.json'
-  if not path.is_file():
-    raise UserError(f"'{run}' is no run: there is no {path}. Give the folder that config.run named "
-                    'when the encoder was pretrained, or random.')
-  config = json.loads(path.read_text())
-  config['views'] = {name: tuple(value) if isinstance(value, list) else value
-                     for name, value in config['views'].items()}
-  return ConfigDict(config)
+def pretraining_config(run: Path) -> ConfigDict:
+  """The config that a run was pretrained with, its tuples tuples again."""
+  def thaw(value):
+    if isinstance(value, dict):
+      return {name: thaw(part) for name, part in value.items()}
+    return tuple(value) if isinstance(value, list) else value
+  return ConfigDict(thaw(read_config(run)))
 
 
 def inherit(config: Any, pretraining: Any) -> Any:
@@ -84,11 +79,12 @@ def inherit(config: Any, pretraining: Any) -> Any:
   if not config.data.name:
     for name in ('name', 'dir', 'train', 'test', 'cache'):
       config.data[name] = config.data[name] or pretraining.data[name]
-  size, resize = config.views.size, config.eval.resize
-  config.views = pretraining.views
-  with config.unlocked():
-    config.views.size = size or pretraining.views.size
-    config.eval.resize = resize or pretraining.eval.resize
+  config.views = pretraining.views if config.views.size is None else ConfigDict(
+    {**pretraining.views, 'size': config.views.size})
+  for part in ('eval', 'linear'):
+    for name, value in config.get(part, {}).items():
+      if value is None:
+        config[part][name] = pretraining[part][name]
   return config
 
 

@@ -47,11 +47,11 @@ class BatchNorm(nn.Module):
       An array of the shape and type of `x`.
 
     Raises:
-      UserError: where the mode is unknown or the batch does not divide into the groups.
+      ValueError: where the mode is unknown.
+      UserError: where the batch does not divide into the groups.
     """
     if mode not in MODES:
-      raise UserError(f'Batch norm has no mode {mode!r}: set config.encoder.batch_norm to one of '
-                      f'{", ".join(MODES)}.')
+      raise ValueError(f'Batch norm has no mode {mode!r}; there is: {", ".join(MODES)}.')
     features = x.shape[-1]
     scale = self.param('scale', self.scale_init, (features,), jnp.float32)
     bias = self.param('bias', nn.initializers.zeros, (features,), jnp.float32)
@@ -61,8 +61,7 @@ class BatchNorm(nn.Module):
     groups = self.groups if mode == 'grouped' else 1
     if x.shape[0] % groups:
       raise UserError(f'A batch of {x.shape[0]} images does not divide into {groups} batch-norm '
-                      'groups: set config.batch_size to a multiple of the groups, or '
-                      "config.encoder.batch_norm to 'batch'.")
+                      'groups: set config.batch_size to a multiple of them.')
     grouped = x.reshape(groups, -1, *x.shape[1:])
     mean, var = running_mean.value[None], running_var.value[None]
     if mode != 'frozen' and not self.is_initializing():

@@ -1,11 +1,10 @@
 """The partitioned classifier equals the dense softmax with optax's SGD."""
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from support import collective_sizes
 
 from conic_jax import losses, optim
 from conic_jax.classifier import full
@@ -117,22 +116,12 @@ def test_no_collective_is_as_large_as_the_rows(mesh8):
   assert max(sizes) <= FEATURES * DIM < num_instances // 8 * DIM
 
 
-def collective_sizes(text):
-  """Elements of the result of every collective of a compiled program."""
-  kinds = r'(?:all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\('
-  sizes = []
-  for line in text.splitlines():
-    if match := re.search(rf'= (.*?) {kinds}', line):
-      shapes = re.findall(r'\w+\[([\d,]*)\]', match.group(1))
-      sizes += [int(np.prod([int(n) for n in shape.split(',') if n])) for shape in shapes]
-  return sizes
-
-
 def test_rows_start_alike_on_any_mesh_and_for_any_n():
   few = full.init(jax.random.key(1), 10, DIM, 2.0, 1).weights
   many = full.init(jax.random.key(1), 61, DIM, 2.0, 8).weights
-  assert many.shape == (64, DIM)
-  np.testing.assert_array_equal(few, many[:10])
+  assert few.shape == many.shape == (64, DIM)
+  assert full.init(jax.random.key(1), 65_537, 2, 1.0, 1).weights.shape[0] == 66_560
+  np.testing.assert_array_equal(few, many)
   np.testing.assert_allclose(np.linalg.norm(many, axis=1), 2.0, rtol=1e-6)
 
 

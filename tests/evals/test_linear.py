@@ -172,7 +172,7 @@ def test_hits_are_counted_by_rank(mesh):
 
 
 @pytest.mark.parametrize(('settings', 'message'), [
-    ({'normalise': 'bn'}, "'bn': use none, l2 or standardise"),
+    ({'normalise': 'bn'}, "is 'bn'; there is: none, l2, standardise"),
     ({'learning_rates': ()}, 'learning_rates is empty'),
 ])
 def test_wrong_settings_are_told(mesh8, settings, message):

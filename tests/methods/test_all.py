@@ -1,9 +1,12 @@
 """What every method must hold, walked by name."""
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import collective_sizes
 
 from conic_jax import mesh as meshes
 from conic_jax import methods, optim, train
@@ -50,11 +53,28 @@ def test_one_and_eight_devices_agree_and_keep_their_shardings(tiny_config, name)
       first = first or metrics
     jax.tree.map(lambda leaf, want: chex.assert_equal(leaf.sharding.is_equivalent_to(want, leaf.ndim), True),
                  state, shardings)
-    padded = NUM_IMAGES if devices == 1 else 40
-    assert jax.tree.leaves(state.method_state)[0].shape[0] in (NUM_IMAGES, padded)
     cut = lambda leaf: np.asarray(leaf)[:NUM_IMAGES] if leaf.ndim == 2 else np.asarray(leaf)
     results.append(jax.device_get((first, metrics, jax.tree.map(cut, state.method_state), state.params)))
   chex.assert_trees_all_close(*results, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.float16])
+@pytest.mark.parametrize('name', methods.available())
+def test_no_collective_of_the_whole_step_grows_with_n(tiny_config, name, dtype, mesh8):
+  """The step of 4,096 images needs the communication of that of 256: rows stay where they are."""
+  tiny_config.method, dtype = name, jnp.dtype(dtype)
+  largest = []
+  for num_images in (256, 4096):
+    method = methods.make(tiny_config, num_images, mesh8, dtype)
+    optimizer = optim.make_optimizer(tiny_config.optimizer)
+    shapes = jax.eval_shape(functools.partial(train.init_state, method, optimizer, 0, dtype))
+    shardings = train.state_shardings(shapes, method, mesh8)
+    step = jax.jit(train.make_step(method, optimizer, optim.cosine_schedule(0.1, 10), 0, 2, dtype),
+                   in_shardings=(shardings, meshes.batch_sharding(mesh8)),
+                   out_shardings=(shardings, meshes.replicated(mesh8)), donate_argnums=0)
+    compiled = step.lower(shapes, make_batch(method, mesh8, 0)).compile()
+    largest.append(max(collective_sizes(compiled.as_text())))
+  assert largest[0] == largest[1]
 
 
 @pytest.mark.parametrize('name', methods.available())

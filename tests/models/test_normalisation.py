@@ -142,7 +142,7 @@ def test_statistics_stay_float32():
 
 
 def test_unknown_mode_and_unequal_groups_are_told():
-  with pytest.raises(UserError, match='batch, grouped, running, frozen'):
+  with pytest.raises(ValueError, match='batch, grouped, running, frozen'):
     apply(variables(), data((4, 5)), 'sync')
   with pytest.raises(UserError, match='6 images does not divide into 4'):
     apply(variables(), data((6, 5)), 'grouped', groups=4)
