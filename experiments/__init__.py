@@ -1,0 +1,1 @@
+"""A folder for each claim: its commands, its table, its picture."""
