@@ -162,7 +162,7 @@ def _pretrain(config: Any, at_the_end: contextlib.ExitStack, stop: 'StopRequest'
 
   # ---- Evaluation and pictures ------------------------------------------------------------------
   random_variables = jax.jit(lambda: variables(init()), out_shardings=meshes.replicated(mesh))
-  summary = {'step': last_step, 'num_images': num_images}
+  summary = {'step': int(state.step), 'num_images': num_images}
   summary |= protocols.evaluate(method.encode, variables(state), random_variables, train_source,
                                 test_source, config, mesh, say=reporter.say)
   failure = checkpoints.failure or reporter.failure

@@ -1,4 +1,5 @@
 """Losses against float64 references and the identities of ConIC's §3.2 and Appendix B."""
+import doctest
 import itertools
 
 import chex
@@ -32,6 +33,11 @@ def unit(x):
 def softmax(logits):
   exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
   return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+
+def test_the_examples_in_docstrings_run():
+  assert doctest.testmod(losses).attempted > 0
+  assert doctest.testmod(losses).failed == 0
 
 
 # ---- Values -----------------------------------------------------------------------------------
