@@ -23,7 +23,7 @@ from conic_jax import methods, optim, train
 from conic_jax.command_line import load
 
 # Preset of configs/conic.py, images a batch (None is the preset's), instances.
-SETTINGS = {'photos': ('photos', None, 2560), 'resnet50': ('imagenet', 16, 1_281_167)}
+SETTINGS = {'photos': ('photos', None, 2560), 'resnet50': ('imagenet', 32, 1_281_167)}
 RESULTS = Path(__file__).parent / 'results'
 
 
@@ -95,11 +95,11 @@ def main() -> None:
   """Measures, prints and writes the table."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--only', choices=SETTINGS, help='one setting only')
-  parser.add_argument('--repeats', type=int, default=0, help='0: 20 for photos, 3 for resnet50')
+  parser.add_argument('--repeats', type=int, default=0, help='0: 20 for photos, 2 for resnet50')
   parser.add_argument('--json', type=Path, help='write the rows there too')
   args = parser.parse_args()
   names = [args.only] if args.only else list(SETTINGS)
-  rows = [measure(name, args.repeats or (20 if name == 'photos' else 3)) for name in names]
+  rows = [measure(name, args.repeats or (20 if name == 'photos' else 2)) for name in names]
   lines = ['# The whole train step against the bare forward and backward of its encoder', '',
            '`python -m benchmarks.step`', '', hardware(), '',
            '| setting | encoder | views × side | instances | type | step (s) | bare encoder (s) | ratio |',

@@ -146,14 +146,14 @@ def photos(config: ConfigDict) -> None:
   config.views.strength = 0.2
   config.views.grayscale = 0.1
   config.encoder.stem = 'imagenet'
-  config.encoder.blocks = (2, 1)
+  config.encoder.blocks = (2, 2)
   config.encoder.width = 0.75
   config.batch_size = 128
-  config.epochs = 18
+  config.epochs = 15
   config.optimizer.warmup_epochs = 1
   config.classifier.lr_scale = 30.0
   config.log_every = 20
-  config.checkpoint.every_epochs = 6.0
+  config.checkpoint.every_epochs = 5.0
   config.knn_every = 3
   config.eval.baselines = True
   config.eval.batch_size = 128

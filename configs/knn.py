@@ -41,6 +41,6 @@ def get_config(preset: str = 'run') -> ConfigDict:
     config.views.size, config.eval.resize = 32, 32
     config.network.update(name='resnet18', stem='cifar')
   if preset == 'photos':
-    config.network.update(stem='imagenet', blocks=(2, 1), width=0.75)
+    config.network.update(stem='imagenet', blocks=(2, 2), width=0.75)
     config.eval.batch_size = 128
   return config

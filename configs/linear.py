@@ -48,7 +48,7 @@ def get_config(preset: str = 'run') -> ConfigDict:
     config.network.update(name='resnet18', stem='cifar')
     config.linear.learning_rates = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
   if preset == 'photos':
-    config.network.update(stem='imagenet', blocks=(2, 1), width=0.75)
+    config.network.update(stem='imagenet', blocks=(2, 2), width=0.75)
     config.eval.batch_size = config.linear.batch_size = 128
     config.linear.epochs = 10
   return config
