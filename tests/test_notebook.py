@@ -29,5 +29,5 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
               if 'image/png' in output.get('data', {})]
   assert len(pictures) == 4
   last = notebook.cells[-1].outputs[-1]
-  assert last['data']['text/plain'] == '(1, 64)'
+  assert last['data']['text/plain'] == '(1, 96)'
   shutil.rmtree(tmp_path / 'images')
