@@ -19,6 +19,7 @@ def get_config(preset: str = 'imagenet') -> ConfigDict:
   config.method = 'conic'
   config.run = 'runs/conic'       # the folder of checkpoints, figures and metrics; resumed if it exists
   config.seed = 0
+  config.num_instances = 0        # N for the plan command; 0 is the images of the data set
 
   # Data: a TFDS name, 'folder' or 'photos'.
   config.data = ConfigDict()
@@ -98,11 +99,9 @@ def get_config(preset: str = 'imagenet') -> ConfigDict:
   config.linear.batch_size = 512
   config.linear.normalise = 'none'
 
-  presets = {'imagenet': imagenet, 'imagenet100': imagenet100, 'cifar10': cifar10, 'photos': photos,
-             'folder': folder}
-  if preset not in presets:
-    raise ValueError(f"There is no preset '{preset}' of configs/conic.py; there is: {', '.join(presets)}.")
-  presets[preset](config)
+  if preset not in PRESETS:
+    raise ValueError(f"There is no preset '{preset}' of configs/conic.py; there is: {', '.join(PRESETS)}.")
+  PRESETS[preset](config)
   return config
 
 
@@ -167,3 +166,7 @@ def folder(config: ConfigDict) -> None:
   config.data.name = 'folder'
   config.data.train = ''
   config.data.test = ''
+
+
+PRESETS = {'imagenet': imagenet, 'imagenet100': imagenet100, 'cifar10': cifar10, 'photos': photos,
+           'folder': folder}

@@ -51,6 +51,10 @@ class Checkpoints:
     """The step of the last good checkpoint."""
     return self._manager.latest_step()
 
+  def steps(self) -> list[int]:
+    """The steps of the good checkpoints, ascending."""
+    return sorted(self._manager.all_steps())
+
   def last_path(self) -> str:
     """The folder of the last good checkpoint, or 'none'."""
     step = self.last_step()

@@ -1,4 +1,5 @@
 """Reading the command line so that every mistake is answered with what exists."""
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,10 @@ def parse(argv: list[str], flag_values: flags.FlagValues) -> None:
 
 def load(path: str) -> ConfigDict:
   """Loads FILE[:PRESET] without any other flag."""
+  # Configs build on each other as `configs.NAME`, from whatever folder the command is started.
+  root = str(Path(path.split(':')[0]).resolve().parent.parent)
+  if root not in sys.path:
+    sys.path.append(root)
   values = flags.FlagValues()
   holder = config_flags.DEFINE_config_file('config', None, flag_values=values,
                                            sys_argv=['', f'--config={path}'])

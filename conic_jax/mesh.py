@@ -87,15 +87,15 @@ def shardings(tree: Any, rules: Sequence[tuple[str, PartitionSpec]], mesh: Mesh)
   return jax.tree_util.tree_map_with_path(of, tree)
 
 
-def compute_dtype(name: str) -> jnp.dtype:
-  """The type of activations and products; 'auto' is what the device computes fast."""
+def compute_dtype(name: str, device: jax.Device | None = None) -> jnp.dtype:  # pyright: ignore[reportInvalidTypeForm]
+  """The type of activations and products; 'auto' is what the device (the first by default) computes fast."""
   if name == 'auto':
-    device = jax.devices()[0]
+    chosen = jax.devices()[0] if device is None else device
     name = 'float32'
-    if device.platform == 'tpu':
+    if chosen.platform == 'tpu':
       name = 'bfloat16'
-    elif device.platform == 'gpu':
-      name = 'bfloat16' if float(device.compute_capability) >= 8 else 'float16'
+    elif chosen.platform == 'gpu':
+      name = 'bfloat16' if float(chosen.compute_capability) >= 8 else 'float16'
   if name not in ('float32', 'bfloat16', 'float16'):
     raise UserError(f"config.dtype is '{name}'; there is: auto, float32, bfloat16, float16.")
   return jnp.dtype(name)

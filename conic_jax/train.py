@@ -1,8 +1,10 @@
 """The training loop, read from top to bottom: `pretrain`. The step is `make_step`."""
 import contextlib
+import functools
 import json
 import math
 import platform
+import shutil
 import signal
 import threading
 import time
@@ -19,6 +21,7 @@ from jax.experimental import multihost_utils
 from conic_jax import __version__, methods, optim
 from conic_jax import mesh as meshes
 from conic_jax.checkpoint import Checkpoints
+from conic_jax.companion import Run
 from conic_jax.data import pipeline, sampler, sources
 from conic_jax.data.augment import augment, view_keys
 from conic_jax.errors import Stopped, UserError
@@ -31,6 +34,8 @@ from conic_jax.state import LossScale, TrainState
 _STEPS_AHEAD = 2
 # Apart from the views' keys, which are the seed's folded with the epoch.
 _STATE_STREAM = 2**32 - 1
+# The epoch that names the order and the views of the pass before training.
+_PASS_EPOCH = 2**32 - 2
 
 
 def pretrain(config: Any) -> dict[str, Any]:
@@ -87,28 +92,43 @@ def _pretrain(config: Any, at_the_end: contextlib.ExitStack, stop: 'StopRequest'
   abstract = jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(
     leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings)
   state = checkpoints.restore(abstract, identity)
-  resumed = state is not None
-  if not resumed:
-    state = method.before_training(jax.jit(init, out_shardings=shardings)())
-  first_step = int(state.step)
+  first_step = 0 if state is None else int(state.step)
   if first_process:
     write_json(run / 'config.json', describe(config))
   reporter = Reporter(run, first_step=first_step, total_steps=last_step, active=first_process)
   at_the_end.callback(reporter.close)
   reporter.say(f'{config.method}: {num_images} images, {steps_per_epoch} steps an epoch, '
                f'{mesh.size} {jax.devices()[0].device_kind} device(s), {jnp.dtype(dtype).name}'
-               + (f', going on from step {first_step}' if resumed else ''))
+               + (f', going on from step {first_step}' if state is not None else ''))
+  if method.notice:
+    reporter.say(method.notice)
+  save_every = max(1, round(config.checkpoint.every_epochs * steps_per_epoch))
+  companion = method.companion(Run(
+    folder=run / 'store', batch_size=config.batch_size, last_step=last_step, save_every=save_every,
+    batch_ids=lambda step: sampler.batch_ids(config.seed, step, num_images, config.batch_size),
+    keep=config.checkpoint.keep))
+  at_the_end.callback(companion.close)
+  rejects = pipeline.Rejects(train_source)
+  fresh = state is None
+  if state is None:
+    state = jax.jit(init, out_shardings=shardings)()
+    if method.passes_before_training:
+      state = pass_before_training(method, state, shardings, train_source, config, mesh, identity, rejects,
+                                   stop, reporter.say)
+      checkpoints.save(state, 0, identity)
+      checkpoints.wait()
+      if first_process and checkpoints.last_step() == 0:
+        shutil.rmtree(run / 'before_training')
+  companion.start(state, first_step, fresh)
 
   # ---- The loop ---------------------------------------------------------------------------------
   step_fn = jax.jit(
     make_step(method, optimizer, schedule, config.seed, steps_per_epoch, dtype),
     in_shardings=(shardings, meshes.batch_sharding(mesh)),
-    out_shardings=(shardings, meshes.replicated(mesh)), donate_argnums=0)
+    out_shardings=(shardings, meshes.replicated(mesh), meshes.replicated(mesh)), donate_argnums=0)
   batches = pipeline.train_batches(
     train_source, method.views, batch_size=config.batch_size, seed=config.seed,
     start_step=first_step, rows=meshes.process_rows(mesh, config.batch_size))
-  rejects = pipeline.Rejects(train_source)
-  save_every = max(1, round(config.checkpoint.every_epochs * steps_per_epoch))
   pending: list[tuple[int, dict[str, jax.Array]]] = []
   window_start, window_step, waited = time.perf_counter(), first_step, 0.0
 
@@ -121,7 +141,11 @@ def _pretrain(config: Any, at_the_end: contextlib.ExitStack, stop: 'StopRequest'
       waited += time.perf_counter() - wait_start
       rejects.add(batch)
       batch.pop('label')
-      state, metrics = step_fn(state, meshes.to_global(batch, mesh))
+      inputs = meshes.to_global(batch, mesh)
+      if exchange := companion.prepare(step):
+        inputs['exchange'] = exchange
+      state, metrics, outgoing = step_fn(state, inputs)
+      companion.commit(step, outgoing)
       pending.append((step + 1, metrics))
       if len(pending) > _STEPS_AHEAD:
         jax.block_until_ready(pending[-1 - _STEPS_AHEAD][1]['loss'])
@@ -149,6 +173,8 @@ def _pretrain(config: Any, at_the_end: contextlib.ExitStack, stop: 'StopRequest'
           reporter.report(done, done / steps_per_epoch, accuracies)
       if saving or stopping:
         check_finite_params(state, done, checkpoints, config)
+        checkpoints.wait()
+        companion.checkpoint(done, checkpoints.steps())
         checkpoints.save(state, done, identity)
       if stopping:
         checkpoints.wait()
@@ -181,6 +207,59 @@ def _pretrain(config: Any, at_the_end: contextlib.ExitStack, stop: 'StopRequest'
                     f'checkpoint is {checkpoints.last_path()}. Free room on the disk and run the same '
                     'command again to go on from it.')
   return summary
+
+
+def pass_before_training(method: Method, state: TrainState, shardings: TrainState, source: sources.Source,
+                         config: Any, mesh: jax.sharding.Mesh, identity: dict[str, Any],
+                         rejects: pipeline.Rejects, stop: 'StopRequest',
+                         say: Callable[[str], None]) -> TrainState:
+  """Shows the method every image once before training; goes on where an interrupted pass was saved.
+
+  Args:
+    method, source, config, mesh: of the run.
+    state: the state before the first step, given away; shardings: how it lies on the mesh.
+    identity: as for the run's checkpoints. Those of the pass are in `before_training/`.
+    rejects, stop: of the run.
+    say: shows a line.
+  """
+  initial = jax.tree.map(jnp.copy, state.batch_stats)
+  checkpoints = Checkpoints(Path(config.run) / 'before_training', keep=1)
+  shapes = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
+  state = checkpoints.restore(shapes, identity) or state
+  first, last = int(state.step), -(-source.num_images // config.batch_size)
+  batches = pipeline.whole_pass_batches(
+    source, method.views, batch_size=config.batch_size, seed=config.seed, epoch=_PASS_EPOCH,
+    start_step=first, rows=meshes.process_rows(mesh, config.batch_size))
+
+  @functools.partial(jax.jit, donate_argnums=0, out_shardings=shardings,
+                     in_shardings=(shardings, meshes.batch_sharding(mesh)))
+  def step_fn(state, batch):
+    batch = augment_batch(method, batch, config.seed, jnp.uint32(_PASS_EPOCH))
+    return method.before_training(state, batch).replace(step=state.step + 1)
+
+  say(f'A pass over every image comes first: {last} steps' + (f', from step {first}' if first else ''))
+  save_every = max(1, round(config.checkpoint.every_epochs * last))
+  with stop.between_steps():
+    for step in range(first, last):
+      batch = next(batches)
+      rejects.add(batch)
+      batch.pop('label')
+      state = step_fn(state, meshes.to_global(batch, mesh))
+      done = step + 1
+      stopping = stop.agreed(now=done % config.log_every == 0)
+      if done % config.log_every == 0:
+        jax.block_until_ready(state)
+        say(f'step {done}/{last} of the pass')
+      if stopping or (done % save_every == 0 and done < last):
+        checkpoints.save(state, done, identity)
+      if stopping:
+        checkpoints.wait()
+        raise Stopped(stopping, f'stopped at step {done} of the pass before training; '
+                                f'{checkpoints.outcome()}')
+  rejects.check()
+  checkpoints.close()
+  return method.after_pass(state.replace(step=jnp.zeros_like(state.step)), initial)
 
 
 def check_settings(config: Any) -> None:
@@ -219,12 +298,12 @@ def state_shardings(shapes: TrainState, method: Method, mesh: jax.sharding.Mesh)
 
 def make_step(method: Method, optimizer: optax.GradientTransformation, schedule: optim.Schedule,
               seed: int, steps_per_epoch: int, dtype: jnp.dtype
-              ) -> Callable[[TrainState, dict[str, Any]], tuple[TrainState, dict[str, jax.Array]]]:
-  """Makes the train step, a pure function (state, batch) -> (state, metrics).
+              ) -> Callable[[TrainState, dict[str, Any]], tuple[TrainState, dict[str, jax.Array], Any]]:
+  """Makes the train step, a pure function (state, batch) -> (state, metrics, what the companion gets).
 
-  It augments the views, differentiates the method's loss, updates the parameters by the optimizer
-  and the method state by the method. In float16 a step whose gradients overflow changes nothing
-  but `step` and the loss scale.
+  It augments the views, exchanges what the host keeps, differentiates the method's loss, updates the
+  parameters by the optimizer and the method state by the method. In float16 a step whose gradients
+  overflow changes nothing but `step`, the loss scale, and what the exchange brought.
   """
   scaled = dtype == jnp.float16
 
@@ -232,31 +311,31 @@ def make_step(method: Method, optimizer: optax.GradientTransformation, schedule:
     epoch = state.step // steps_per_epoch
     batch = augment_batch(method, batch, seed, epoch)
     rng = jax.random.fold_in(state.rng, state.step)
+    lr = schedule(state.step)
+    method_state, outgoing = method.exchange(state.method_state, batch, state.step, state.updates, lr)
 
     def loss_fn(params):
-      loss, aux = method.loss(params, state.batch_stats, state.method_state, batch, rng)
+      loss, aux = method.loss(params, state.batch_stats, method_state, batch, rng)
       return loss * state.loss_scale.scale, (loss, aux)
 
     grads, (loss, aux) = jax.grad(loss_fn, has_aux=True)(state.params)
     grads = jax.tree.map(lambda g: g / state.loss_scale.scale, grads)
     grad_norm = optax.tree.norm(grads)
-    lr = schedule(state.step)
+    finite = jnp.isfinite(grad_norm) & jnp.isfinite(loss) if scaled else jnp.bool(True)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optim.apply_updates(state.params, updates, lr)
-    method_state = method.update(state.method_state, aux, params, state.step, lr)
-    new = state.replace(
-      step=state.step + 1, updates=state.updates + 1, params=params, batch_stats=aux.batch_stats,
-      opt_state=opt_state, method_state=method_state)
+    learned = {'params': params, 'batch_stats': aux.batch_stats, 'opt_state': opt_state,
+               'updates': state.updates + 1}
     metrics = {'loss': loss, **aux.metrics, 'grad_norm': grad_norm, 'learning_rate': lr}
     if scaled:
-      finite = jnp.isfinite(grad_norm) & jnp.isfinite(loss)
-      unchanged = state.replace(step=state.step + 1)
-      new = jax.tree.map(lambda after, before: jnp.where(finite, after, before)
-                         if after is not before else after, new, unchanged)
+      learned = {name: jax.tree.map(functools.partial(jnp.where, finite), after, getattr(state, name))
+                 for name, after in learned.items()}
+    method_state = method.update(method_state, aux, params, state.step, lr, finite)
+    new = state.replace(step=state.step + 1, method_state=method_state, **learned)
+    if scaled:
       new = new.replace(loss_scale=state.loss_scale.next(finite))
-      metrics |= {'loss_scale': state.loss_scale.scale, 'skipped': new.skipped,
-                  'overflow': ~finite}
-    return new, metrics
+      metrics |= {'loss_scale': state.loss_scale.scale, 'skipped': new.skipped, 'overflow': ~finite}
+    return new, metrics, outgoing
   return step
 
 

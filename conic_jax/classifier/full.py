@@ -1,19 +1,23 @@
-"""The full instance softmax, split by classes over every device of the mesh.
+"""The instance softmax over the rows of all classes, split over every device of the mesh.
 
-Features are gathered (M × D is small), the rows never are. `scores` gives the loss and the
-gradient of the features in one pass; `update` recomputes the probabilities from the saved
-normalisers, forms the gradient of the rows and applies momentum SGD to them where they lie.
+Features are gathered (M × D is small), the rows never are. `scores` passes over the local rows in chunks
+and gives the loss and the gradient of the features; `update` passes over them again, recomputes the
+probabilities from the saved normalisers, forms the gradient of each chunk of rows and applies momentum SGD
+to it where it lies. Neither logits [M, N] nor a gradient [N, D] is ever stored.
 `losses.instance_classification` with optax's SGD is the readable form it is tested against.
 """
+import dataclasses
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
+from conic_jax.classifier import negatives, smoothing
+from conic_jax.errors import UserError
 from conic_jax.losses import normalise
 from conic_jax.mesh import split
 
@@ -22,6 +26,7 @@ from conic_jax.mesh import split
 SMALLEST_TEMPERATURE_FOR_CONSTANT_MAXIMUM = 0.023
 
 _PADDED_TO = 1024
+_SMALLEST_NORM = 1e-6
 
 
 @flax.struct.dataclass
@@ -37,163 +42,359 @@ class Rows:
   momentum: jax.Array
 
 
+@dataclasses.dataclass(frozen=True)
+class Softmax:
+  """Over which classes, how, and where the softmax is taken.
+
+  Attributes:
+    num_instances: N.
+    temperature: τ.
+    mesh: the mesh that features and rows are split over.
+    dtype: the type of the factors of the products; sums are float32.
+    negative_weight: β, the weight of each negative's term in the normaliser.
+    num_drawn: negatives drawn uniformly at every step; 0 for all N − 1. The classes of the batch are
+      negatives of each other in any case.
+    smoothing: α, the share of the label that the hardest classes have together.
+    chunk_size: rows that are scored at a time; 0 for what suits the device.
+  """
+  num_instances: int
+  temperature: float
+  mesh: Mesh
+  dtype: Any = jnp.float32
+  negative_weight: float = 1.0
+  num_drawn: int = 0
+  smoothing: float = 0.0
+  chunk_size: int = 0
+
+  def __post_init__(self):
+    if self.smoothing and self.temperature < SMALLEST_TEMPERATURE_FOR_CONSTANT_MAXIMUM:
+      raise UserError(f'config.temperature is {self.temperature}: with smoothed labels it is at least '
+                      f'{SMALLEST_TEMPERATURE_FOR_CONSTANT_MAXIMUM}, below which the terms of the hardest '
+                      'classes may all be zero in float32; raise it or set config.smoothing.alpha to 0.')
+
+
 class Scores(NamedTuple):
   """What `scores` gives for each of the M features, all [M].
 
   Attributes:
     loss: −log P(own class), differentiable in the features.
     correct: bool, whether the own class has the largest logit.
-    log_normaliser: log Σⱼ e^{w̄ⱼᵀx̄/τ}.
+    log_normaliser: log Z.
+    log_target: log Σⱼ yⱼ e^{w̄ⱼᵀx̄/τ}; the own logit where labels are not smoothed.
+    own_error: ∂ℓ/∂(own logit).
   """
   loss: jax.Array
   correct: jax.Array
   log_normaliser: jax.Array
+  log_target: jax.Array
+  own_error: jax.Array
 
 
-def init(rng: jax.Array, num_instances: int, dim: int, norm: float, num_shards: int) -> Rows:
-  """Rows of random direction and equal norm, with zero momentum.
+class Batch(NamedTuple):
+  """What the rows' SGD needs of a batch of M features of B images, image-major.
 
-  Row n is a function of (rng, n) only, not of N or the mesh.
+  Attributes:
+    features: float32 [M, D], of unit norm.
+    ids: int32 [M].
+    sample_weights: float32 [M], aₘ: the weight of each feature in the mean that is the loss.
+    scores: the `Scores` of the features.
+    hardest: int32 [B, K] where labels are smoothed.
+    draw: the key of the drawn negatives, where there are any.
+  """
+  features: jax.Array
+  ids: jax.Array
+  sample_weights: jax.Array
+  scores: Scores
+  hardest: jax.Array | None = None
+  draw: jax.Array | None = None
+
+
+def draw(rng: jax.Array, ids: jax.Array, dim: int, norm: float) -> jax.Array:
+  """Rows as they start: of random direction and equal norm, each a function of (rng, id) only.
 
   Args:
     rng: a key.
-    num_instances: N.
+    ids: int32 [k].
     dim: D.
-    norm: the norm that the rows start with; the gradient of a row's direction goes as 1/norm.
-    num_shards: devices that share the rows.
+    norm: the norm of the rows; the gradient of a row's direction goes as 1/norm.
+
+  Returns:
+    float32 [k, D].
   """
-  unit = math.lcm(num_shards, _PADDED_TO if num_instances >= 64 * _PADDED_TO else 64)
-  padded = -(-num_instances // unit) * unit
-  draw = lambda n: jax.random.normal(jax.random.fold_in(rng, n), (dim,))
-  weights = norm * normalise(jax.vmap(draw)(jnp.arange(padded)))
+  normal = lambda n: jax.random.normal(jax.random.fold_in(rng, n), (dim,))
+  return norm * normalise(jax.vmap(normal)(ids))
+
+
+def init(rng: jax.Array, num_instances: int, dim: int, norm: float, num_shards: int) -> Rows:
+  """The rows of `draw` with zero momentum, padded so that `num_shards` devices can share them."""
+  padded = padded_rows(num_instances, num_shards)
+  weights = draw(rng, jnp.arange(padded), dim, norm)
   return Rows(weights, jnp.zeros_like(weights))
 
 
-def _product(a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax.Array:
-  """a @ b with factors in the compute type and sums in float32."""
-  precision = jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
-  return jnp.matmul(a.astype(dtype), b.astype(dtype), precision=precision,
-                    preferred_element_type=jnp.float32)
+def padded_rows(num_instances: int, num_shards: int) -> int:
+  """N', the rows of an array that `num_shards` devices share evenly."""
+  unit = math.lcm(num_shards, _PADDED_TO if num_instances >= 64 * _PADDED_TO else 64)
+  return -(-num_instances // unit) * unit
 
 
-def _gradient_dtype(dtype: jnp.dtype) -> jnp.dtype:
-  """float32 for float16, whose smallest number is larger than many a probability."""
-  return jnp.float32 if dtype == jnp.float16 else dtype
-
-
-def _local_classes(num_rows: int, mesh: Mesh) -> jax.Array:
-  """The ids of the rows that lie on this device: int32 [num_rows]."""
-  return jax.lax.axis_index(mesh.axis_names) * num_rows + jnp.arange(num_rows, dtype=jnp.int32)
-
-
-def _local_logits(features: jax.Array, unit_rows: jax.Array, classes: jax.Array,
-                  num_instances: int, temperature: float, dtype: jnp.dtype) -> jax.Array:
-  """x̄ᵀw̄/τ of all features and this device's rows, −inf for the rows that only pad."""
-  logits = _product(features, unit_rows.T, dtype) / temperature
-  return jnp.where(classes[None] < num_instances, logits, -jnp.inf)
-
-
-def _rows_of(ids: jax.Array, unit_rows: jax.Array, classes: jax.Array) -> jax.Array:
-  """The rows [M, D] of these ids, zero where another device holds them."""
-  place = ids - classes[0]
-  here = (place >= 0) & (place < len(classes))
-  return jnp.where(here[:, None], unit_rows[jnp.where(here, place, 0)], 0)
-
-
-def scores(weights: jax.Array, features: jax.Array, ids: jax.Array, *, num_instances: int,
-           temperature: float, mesh: Mesh, dtype: jnp.dtype = jnp.float32) -> Scores:
+def scores(weights: jax.Array, features: jax.Array, ids: jax.Array, softmax: Softmax,
+           hardest: jax.Array | None = None, draw: jax.Array | None = None) -> Scores:
   """The instance classification loss of each feature over all N classes.
 
-  ℓ = log Σⱼ e^{w̄ⱼᵀx̄/τ} − w̄ₙᵀx̄/τ,  ∂ℓ/∂x̄ = (Σⱼ Pⱼ w̄ⱼ − w̄ₙ)/τ
+  Z = e^{w̄ₙᵀx̄/τ} + β Σ_{j≠n} e^{w̄ⱼᵀx̄/τ},  ℓ = log Z − log Σⱼ yⱼ e^{w̄ⱼᵀx̄/τ}
+  ∂ℓ/∂x̄ = (Σⱼ Pⱼ w̄ⱼ − Σⱼ qⱼ w̄ⱼ)/τ with qⱼ = yⱼ e^{w̄ⱼᵀx̄/τ} / Σᵢ yᵢ e^{w̄ᵢᵀx̄/τ}
 
-  The rows get no gradient here: that is `update`'s.
+  y is one at the own class n; with label smoothing 1 − α there and α/K at the K hardest. The rows get
+  no gradient here: that is `update`'s. An id outside [0, N) makes its loss NaN.
 
   Args:
     weights: float32 [N', D], split over the mesh, normalised here.
     features: float32 [M, D] of unit norm, split over the mesh.
     ids: int32 [M], the instance of each feature, in [0, N).
-    num_instances: N.
-    temperature: τ.
-    mesh: the mesh.
-    dtype: the type of the factors of the products; sums are float32.
+    softmax: the settings.
+    hardest: int32 [B, K], the hardest classes of each image, split over the mesh; None without smoothing.
+    draw: the key of the drawn negatives; None where there are none.
 
-  Source: ConIC, Eq. 1 and 4; One-Million, the hybrid parallel classifier.
+  Source: ConIC, Eq. 1 and 4, §4 (β); One-Million, Eq. 1 to 3, the hybrid parallel classifier.
   """
-  axes = mesh.axis_names
+  axes, mesh, temperature = softmax.mesh.axis_names, softmax.mesh, softmax.temperature
   gather = functools.partial(jax.lax.all_gather, axis_name=axes, tiled=True)
   scatter_sum = functools.partial(jax.lax.psum_scatter, axis_name=axes, tiled=True)
 
-  def local(weights, features, ids):
+  def local(weights, features, ids, hardest, draw):
     everyone, everyones_ids = gather(features), gather(ids)
-    unit_rows = normalise(weights)
-    classes = _local_classes(len(weights), mesh)
-    logits = _local_logits(everyone, unit_rows, classes, num_instances, temperature, dtype)
-    largest = jax.lax.pmax(logits.max(axis=1), axes)
-    shift = largest
-    if temperature >= SMALLEST_TEMPERATURE_FOR_CONSTANT_MAXIMUM:
-      shift = jnp.full_like(largest, 1 / temperature)
-    exponentials = jnp.exp(logits - shift[:, None])
-    own = classes[None] == everyones_ids[:, None]
+    first = _first_class(len(weights), mesh)
+    shift = jnp.full(len(everyone), 1 / temperature)
+    if temperature < SMALLEST_TEMPERATURE_FOR_CONSTANT_MAXIMUM:
+      shift = jax.lax.pmax(_largest_logits(weights, everyone, first, softmax), axes)
+    total, weighted, largest = _negatives_pass(weights, everyone, everyones_ids, shift, first, draw, softmax)
+    total, weighted = scatter_sum(total), scatter_sum(weighted)
+    own_row = normalise(scatter_sum(_rows_of(everyones_ids, weights, first)))
 
-    total = scatter_sum(exponentials.sum(axis=1))
-    weighted = scatter_sum(_product(exponentials, unit_rows, _gradient_dtype(dtype)))
-    own_logit = scatter_sum(jnp.where(own, logits, 0).sum(axis=1))
-    own_row = scatter_sum(_rows_of(everyones_ids, unit_rows, classes))
-
-    start = jax.lax.axis_index(axes) * len(features)
-    here = lambda values: jax.lax.dynamic_slice_in_dim(values, start, len(features))
-    log_normaliser = jnp.log(total) + here(shift)
-    gradient = (weighted / total[:, None] - own_row) / temperature
-    return log_normaliser - own_logit, own_logit >= here(largest), log_normaliser, gradient
+    here = functools.partial(jax.lax.dynamic_slice_in_dim, slice_size=len(features),
+                             start_index=jax.lax.axis_index(axes) * len(features))
+    largest, own_shift = here(jax.lax.pmax(largest, axes)), here(shift)
+    own_logit = jnp.sum(features * own_row, axis=1) / temperature
+    own = jnp.exp(own_logit - own_shift)
+    normaliser = total + own
+    if hardest is None:
+      # P − 1 of the own class is taken from the negatives: it does not cancel where P is nearly one.
+      own_error = -total / normaliser
+      gradient = weighted / normaliser[:, None] + own_error[:, None] * own_row
+      loss, log_target = jnp.logaddexp(0., jnp.log(total) + own_shift - own_logit), own_logit
+    else:
+      hits, hit_rows = map(scatter_sum, smoothing.targets(
+        weights, everyone, gather(hardest), shift, first, temperature))
+      labelled = (1 - softmax.smoothing) * own
+      target = labelled + softmax.smoothing * hits
+      own_error = own / normaliser - labelled / target
+      gradient = (weighted / normaliser[:, None] - softmax.smoothing * hit_rows / target[:, None]
+                  + own_error[:, None] * own_row)
+      loss, log_target = jnp.log(normaliser / target), jnp.log(target) + own_shift
+    known = (ids >= 0) & (ids < softmax.num_instances)
+    results = Scores(jnp.where(known, loss, jnp.nan), own_logit >= largest,
+                     jnp.log(normaliser) + own_shift, log_target, own_error)
+    return results, gradient / temperature
 
   spec = split(mesh)
-  outputs = jax.shard_map(local, mesh=mesh, in_specs=(spec, spec, spec), out_specs=(spec,) * 4)(
-    *jax.lax.stop_gradient((weights, features, ids)))
-  loss, correct, log_normaliser, gradient = outputs
+  results, gradient = jax.shard_map(
+    local, mesh=mesh, in_specs=(spec, spec, spec, spec, PartitionSpec()), out_specs=spec)(
+    *jax.lax.stop_gradient((weights, features, ids, hardest, draw)))
   # The gradient is known already: a term of value zero hands it to autodiff.
   first_order = jnp.sum(gradient * (features - jax.lax.stop_gradient(features)), axis=1)
-  return Scores(loss + first_order, correct, log_normaliser)
+  return results._replace(loss=results.loss + first_order)
 
 
-def update(rows: Rows, features: jax.Array, ids: jax.Array, sample_weights: jax.Array,
-           log_normaliser: jax.Array, lr: jax.Array, *, num_instances: int, temperature: float,
-           momentum: float, weight_decay: float, mesh: Mesh,
-           dtype: jnp.dtype = jnp.float32) -> Rows:
+def update(rows: Rows, batch: Batch, lr: jax.Array, softmax: Softmax, *, momentum: float,
+           weight_decay: float, apply: jax.typing.ArrayLike = True) -> Rows:
   """One step of momentum SGD with weight decay on every row.
 
-  ∂L/∂w̄ⱼ = Σₘ aₘ (Pₘⱼ − [j = yₘ]) x̄ₘ/τ,  g = (I − w̄w̄ᵀ) ∂L/∂w̄ / ‖w‖ + λw,  v ← mv + g,  w ← w − ηv
+  ∂L/∂w̄ⱼ = Σₘ aₘ (Pₘⱼ − qₘⱼ) x̄ₘ/τ,  g = (I − w̄w̄ᵀ) ∂L/∂w̄ / ‖w‖ + λw,  v ← mv + g,  w ← w − ηv
 
   Args:
     rows: the rows before the step, split over the mesh.
-    features, ids, log_normaliser: as `scores` took and gave them, [M, D], [M], [M].
-    sample_weights: float32 [M], aₘ: the weight of each feature in the mean that is the loss.
+    batch: the features with what `scores` said of them.
     lr: η, float32 [].
-    num_instances, temperature, mesh, dtype: as for `scores`.
+    softmax: as for `scores`.
     momentum: m.
     weight_decay: λ.
+    apply: bool [], False for a step that an overflow in float16 skips: then nothing changes.
 
   Source: ConIC §3.2, whose ∂ℓ/∂w leaves out the 1/τ and the projection.
   """
+  mesh, temperature, dtype = softmax.mesh, softmax.temperature, softmax.dtype
   gather = functools.partial(jax.lax.all_gather, axis_name=mesh.axis_names, tiled=True)
 
-  def local(weights, velocity, features, ids, sample_weights, log_normaliser, lr):
-    features, ids, sample_weights, log_normaliser = map(
-      gather, (features, ids, sample_weights, log_normaliser))
-    norms = jnp.linalg.norm(weights, axis=1, keepdims=True)
-    unit_rows = normalise(weights)
-    classes = _local_classes(len(weights), mesh)
-    logits = _local_logits(features, unit_rows, classes, num_instances, temperature, dtype)
-    probabilities = jnp.exp(logits - log_normaliser[:, None])
-    errors = probabilities - (classes[None] == ids[:, None])
-    gradient = _product(errors.T, features * (sample_weights / temperature)[:, None],
-                        _gradient_dtype(dtype))
-    radial = jnp.sum(gradient * unit_rows, axis=1, keepdims=True)
-    gradient = (gradient - radial * unit_rows) / jnp.maximum(norms, 1e-6)
-    velocity = momentum * velocity + gradient + weight_decay * weights
-    return weights - lr * velocity, velocity
+  def local(weights, velocity, batch, draw, lr, apply):
+    batch = jax.tree.map(gather, batch)
+    features, result = batch.features, batch.scores
+    first = _first_class(len(weights), mesh)
+    coefficients = batch.sample_weights / temperature
+    keep = momentum
+    if batch.hardest is not None:
+      if momentum == 0:
+        velocity, keep = jnp.where(apply, 0, velocity), 1.0
+      pull = smoothing.Pull(features, coefficients * softmax.smoothing, batch.hardest, result.log_target,
+                            apply)
+      velocity = smoothing.pull_hardest(weights, velocity, pull, first, temperature, 1 / keep)
 
-  spec, everywhere = split(mesh), jax.sharding.PartitionSpec()
+    def chunk(index, carry):
+      weights, velocity = carry
+      start, present = _chunk(index, len(weights), size, first, softmax.num_instances)
+      classes = first + start + jnp.arange(size, dtype=jnp.int32)
+      old, old_velocity = (jax.lax.dynamic_slice_in_dim(x, start, size) for x in carry)
+      unit = normalise(old)
+      logits = _contract(unit, features / temperature, (1, 1), dtype)
+      own = classes[:, None] == batch.ids[None]
+      weight = _class_weights(classes, own, present, draw, softmax)
+      errors = jnp.exp(logits - result.log_normaliser[None]) * weight[:, None]
+      errors = jnp.where(own, result.own_error[None], errors)
+      if dtype == jnp.float16:
+        gradient = _sum_products(errors * coefficients[None], features, dtype)
+      else:
+        gradient = _sum_products(errors, features * coefficients[:, None], dtype)
+      norms = jnp.maximum(jnp.sum(old * unit, axis=1, keepdims=True), _SMALLEST_NORM)
+      radial = jnp.sum(gradient * unit, axis=1, keepdims=True)
+      new_velocity = keep * old_velocity + (gradient - radial * unit) / norms + weight_decay * old
+      here = apply & _in_turn(index, start, size)[:, None]
+      new_velocity = jnp.where(here, new_velocity, old_velocity)
+      velocity = jax.lax.dynamic_update_slice_in_dim(velocity, new_velocity, start, 0)
+      # Read back, so that the rows are written after all that reads them: else XLA copies them all.
+      weights, velocity = jax.lax.optimization_barrier((weights, velocity))
+      old = jax.lax.dynamic_slice_in_dim(weights, start, size)
+      new = jnp.where(here, old - lr * jax.lax.dynamic_slice_in_dim(velocity, start, size), old)
+      return jax.lax.dynamic_update_slice_in_dim(weights, new, start, 0), velocity
+
+    size = chunk_size(len(features), len(weights), softmax)
+    return jax.lax.fori_loop(0, -(-len(weights) // size), chunk, (weights, velocity))
+
+  spec, everywhere = split(mesh), PartitionSpec()
   weights, velocity = jax.shard_map(
-    local, mesh=mesh, in_specs=(spec,) * 6 + (everywhere,), out_specs=(spec, spec))(
-    rows.weights, rows.momentum, features, ids, sample_weights, log_normaliser, lr)
+    local, mesh=mesh, in_specs=(spec, spec, spec, everywhere, everywhere, everywhere),
+    out_specs=(spec, spec))(
+    rows.weights, rows.momentum, batch._replace(draw=None), batch.draw, lr, jnp.asarray(apply))
   return Rows(weights, velocity)
+
+
+def chunk_size(num_features: int, num_rows: int, softmax: Softmax) -> int:
+  """Rows that are scored at a time: few enough for the caches of a CPU, or for 256 MiB of logits."""
+  if softmax.chunk_size:
+    return min(softmax.chunk_size, num_rows)
+  if softmax.mesh.devices.flat[0].platform == 'cpu':
+    return min(4096, num_rows)
+  return min(max(2048, min(65536, 2 ** 26 // num_features)), num_rows)
+
+
+def write(rows: Rows, ids: jax.Array, values: jax.Array, valid: jax.Array, mesh: Mesh) -> Rows:
+  """Sets the rows of these ids, with zero momentum.
+
+  Args:
+    rows: the rows, split over the mesh.
+    ids: int32 [B], split over the mesh.
+    values: float32 [B, D], split over the mesh.
+    valid: bool [B]; where False nothing is written.
+    mesh: the mesh.
+  """
+  gather = functools.partial(jax.lax.all_gather, axis_name=mesh.axis_names, tiled=True)
+
+  def local(weights, velocity, ids, values, valid):
+    ids, values, valid = gather(ids), gather(values), gather(valid)
+    place = ids - _first_class(len(weights), mesh)
+    place = jnp.where(valid & (place >= 0) & (place < len(weights)), place, len(weights))
+    return (weights.at[place].set(values, mode='drop'),
+            velocity.at[place].set(0, mode='drop'))
+
+  spec = split(mesh)
+  written = jax.shard_map(local, mesh=mesh, in_specs=(spec,) * 5, out_specs=(spec, spec))(
+    rows.weights, rows.momentum, ids, values, valid)
+  return Rows(*written)
+
+
+def _contract(a: jax.Array, b: jax.Array, axes: tuple[int, int], dtype: Any) -> jax.Array:
+  """The product over an axis of each, with factors in the compute type and sums in float32."""
+  precision = jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
+  return jax.lax.dot_general(a.astype(dtype), b.astype(dtype), (((axes[0],), (axes[1],)), ((), ())),
+                             precision=precision, preferred_element_type=jnp.float32)
+
+
+def _sum_products(terms: jax.Array, vectors: jax.Array, dtype: Any) -> jax.Array:
+  """terms [A, B] times vectors [B, D], in the compute type.
+
+  float16's smallest number is larger than many a probability: there each row of terms is scaled to at most
+  one before the cast, and back in float32 after the product.
+  """
+  if dtype != jnp.float16:
+    return _contract(terms, vectors, (1, 0), dtype)
+  largest = jnp.max(jnp.abs(terms), axis=1, keepdims=True)
+  largest = jnp.where(largest > 0, largest, 1)
+  return _contract(terms / largest, vectors, (1, 0), dtype) * largest
+
+
+def _first_class(num_rows: int, mesh: Mesh) -> jax.Array:
+  """The class of this device's first row: int32 []."""
+  return jax.lax.axis_index(mesh.axis_names) * num_rows
+
+
+def _in_turn(index: jax.Array, start: jax.Array, size: int) -> jax.Array:
+  """Which rows of a chunk no chunk before had: the last one reaches back. bool [C]."""
+  return start + jnp.arange(size) >= index * size
+
+
+def _chunk(index: jax.Array, num_rows: int, size: int, first: jax.Array,
+           num_instances: int) -> tuple[jax.Array, jax.Array]:
+  """Where a chunk starts, and which of its rows count: in their turn and no padding, bool [C]."""
+  start = jnp.minimum(index * size, num_rows - size)
+  inside = first + start + jnp.arange(size) < num_instances
+  return start, inside & _in_turn(index, start, size)
+
+
+def _class_weights(classes, own, present, draw, softmax):
+  """The weight of each class as a negative: β, or 0 where it takes no part; own is [C, M]. float32 [C]."""
+  if softmax.num_drawn:
+    present &= own.any(axis=1) | negatives.drawn(classes, draw, softmax.num_instances, softmax.num_drawn)
+  return jnp.where(present, jnp.float32(softmax.negative_weight), 0)
+
+
+def _negatives_pass(weights, features, ids, shift, first, draw, softmax):
+  """β Σ_{j≠n} e^{logit − shift} [M], the same sum times w̄ⱼ [M, D], and the largest such logit [M]."""
+  size = chunk_size(len(features), len(weights), softmax)
+
+  def chunk(index, carry):
+    total, weighted, largest = carry
+    start, present = _chunk(index, len(weights), size, first, softmax.num_instances)
+    classes = first + start + jnp.arange(size, dtype=jnp.int32)
+    unit = normalise(jax.lax.dynamic_slice_in_dim(weights, start, size))
+    logits = _contract(features / softmax.temperature, unit, (1, 1), softmax.dtype)
+    own = classes[None] == ids[:, None]
+    weight = _class_weights(classes, own.T, present, draw, softmax)
+    terms = jnp.where(own, 0, jnp.exp(logits - shift[:, None]) * weight[None])
+    weighted += _sum_products(terms, unit, softmax.dtype)
+    counted = jnp.where(own | (weight == 0)[None], -jnp.inf, logits)
+    return total + terms.sum(axis=1), weighted, jnp.maximum(largest, counted.max(axis=1))
+
+  sums = jnp.zeros(len(features)), jnp.zeros(features.shape), jnp.full(len(features), -jnp.inf)
+  sums = jax.lax.pcast(sums, softmax.mesh.axis_names, to='varying')
+  return jax.lax.fori_loop(0, -(-len(weights) // size), chunk, sums)
+
+
+def _largest_logits(weights, features, first, softmax):
+  """The largest logit of each feature over this device's rows: float32 [M]."""
+  size = chunk_size(len(features), len(weights), softmax)
+
+  def chunk(index, largest):
+    start, present = _chunk(index, len(weights), size, first, softmax.num_instances)
+    unit = normalise(jax.lax.dynamic_slice_in_dim(weights, start, size))
+    logits = _contract(features / softmax.temperature, unit, (1, 1), softmax.dtype)
+    return jnp.maximum(largest, jnp.where(present[None], logits, -jnp.inf).max(axis=1))
+
+  start = jax.lax.pcast(jnp.full(len(features), -jnp.inf), softmax.mesh.axis_names, to='varying')
+  return jax.lax.fori_loop(0, -(-len(weights) // size), chunk, start)
+
+
+def _rows_of(ids: jax.Array, weights: jax.Array, first: jax.Array) -> jax.Array:
+  """The rows [M, D] of these ids, zero where another device holds them."""
+  place = ids - first
+  here = (place >= 0) & (place < len(weights))
+  return jnp.where(here[:, None], weights[jnp.where(here, place, 0)], 0)
+

@@ -10,6 +10,7 @@ from jax.experimental import multihost_utils
 from conic_jax.data import crops, decode, parallel, sampler
 from conic_jax.data.sources import Source
 from conic_jax.errors import UserError
+from conic_jax.permutation import shuffled
 from conic_jax.views import Views
 
 _CHUNK = 16  # Images decoded by one call of the graph: 16 hide the cost of guarding against errors.
@@ -55,6 +56,30 @@ def train_batches(source: Source, groups: tuple[Views, ...], *, batch_size: int,
   sizes = tuple((group.count, group.size) for group in groups)
   steps = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
   return _batches(steps, read, sizes, len(rows), threads, prefetch, _TRAIN_ANTIALIAS)
+
+
+def whole_pass_batches(source: Source, groups: tuple[Views, ...], *, batch_size: int, seed: int,
+                       epoch: int, start_step: int, rows: np.ndarray) -> Iterator[dict]:
+  """Every image once, in the shuffled order of an epoch and with that epoch's random views.
+
+  Args:
+    source, groups, batch_size, seed, rows: as for `train_batches`.
+    epoch: names the order and the views; in [0, 2^32).
+    start_step: number of the first batch.
+
+  Yields:
+    The fields of `train_batches`. The last batch is filled up with zeros: id -1, label -1, valid False.
+  """
+  def read(step):
+    positions = step * batch_size + np.asarray(rows)
+    ids = np.full(len(positions), -1, np.int64)
+    inside = positions < source.num_images
+    ids[inside] = shuffled(positions[inside], source.num_images, seed, epoch)
+    return _read(source, ids, lambda shapes: crops.random_views(groups, shapes, ids, seed, epoch))
+
+  sizes = tuple((group.count, group.size) for group in groups)
+  steps = tf.data.Dataset.range(start_step, -(-source.num_images // batch_size))
+  return _batches(steps, read, sizes, len(rows), 0, 2, _TRAIN_ANTIALIAS)
 
 
 def eval_batches(source: Source, *, size: int, resize: int, batch_size: int,

@@ -2,8 +2,7 @@
 import numpy as np
 
 from conic_jax.errors import UserError
-
-_HALF_ROUNDS = 8
+from conic_jax.permutation import shuffled
 
 
 def steps_per_epoch(num_images: int, batch_size: int) -> int:
@@ -16,35 +15,6 @@ def steps_per_epoch(num_images: int, batch_size: int) -> int:
     raise UserError(f'The data set has {num_images} images, fewer than one batch of {batch_size}: '
                     f'set config.batch_size to at most {num_images}, or use a larger split.')
   return num_images // batch_size
-
-
-def shuffled(positions: np.ndarray, num_images: int, seed: int, epoch: int) -> np.ndarray:
-  """Maps positions in an epoch to image ids by a keyed bijection of 0 … num_images - 1.
-
-  A position is written as (left, right) in base `columns`; a Feistel network adds to each half in
-  turn a hash of the other, which can always be undone. The grid is a little larger than
-  `num_images`: a result outside is mapped again until it falls inside (cycle walking).
-
-  Args:
-    positions: integers in [0, num_images), of any shape.
-    num_images: N, up to 2^62.
-    seed: seed of the run, not negative.
-    epoch: each epoch has a permutation of its own.
-
-  Returns:
-    Ids, int64, of the shape of `positions`.
-
-  Source: Black and Rogaway, Ciphers with Arbitrary Finite Domains, CT-RSA 2002.
-  """
-  columns = int(np.ceil(np.sqrt(num_images)))
-  rows = -(-num_images // columns)
-  keys = np.random.SeedSequence([seed, epoch]).generate_state(_HALF_ROUNDS, np.uint64)
-  ids = np.array(positions, np.int64)
-  outside = np.ones(ids.shape, bool)
-  while outside.any():
-    ids[outside] = _permute(ids[outside], rows, columns, keys)
-    outside = ids >= num_images
-  return ids
 
 
 def batch_ids(seed: int, step: int, num_images: int, batch_size: int) -> np.ndarray:
@@ -62,18 +32,3 @@ def batch_ids(seed: int, step: int, num_images: int, batch_size: int) -> np.ndar
   epoch, step_of_epoch = divmod(step, steps_per_epoch(num_images, batch_size))
   positions = step_of_epoch * batch_size + np.arange(batch_size)
   return shuffled(positions, num_images, seed, epoch)
-
-
-def _permute(values, rows, columns, keys):
-  left, right = (half.astype(np.uint64) for half in np.divmod(values, columns))
-  for left_key, right_key in keys.reshape(-1, 2):
-    left = (left + _hash(right ^ left_key) % np.uint64(rows)) % np.uint64(rows)
-    right = (right + _hash(left ^ right_key) % np.uint64(columns)) % np.uint64(columns)
-  return left.astype(np.int64) * columns + right.astype(np.int64)
-
-
-def _hash(x):
-  """The 64-bit finaliser of MurmurHash3 (Appleby, public domain)."""
-  x = (x ^ (x >> np.uint64(33))) * np.uint64(0xff51afd7ed558ccd)
-  x = (x ^ (x >> np.uint64(33))) * np.uint64(0xc4ceb9fe1a85ec53)
-  return x ^ (x >> np.uint64(33))

@@ -12,9 +12,12 @@ from conic_jax.methods.base import Aux, Method
 __all__ = ['Aux', 'Method', 'available', 'make']
 
 
+_NO_METHODS = ('base', 'instance')
+
+
 def available() -> list[str]:
   """The names that `config.method` may have."""
-  return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != 'base')
+  return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in _NO_METHODS)
 
 
 def make(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype) -> Method:

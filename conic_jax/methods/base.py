@@ -7,6 +7,7 @@ import flax.struct
 import jax
 from jax.sharding import PartitionSpec
 
+from conic_jax.companion import Companion, Run
 from conic_jax.views import Views
 
 
@@ -32,8 +33,12 @@ class Method(abc.ABC):
 
   Attributes:
     views: the groups of views it asks for; a batch holds one array for each group.
+    passes_before_training: whether training begins with a pass over every image.
+    notice: what the user should know of how the method took its settings; '' for nothing.
   """
   views: tuple[Views, ...]
+  passes_before_training: bool = False
+  notice: str = ''
 
   @abc.abstractmethod
   def init(self, rng: jax.Array, batch: dict[str, Any]) -> tuple[Any, Any, Any]:
@@ -51,10 +56,38 @@ class Method(abc.ABC):
       rng: a key of this step.
     """
 
-  def update(self, method_state: Any, aux: Aux, params: Any, step: jax.Array,
-             lr: jax.Array) -> Any:
-    """The method state after a step: rows by SGD, queue push, bank write, momentum encoder."""
-    del aux, params, step, lr
+  def exchange(self, method_state: Any, batch: dict[str, Any], step: jax.Array, updates: jax.Array,
+               lr: jax.Array) -> tuple[Any, Any]:
+    """What the device takes from the host and gives to it, before the loss of a step.
+
+    It happens whether or not an overflow in float16 then skips the step.
+
+    Args:
+      method_state: of the train state.
+      batch: what the step reads; batch['exchange'] is what the companion prepared.
+      step: int32 [], steps done; updates: int32 [], those of them that were applied.
+      lr: float32 [], the rate of this step.
+
+    Returns:
+      The method state, and a tree of arrays for the companion.
+    """
+    del batch, step, updates, lr
+    return method_state, {}
+
+  def update(self, method_state: Any, aux: Aux, params: Any, step: jax.Array, lr: jax.Array,
+             apply: jax.Array) -> Any:
+    """The method state after a step: rows by SGD, queue push, bank write, momentum encoder.
+
+    Args:
+      method_state: of the train state, after `exchange`.
+      aux: what the loss gave.
+      params: after the optimizer.
+      step: int32 [], steps done before this one.
+      lr: float32 [], the rate of this step.
+      apply: bool [], False where an overflow in float16 skips the step: then nothing may change. It is
+        the method's to see to, as choosing between two whole states would hold both in memory.
+    """
+    del aux, params, step, lr, apply
     return method_state
 
   @abc.abstractmethod
@@ -73,11 +106,36 @@ class Method(abc.ABC):
     """(pattern of a path in the method state, partition) pairs; what none matches is replicated."""
     return ()
 
-  def before_training(self, state: Any) -> Any:
-    """Called once, before the first step of a run that was not resumed."""
+  def before_training(self, state: Any, batch: dict[str, Any]) -> Any:
+    """One batch of the pass over every image that comes first, where `passes_before_training`.
+
+    Args:
+      state: the train state.
+      batch: as for `loss`, 'views' drawn for this pass alone; images that only fill the last batch
+        have the id -1 and are not valid.
+
+    Returns:
+      The train state, with the same `step`.
+    """
+    del batch
+    return state
+
+  def after_pass(self, state: Any, initial: Any) -> Any:
+    """The state that training begins with; `initial` are the batch_stats from before the pass."""
+    del initial
     return state
 
   def before_epoch(self, state: Any, epoch: int) -> Any:
     """Called before the first step of every epoch."""
     del epoch
     return state
+
+  def exchange_inputs(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of batch['exchange'], the first axis of each split over the mesh."""
+    del batch_size
+    return {}
+
+  def companion(self, run: Run) -> Companion:
+    """The host's side of a run; see `companion.py`."""
+    del run
+    return Companion()

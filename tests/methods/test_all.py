@@ -11,91 +11,163 @@ from support import collective_sizes
 from conic_jax import mesh as meshes
 from conic_jax import methods, optim, train
 from conic_jax.checkpoint import Checkpoints
+from conic_jax.command_line import load
+from conic_jax.companion import Run
 from conic_jax.errors import UserError
 
 NUM_IMAGES, BATCH = 37, 16
 
 
-def setting(config, name, mesh):
-  config.method = name
-  method = methods.make(config, NUM_IMAGES, mesh, jnp.dtype(jnp.float32))
-  optimizer = optim.make_optimizer(config.optimizer)
-  init = lambda: train.init_state(method, optimizer, 0, jnp.float32)
-  shardings = train.state_shardings(jax.eval_shape(init), method, mesh)
-  state = jax.jit(init, out_shardings=shardings)()
-  step = jax.jit(train.make_step(method, optimizer, optim.cosine_schedule(0.1, 10), 0, 2, jnp.float32),
-                 in_shardings=(shardings, meshes.batch_sharding(mesh)),
-                 out_shardings=(shardings, meshes.replicated(mesh)))
-  return method, state, shardings, step
+# Copying the rows to every device, and adding their gradients up, is what this baseline is about.
+PARTITIONED = [name for name in methods.available() if name != 'data_parallel']
 
 
-def make_batch(method, mesh, seed):
-  rng = np.random.default_rng(seed)
+@pytest.fixture
+def method_config(tiny_config, name):
+  """The tiny network with the settings that the method's own config has beside ConIC's."""
+  own = load(f'configs/{name}.py:folder')
+  with tiny_config.unlocked():
+    for field in set(own) - set(tiny_config):
+      tiny_config[field] = own[field]
+    tiny_config.classifier.update(own.classifier)
+    if name == 'conic_s':
+      tiny_config.classifier.window = 24
+    if name == 'one_million':
+      tiny_config.smoothing.k = 5
+  tiny_config.method = name
+  return tiny_config
+
+
+def batch_ids(step):
+  return np.random.default_rng(step).permutation(NUM_IMAGES)[:BATCH]
+
+
+class Setting:
+  """A method with its state, step and companion, on a mesh."""
+
+  def __init__(self, config, mesh, folder, dtype=jnp.float32):
+    self.mesh, self.dtype = mesh, jnp.dtype(dtype)
+    self.method = methods.make(config, NUM_IMAGES, mesh, self.dtype)
+    optimizer = optim.make_optimizer(config.optimizer)
+    init = lambda: train.init_state(self.method, optimizer, 0, self.dtype)
+    self.shardings = train.state_shardings(jax.eval_shape(init), self.method, mesh)
+    self.step_fn = jax.jit(
+      train.make_step(self.method, optimizer, optim.cosine_schedule(0.1, 10), 0, 2, self.dtype),
+      in_shardings=(self.shardings, meshes.batch_sharding(mesh)),
+      out_shardings=(self.shardings, meshes.replicated(mesh), meshes.replicated(mesh)))
+    self.state = jax.jit(init, out_shardings=self.shardings)()
+    self.state = self.method.before_epoch(self.state, 0)
+    self.companion = self.method.companion(Run(folder, batch_ids, BATCH, 10, 2, 1))
+    self.companion.start(self.state, 0, fresh=True)
+
+  def take(self, step, **changes):
+    """Takes a step and gives its metrics."""
+    inputs = {**make_batch(self.method, self.mesh, step), **changes}
+    if exchange := self.companion.prepare(step):
+      inputs['exchange'] = exchange
+    self.state, metrics, outgoing = self.step_fn(self.state, inputs)
+    self.companion.commit(step, outgoing)
+    return metrics
+
+
+@pytest.fixture
+def settings(method_config, tmp_path):
+  """Makes a `Setting` on a mesh; all are closed at the end."""
+  made = []
+
+  def make(mesh, dtype=jnp.float32):
+    made.append(Setting(method_config, mesh, tmp_path / f'store{len(made)}', dtype))
+    return made[-1]
+  yield make
+  for setting in made:
+    setting.companion.close()
+
+
+def make_batch(method, mesh, step):
+  rng = np.random.default_rng(step)
   count = sum(group.count for group in method.views)
   views = tuple(rng.integers(0, 256, (BATCH, group.count, group.size, group.size, 3), np.uint8)
                 for group in method.views)
-  batch = {'views': views, 'id': rng.permutation(NUM_IMAGES)[:BATCH].astype(np.int32),
+  batch = {'views': views, 'id': batch_ids(step).astype(np.int32),
            'valid': np.arange(BATCH) != 3, 'crop': np.tile(np.float32([0, 0, 1, 1]), (BATCH, count, 1)),
            'flip': rng.random((BATCH, count)) < 0.5}
   return meshes.to_global(batch, mesh)
 
 
 @pytest.mark.parametrize('name', methods.available())
-def test_one_and_eight_devices_agree_and_keep_their_shardings(tiny_config, name):
+def test_one_and_eight_devices_agree_and_keep_their_shardings(settings, name):
   results = []
   for devices in (1, 8):
-    mesh = meshes.make_mesh(devices=jax.devices()[:devices])
-    method, state, shardings, step = setting(tiny_config, name, mesh)
-    first = {}
-    for index in range(3):
-      state, metrics = step(state, make_batch(method, mesh, index))
-      chex.assert_tree_all_finite(metrics)
-      first = first or metrics
+    setting = settings(meshes.make_mesh(devices=jax.devices()[:devices]))
+    metrics = [setting.take(step) for step in range(2)]
+    chex.assert_tree_all_finite(metrics)
     jax.tree.map(lambda leaf, want: chex.assert_equal(leaf.sharding.is_equivalent_to(want, leaf.ndim), True),
-                 state, shardings)
+                 setting.state, setting.shardings)
+    floats = [leaf for leaf in jax.tree.leaves(setting.state.method_state)
+              if jnp.issubdtype(leaf.dtype, jnp.floating)]
     cut = lambda leaf: np.asarray(leaf)[:NUM_IMAGES] if leaf.ndim == 2 else np.asarray(leaf)
-    results.append(jax.device_get((first, metrics, jax.tree.map(cut, state.method_state), state.params)))
+    results.append(jax.device_get((metrics, [cut(leaf) for leaf in floats],
+                                   setting.state.params)))
   chex.assert_trees_all_close(*results, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize('dtype', [jnp.float32, jnp.float16])
-@pytest.mark.parametrize('name', methods.available())
-def test_no_collective_of_the_whole_step_grows_with_n(tiny_config, name, dtype, mesh8):
+@pytest.mark.parametrize(('name', 'dtype'), [
+  ('conic', jnp.float16), *((name, jnp.float32) for name in PARTITIONED)])
+def test_no_collective_of_the_whole_step_grows_with_n(method_config, name, dtype, mesh8):
   """The step of 4,096 images needs the communication of that of 256: rows stay where they are."""
-  tiny_config.method, dtype = name, jnp.dtype(dtype)
-  largest = []
+  dtype, largest = jnp.dtype(dtype), []
   for num_images in (256, 4096):
-    method = methods.make(tiny_config, num_images, mesh8, dtype)
-    optimizer = optim.make_optimizer(tiny_config.optimizer)
+    method = methods.make(method_config, num_images, mesh8, dtype)
+    optimizer = optim.make_optimizer(method_config.optimizer)
     shapes = jax.eval_shape(functools.partial(train.init_state, method, optimizer, 0, dtype))
     shardings = train.state_shardings(shapes, method, mesh8)
     step = jax.jit(train.make_step(method, optimizer, optim.cosine_schedule(0.1, 10), 0, 2, dtype),
                    in_shardings=(shardings, meshes.batch_sharding(mesh8)),
-                   out_shardings=(shardings, meshes.replicated(mesh8)), donate_argnums=0)
-    compiled = step.lower(shapes, make_batch(method, mesh8, 0)).compile()
+                   out_shardings=(shardings, meshes.replicated(mesh8), meshes.replicated(mesh8)),
+                   donate_argnums=0)
+    batch = make_batch(method, mesh8, 0) | {'exchange': method.exchange_inputs(BATCH)}
+    compiled = step.lower(shapes, batch).compile()
     largest.append(max(collective_sizes(compiled.as_text())))
   assert largest[0] == largest[1]
 
 
 @pytest.mark.parametrize('name', methods.available())
-def test_saving_and_resuming_is_the_identity(tiny_config, name, mesh8, tmp_path):
-  method, state, _, step = setting(tiny_config, name, mesh8)
-  state, _ = step(state, make_batch(method, mesh8, 0))
+def test_a_step_that_overflows_changes_nothing_that_learns(settings, name, mesh8):
+  setting = settings(mesh8, jnp.float16)
+  setting.take(0)
+  before = setting.state
+  infinite = before.params | {'head': jax.tree.map(lambda leaf: leaf * jnp.inf, before.params['head'])}
+  setting.state = before.replace(params=infinite)
+  assert setting.take(1)['overflow']
+  after = setting.state
+  chex.assert_trees_all_equal(after.params['encoder'], before.params['encoder'])
+  chex.assert_trees_all_equal(after.batch_stats, before.batch_stats)
+  assert after.step == before.step + 1
+  assert after.updates == before.updates
+  if name != 'conic_s':  # Its exchange happens all the same; tests/classifier/test_sampled.py has it.
+    chex.assert_trees_all_equal(after.method_state, before.method_state)
+
+
+@pytest.mark.parametrize('name', methods.available())
+def test_saving_and_resuming_is_the_identity(settings, name, mesh8, tmp_path):
+  setting = settings(mesh8)
+  setting.take(0)
   checkpoints = Checkpoints(tmp_path / 'checkpoints', keep=1)
-  checkpoints.save(state, 1, {'n': NUM_IMAGES})
+  checkpoints.save(setting.state, 1, {'n': NUM_IMAGES})
   checkpoints.wait()
   shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
-                        state)
+                        setting.state)
   restored = checkpoints.restore(shapes, {'n': NUM_IMAGES})
-  chex.assert_trees_all_equal(jax.random.key_data(restored.rng), jax.random.key_data(state.rng))
-  chex.assert_trees_all_equal(restored.replace(rng=0), state.replace(rng=0))
+  is_key = lambda leaf: jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+  open_keys = lambda leaf: jax.random.key_data(leaf) if is_key(leaf) else leaf
+  chex.assert_trees_all_equal(jax.tree.map(open_keys, restored), jax.tree.map(open_keys, setting.state))
   checkpoints.close()
 
 
 @pytest.mark.parametrize('name', methods.available())
-def test_encode_gives_finite_features(tiny_config, name, mesh8):
-  method, state, _, _ = setting(tiny_config, name, mesh8)
-  features = jax.jit(method.encode)(train.variables(state), jnp.ones((2, 16, 16, 3)))
+def test_encode_gives_finite_features(settings, name, mesh8):
+  setting = settings(mesh8)
+  features = jax.jit(setting.method.encode)(train.variables(setting.state), jnp.ones((2, 16, 16, 3)))
   assert features.dtype == jnp.float32
   assert features.shape[0] == 2
   chex.assert_tree_all_finite(features)
@@ -103,5 +175,5 @@ def test_encode_gives_finite_features(tiny_config, name, mesh8):
 
 def test_an_unknown_method_says_what_there_is(tiny_config, mesh8):
   tiny_config.method = 'moko'
-  with pytest.raises(UserError, match="'moko'; there is: conic"):
+  with pytest.raises(UserError, match="'moko'; there is: conic, conic_s, data_p"):
     methods.make(tiny_config, NUM_IMAGES, mesh8, jnp.float32)

@@ -1,0 +1,20 @@
+"""Exemplar-CNN with the cosine softmax: ConIC without its consistency loss, in ConIC's setting (§5).
+
+  python -m conic_jax.main --config=configs/exemplar.py                  as ConIC compares with it
+  python -m conic_jax.main --config=configs/exemplar.py:photos           minutes on a laptop, no download
+
+The presets are those of configs/conic.py. Dosovitskiy et al. (2016) had another network, another softmax
+and 16,000 images; ConIC's Table 2 and 3 train it like this.
+"""
+from ml_collections import ConfigDict
+
+from configs import conic
+
+
+def get_config(preset: str = 'imagenet') -> ConfigDict:
+  """ConIC's settings with α = 0."""
+  config = conic.get_config(preset)
+  config.method = 'exemplar'
+  config.run = 'runs/exemplar' if preset == 'imagenet' else f'runs/exemplar_{preset}'
+  del config.alpha
+  return config

@@ -1,0 +1,127 @@
+"""Files of blocks of records that grow by whole blocks, or not at all.
+
+A block is: magic (4 bytes), number of entries (4, little endian), checksum of the entries (4),
+checksum of these twelve bytes (4), entries.
+"""
+import contextlib
+import errno
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from conic_jax.errors import UserError
+
+_HEADER, _CHECKSUM = struct.Struct('<4sII'), struct.Struct('<I')
+_START = _HEADER.size + _CHECKSUM.size
+_MAGIC = b'CnJ1'
+
+
+class Journal:
+  """A file of blocks being written: a new one, that has its name from `publish` on.
+
+  An appended block is on the disk when `append` returns. One that fails, for want of room, leaves no
+  trace; one that is cut short because the process or the machine died is the file's last and `read`
+  leaves it out.
+  """
+
+  def __init__(self, path: Path):
+    self._path, self._unnamed, self._length = path, unnamed(path), 0
+    self._file = os.open(self._unnamed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+
+  def append(self, entries: np.ndarray) -> None:
+    """Appends one block.
+
+    Args:
+      entries: [k] of the journal's dtype.
+
+    Raises:
+      OSError: where there is no room.
+    """
+    payload = entries.tobytes()
+    header = _HEADER.pack(_MAGIC, len(entries), zlib.crc32(payload))
+    block = header + _CHECKSUM.pack(zlib.crc32(header)) + payload
+    try:
+      write_whole(self._file, block, self._length)
+      os.fsync(self._file)
+    except OSError:
+      os.ftruncate(self._file, self._length)
+      raise
+    self._length += len(block)
+
+  def publish(self) -> None:
+    """Gives the file its name, in place of a file that had it."""
+    os.fsync(self._file)
+    os.replace(self._unnamed, self._path)
+    sync_folder(self._path.parent)
+
+  def close(self) -> None:
+    """Closes the file; what was not published is deleted."""
+    os.close(self._file)
+    with contextlib.suppress(FileNotFoundError):
+      os.unlink(self._unnamed)
+
+
+def read(path: Path, dtype: np.dtype, torn: bool = False) -> list[np.ndarray]:
+  """The blocks of a file, oldest first, as views of the file mapped into memory.
+
+  Args:
+    path: the file.
+    dtype: of the entries.
+    torn: whether the last block may be unfinished; it is left out then.
+
+  Raises:
+    UserError: where a block is damaged.
+  """
+  data = np.asarray(np.memmap(path, np.uint8, 'r')) if os.path.getsize(path) else np.zeros(0, np.uint8)
+  blocks, start = [], 0
+  while start < len(data):
+    end, entries = _block(data, start, dtype)
+    if entries is None:
+      if torn and (end >= len(data) or not data[start + _START:].any()):
+        return blocks
+      raise UserError(f'{path} is damaged at byte {start}: bring the folder back from a copy of it, or '
+                      'begin the run anew in another folder (config.run).')
+    blocks.append(entries)
+    start = end
+  return blocks
+
+
+def _block(data, start, dtype):
+  """Where the block at `start` ends, as far as that can be told, and its entries, None if not whole."""
+  begin = start + _START
+  if begin > len(data):
+    return begin, None
+  header = data[start:start + _HEADER.size].tobytes()
+  magic, count, checksum = _HEADER.unpack(header)
+  if magic != _MAGIC or zlib.crc32(header) != _CHECKSUM.unpack(data[start + _HEADER.size:begin])[0]:
+    return begin, None
+  end = begin + count * dtype.itemsize
+  payload = data[begin:end]
+  whole = end <= len(data) and zlib.crc32(payload) == checksum
+  return end, payload.view(dtype) if whole else None
+
+
+def write_whole(file: int, data: bytes | memoryview, offset: int) -> None:
+  """Writes bytes at an offset of a file, all of them or with an OSError."""
+  while len(data):
+    written = os.pwrite(file, data, offset)
+    if not written:
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    data, offset = data[written:], offset + written
+
+
+def unnamed(path: Path) -> Path:
+  """Where a file is written before it has its name."""
+  return path.with_name(path.name + '.new')
+
+
+def sync_folder(folder: Path) -> None:
+  """Brings the names in a folder to the disk."""
+  descriptor = os.open(folder, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)

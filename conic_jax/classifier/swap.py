@@ -1,0 +1,237 @@
+"""The host's side of the sampled classifier: what enters the window, from where, and what leaves it.
+
+One worker does all of it, in the order of the steps and ahead of them: it runs the window on the ids that
+the sampler will give, reads the rows that enter and writes those that left. What it reads for step t
+waits for nothing later than what step t − R gave back; the device has what left since.
+"""
+import collections
+import contextlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from conic_jax import mesh as meshes
+from conic_jax.classifier import sampled
+from conic_jax.classifier.delayed import Rates
+from conic_jax.classifier.sampled import FRESH, HOST_LAG, NO_SLOT, OUTSIDE, RECENT
+from conic_jax.classifier.store import Layout, Store, Stored, open_store, shortage
+from conic_jax.classifier.window import Swaps, Window
+from conic_jax.companion import Companion, Run
+from conic_jax.errors import UserError
+
+# Steps that are prepared ahead. Less than R, so that all that a step waits for was given back.
+_STEPS_AHEAD = 3
+
+
+class Swap(Companion):
+  """The companion of a method whose state has a `sampled.Window` under 'window'."""
+
+  def __init__(self, run: Run, mesh: Mesh, *, kind: str, num_instances: int, dim: int, seed: int,
+               momentum: float, weight_decay: float):
+    """Begins nothing yet.
+
+    Args:
+      run: the run.
+      mesh: the mesh that the window's rows are split over.
+      kind: where the rows outside are: 'device', 'host' or 'disk'.
+      num_instances: N.
+      dim: D.
+      seed: seed of the run.
+      momentum, weight_decay: of the rows' SGD.
+    """
+    self._run, self._mesh, self._kind = run, mesh, kind
+    self._sgd = {'momentum': momentum, 'weight_decay': weight_decay}
+    # The process that keeps a row tells the device of it; the first does for what the device keeps.
+    count = 1 if kind == 'device' else jax.process_count()
+    self._layout = Layout(num_instances, dim, seed, jax.process_index(), count)
+    self._at_the_end = contextlib.ExitStack()
+    self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix='swap')
+    self._prepared: collections.deque[Future] = collections.deque()
+    self._failure: Exception | None = None
+
+  def start(self, state, step, fresh):
+    window: sampled.Window = state.method_state['window']
+    run = self._run
+    if isinstance(window.outside, sampled.DeviceStore):
+      store = _SeenOnDevice(window.outside, self._mesh)
+    else:
+      lacking = shortage(run.folder, self._kind, self._layout, run.last_step * run.batch_size,
+                         run.save_every * run.batch_size, run.keep)
+      if lacking:
+        raise UserError(lacking)
+      store = open_store(self._kind, run.folder, self._layout, None if fresh else step)
+      self._at_the_end.callback(store.close)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    # The rate of the last step is the device's to tell, in the next exchange.
+    rates = Rates(run.folder / f'rates-{jax.process_index()}', max(0, step - 1), **self._sgd)
+    self._at_the_end.callback(rates.close)
+    inside = Window(_on_host(window.classes), _on_host(window.renewed), self._layout.num_instances)
+    self._clerk = _Clerk(inside, store, rates, self._layout, run, self._mesh)
+    self._next = step
+    for _ in range(_STEPS_AHEAD):
+      self._prepare_next()
+
+  def prepare(self, step):
+    del step  # They come in order.
+    inputs = self._prepared.popleft().result()
+    self._prepare_next()
+    return inputs
+
+  def commit(self, step, outgoing):
+    for leaf in jax.tree.leaves(outgoing):
+      leaf.copy_to_host_async()
+    self._clerk.outgoing.append((step, outgoing))
+
+  def checkpoint(self, step, kept):
+    self._submit(self._clerk.checkpoint, step, kept).result()
+
+  def close(self):
+    self._worker.shutdown(wait=True, cancel_futures=True)
+    self._at_the_end.close()
+
+  def _prepare_next(self) -> None:
+    if self._next < self._run.last_step:
+      self._prepared.append(self._submit(self._clerk.inputs, self._next))
+      self._next += 1
+
+  def _submit(self, work: Callable, *arguments: Any) -> Future:
+    """Gives the worker something to do; after a failure it does nothing but tell it again."""
+    def guarded():
+      if self._failure:
+        raise self._failure
+      try:
+        return work(*arguments)
+      except Exception as error:
+        self._failure = error
+        raise
+    return self._worker.submit(guarded)
+
+
+class _Clerk:
+  """What the worker does, in order: `inputs` of one step after another, and checkpoints between.
+
+  The `exchange` of step t gives back what left, exact before the update of t, and the rate of t − 1:
+  so R steps after a row left it is in the store, with every rate from then on in the log.
+  """
+
+  def __init__(self, window: Window, store: 'Store | _SeenOnDevice', rates: Rates, layout: Layout, run: Run,
+               mesh: Mesh):
+    self._window, self._store, self._rates = window, store, rates
+    self._layout, self._run, self._mesh = layout, run, mesh
+    # What the steps gave back and is not kept yet: (step, outgoing).
+    self.outgoing: collections.deque[tuple[int, Any]] = collections.deque()
+    # What left in each of the last steps; and for each of those rows when, and in which swap.
+    self._leaving: dict[int, np.ndarray] = {}
+    self._recent: dict[int, tuple[int, int]] = {}
+    self._zeros: dict[tuple, jax.Array] = {}
+
+  def inputs(self, step: int) -> dict[str, jax.Array]:
+    """What `sampled.exchange` needs in this step."""
+    self._keep(step - HOST_LAG)
+    self._forget(step - HOST_LAG - 1)
+    swaps = self._window.advance(step, self._run.batch_ids(step))
+    parts = self._arrivals(step, swaps.entering)
+    self._leaving[step] = swaps.leaving
+    self._recent |= {name: (step, index) for index, name in enumerate(swaps.leaving.tolist())}
+    return self._known_to_all(swaps) | {name: self._part(values) for name, values in parts.items()}
+
+  def checkpoint(self, step: int, kept: Sequence[int]) -> None:
+    """Makes the store and the rates fit the state after `step` steps."""
+    self._keep(step - 1)
+    self._rates.checkpoint()
+    self._store.checkpoint(step, kept)
+
+  def _keep(self, last: int) -> None:
+    """Keeps what the steps up to this one gave back."""
+    while self.outgoing and self.outgoing[0][0] <= last:
+      step, outgoing = self.outgoing.popleft()
+      if step:
+        self._rates.append(float(_on_host(outgoing['rate'])))
+      leaving = self._leaving[step]
+      mine = self._mine(leaving)
+      rows = _on_host(outgoing['rows'])[mine] if 'rows' in outgoing else np.empty((len(mine), 2, 0))
+      self._store.write(leaving[mine], rows, np.full(len(mine), step))
+
+  def _forget(self, step: int) -> None:
+    """Takes what left in this step for no longer recent, where it has not left again."""
+    for name in self._leaving.pop(step, np.empty(0)).tolist():
+      if self._recent[name][0] == step:
+        del self._recent[name]
+
+  def _arrivals(self, step: int, entering: np.ndarray) -> dict[str, np.ndarray]:
+    """This process's part of what `sampled.inputs` describes: of each row that it keeps and that enters."""
+    on_device = isinstance(self._store, _SeenOnDevice)
+    shapes = sampled.inputs(self._run.batch_size, self._layout.dim, self._mesh, on_device)
+    parts = {name: np.zeros(shapes[name].shape[1:], shapes[name].dtype)
+             for name in shapes.keys() - {'slots', 'swapped', 'entering'}}
+    mine = self._mine(entering)
+    recent = np.array([name in self._recent for name in entering[mine].tolist()], bool)
+
+    here = mine[recent]
+    left = np.array([self._recent[name] for name in entering[here].tolist()], np.int64).reshape(-1, 2)
+    parts['origin'][here] = RECENT + left[:, 0] % HOST_LAG * self._run.batch_size + left[:, 1]
+    parts['missing'][here] = step - left[:, 0]
+    parts['products'][here] = np.eye(2)
+
+    here = mine[~recent]
+    stored = self._store.read(entering[here])
+    known = max(0, step - HOST_LAG)
+    parts['origin'][here] = np.where(stored.written, OUTSIDE, FRESH)
+    parts['missing'][here] = step - np.maximum(stored.seen, known)
+    parts['products'][here] = self._rates.products(np.minimum(stored.seen, known), known)
+    if not on_device:
+      parts['rows'][here] = stored.rows
+    return parts
+
+  def _mine(self, names: np.ndarray) -> np.ndarray:
+    """Where in this array the rows are that this process keeps."""
+    ids = self._layout.ids
+    return np.flatnonzero((names >= ids.start) & (names < ids.stop))
+
+  def _known_to_all(self, swaps: Swaps) -> dict[str, jax.Array]:
+    """The global arrays [B] that every process knows all of."""
+    size = self._run.batch_size
+    filled = lambda names, rest: np.pad(names, (0, size - len(names)), constant_values=rest)
+    arrays = {'slots': swaps.slots, 'swapped': filled(swaps.swapped, NO_SLOT),
+              'entering': filled(swaps.entering, 0)}
+    here = meshes.process_rows(self._mesh, size)
+    local = {name: array[here].astype(np.int32) for name, array in arrays.items()}
+    return meshes.to_global(local, self._mesh)
+
+  def _part(self, values: np.ndarray) -> jax.Array:
+    """The global array [T, …] with these values in the part of this process's first device, else zeros."""
+    sharding = meshes.batch_sharding(self._mesh)
+    shape = (self._mesh.size, *values.shape)
+    first, *others = sharding.addressable_devices_indices_map(shape)
+    keys = [(device, values.shape, values.dtype) for device in others]
+    for key in keys:
+      if key not in self._zeros:
+        self._zeros[key] = jax.device_put(np.zeros_like(values)[None], key[0])
+    parts = [jax.device_put(values[None], first), *(self._zeros[key] for key in keys)]
+    return jax.make_array_from_single_device_arrays(shape, sharding, parts)
+
+
+class _SeenOnDevice:
+  """What the host knows of rows that are on the device: since when each has been outside."""
+
+  def __init__(self, outside: sampled.DeviceStore, mesh: Mesh):
+    everywhere = jax.jit(lambda seen: seen, out_shardings=meshes.replicated(mesh))
+    self._seen = _on_host(everywhere(outside.seen)).astype(np.int64)
+
+  def read(self, ids: np.ndarray) -> Stored:
+    return Stored(np.empty((len(ids), 2, 0), np.float32), self._seen[ids], np.ones(len(ids), bool))
+
+  def write(self, ids: np.ndarray, rows: np.ndarray, seen: np.ndarray) -> None:
+    del rows
+    self._seen[ids] = seen
+
+  def checkpoint(self, step: int, kept: Sequence[int]) -> None:
+    """The train state has it."""
+
+
+def _on_host(replicated: jax.Array) -> np.ndarray:
+  return np.array(replicated.addressable_data(0))

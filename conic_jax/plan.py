@@ -1,0 +1,362 @@
+"""The plan: what a training needs on hardware that need not be here, from the compiled train step.
+
+  python -m conic_jax.plan --config=configs/one_million.py --topology=64xV100-32GB
+  python -m conic_jax.plan --config=configs/one_million.py --topology=v5e:8x8 \
+    --config.num_instances=1281167 --json plan.json
+  python -m conic_jax.plan --config=configs/one_million.py --topology=64xV100-32GB --largest-n
+
+The step is the training's own, compiled from shapes by the hardware's compiler; nothing is allocated. FLOPs
+are those of products and convolutions; the estimates are bounds that no step can beat.
+"""
+import dataclasses
+import functools
+import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+from ml_collections import config_flags
+
+from conic_jax import command_line, hlo, methods, optim, topology, train
+from conic_jax import mesh as meshes
+from conic_jax.data import sampler, sources
+from conic_jax.errors import Help, UserError
+from conic_jax.methods import Method
+from conic_jax.metrics import write_json
+from conic_jax.topology import Topology
+
+# Ids are int32.
+_MOST_INSTANCES = 2**31 - 1
+_SEARCH_FROM = 1_000_000
+# The part of a GPU's memory that JAX takes unless it is told otherwise.
+_GPU_SHARE = 0.75
+# Of data sets and splits that are planned for before the images are there.
+_TRAINING_IMAGES = {('imagenet2012', 'train'): 1_281_167, ('cifar10', 'train'): 50_000}
+_USAGE = ('usage: python -m conic_jax.plan --config=FILE[:PRESET] --topology=TOPOLOGY [--json=FILE] '
+          '[--largest-n] [--config.num_instances=N] [--config.FIELD=VALUE …]. '
+          'Topologies: 64xV100-32GB, 8xA100-80GB, 8xH100-80GB, v4:4x4x4, v5e:8x8, v5p:4x4x4, v6e:8x8, cpu:8.')
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What one device needs for a step; None where the compiler refused the program for its size.
+
+  Attributes:
+    topology, method, dtype, batch_size, num_instances: what was compiled.
+    num_devices: devices of the topology.
+    fits: whether the peak is within the limit.
+    peak_bytes: memory of the step: arguments, temporaries, and results that take no argument's place.
+    limit_bytes: memory of the device, less what is kept back.
+    arguments_bytes, temp_bytes: state and batch; what the step needs beside them.
+    flops, bytes_accessed: of a step, loops counted as often as they run.
+    unknown_loops: loops whose length the compiler does not tell; their bodies count once.
+    collectives: `kind`, `bytes` of the whole array on a device, `count` a step.
+    compute_seconds: products at the hardware's peak.
+    memory_seconds: bytes moved at the memory's bandwidth.
+    kernel_seconds: the greater of the two for each kernel, summed.
+    communication_seconds: collectives around a ring, hidden behind nothing.
+    compile_seconds: that the compiler took here.
+  """
+  topology: str
+  method: str
+  dtype: str
+  batch_size: int
+  num_instances: int
+  num_devices: int
+  fits: bool
+  peak_bytes: int | None
+  limit_bytes: int
+  compile_seconds: float
+  arguments_bytes: int | None = None
+  temp_bytes: int | None = None
+  flops: float | None = None
+  bytes_accessed: float | None = None
+  unknown_loops: int = 0
+  collectives: tuple[dict[str, Any], ...] = ()
+  compute_seconds: float | None = None
+  memory_seconds: float | None = None
+  kernel_seconds: float | None = None
+  communication_seconds: float | None = None
+
+
+# ---- One plan -----------------------------------------------------------------------------------
+
+
+def plan(config: Any, where: Topology, mesh: jax.sharding.Mesh, num_instances: int) -> Plan:
+  """Compiles the train step of a config for a topology.
+
+  Args:
+    config: of a pretraining.
+    where: the topology.
+    mesh: over its devices.
+    num_instances: N.
+
+  Raises:
+    UserError: where a setting is wrong.
+  """
+  dtype = meshes.compute_dtype(config.dtype, mesh.devices.flat[0])
+  lowered = lower_step(config, mesh, num_instances, dtype, where.platform)
+  start = time.perf_counter()
+  known: Callable[..., Plan] = functools.partial(
+    Plan, topology=where.name, method=config.method, dtype=dtype.name, batch_size=config.batch_size,
+    num_instances=num_instances, num_devices=mesh.size, limit_bytes=where.limit_bytes)
+  try:
+    compiled = lowered.compile()
+  except jax.errors.JaxRuntimeError as error:
+    if 'RESOURCE_EXHAUSTED' not in str(error):
+      raise
+    return known(fits=False, peak_bytes=refused_bytes(str(error)),
+                 compile_seconds=time.perf_counter() - start)
+  seconds = time.perf_counter() - start
+  memory: Any = compiled.memory_analysis()
+  cost = hlo.analyse(compiled.as_text() or '')
+  peak = peak_bytes(memory)
+  return known(
+    fits=peak <= where.limit_bytes, peak_bytes=peak, compile_seconds=seconds,
+    arguments_bytes=memory.argument_size_in_bytes, temp_bytes=memory.temp_size_in_bytes,
+    flops=cost.flops, bytes_accessed=cost.bytes_accessed, unknown_loops=cost.unknown_loops,
+    collectives=tuple(map(dataclasses.asdict, cost.collectives)), **roofline(cost, where))
+
+
+def lower_step(config: Any, mesh: jax.sharding.Mesh, num_instances: int, dtype: jnp.dtype,
+               platform: str) -> jax.stages.Lowered:
+  """The train step as `train.pretrain` makes it, lowered for a platform from shapes."""
+  method = methods.make(config, num_instances, mesh, dtype)
+  optimizer = optim.make_optimizer(config.optimizer)
+  steps_per_epoch = sampler.steps_per_epoch(num_instances, config.batch_size)
+  schedule = optim.cosine_schedule(config.optimizer.learning_rate, steps_per_epoch * config.epochs,
+                                   round(config.optimizer.warmup_epochs * steps_per_epoch))
+  shapes = jax.eval_shape(lambda: train.init_state(method, optimizer, config.seed, dtype))
+  shardings = train.state_shardings(shapes, method, mesh)
+  everywhere = meshes.replicated(mesh)
+  step = jax.jit(
+    train.make_step(method, optimizer, schedule, config.seed, steps_per_epoch, dtype),
+    in_shardings=(shardings, meshes.batch_sharding(mesh)),
+    out_shardings=(shardings, everywhere, everywhere), donate_argnums=0)
+  return step.trace(shapes, batch_shapes(method, config.batch_size)).lower(lowering_platforms=(platform,))
+
+
+def batch_shapes(method: Method, batch_size: int) -> dict[str, Any]:
+  """The shapes of what the step reads of a batch."""
+  of = lambda dtype, *shape: jax.ShapeDtypeStruct((batch_size, *shape), dtype)
+  count = sum(group.count for group in method.views)
+  batch = {
+    'views': tuple(of(jnp.uint8, group.count, group.size, group.size, 3) for group in method.views),
+    'id': of(jnp.int32), 'valid': of(jnp.bool), 'crop': of(jnp.float32, count, 4),
+    'flip': of(jnp.bool, count)}
+  exchange = method.exchange_inputs(batch_size)
+  return {**batch, 'exchange': exchange} if exchange else batch
+
+
+def peak_bytes(memory: Any) -> int:
+  """Memory of a program: its arguments and temporaries, and results that no argument gave its place to."""
+  fresh = memory.output_size_in_bytes - memory.alias_size_in_bytes
+  return memory.argument_size_in_bytes + memory.temp_size_in_bytes + fresh
+
+
+def refused_bytes(message: str) -> int | None:
+  """The memory that a program would have needed, from the compiler's refusal."""
+  found = re.search(r'Used ([\d.]+)([KMGT]?) of', message)
+  return found and round(float(found.group(1)) * 1024 ** ' KMGT'.index(found.group(2) or ' '))
+
+
+def roofline(cost: hlo.Cost, where: Topology) -> dict[str, Any]:
+  """The least seconds that a step can take, as the fields of `Plan`; {} for hardware nothing is known of."""
+  hardware = where.hardware
+  if not hardware.bandwidth:
+    return {}
+  compute = [kernel.half_flops / hardware.half_flops + kernel.single_flops / hardware.single_flops
+             for kernel in cost.kernels]
+  memory = [kernel.bytes / hardware.bandwidth for kernel in cost.kernels]
+  counts = [kernel.count for kernel in cost.kernels]
+  return {
+    'compute_seconds': sum(count * seconds for count, seconds in zip(counts, compute)),
+    'memory_seconds': sum(count * seconds for count, seconds in zip(counts, memory)),
+    'kernel_seconds': sum(count * max(pair) for count, *pair in zip(counts, compute, memory)),
+    'communication_seconds': sum(each.count * ring_seconds(each, where) for each in cost.collectives)}
+
+
+def ring_seconds(collective: hlo.Collective, where: Topology) -> float:
+  """Seconds that the links of a host, and then those between hosts, are busy with a collective."""
+  passes = 2 if collective.kind == 'all-reduce' else 1
+  shares = lambda parts: (parts - 1) / parts
+  seconds = shares(where.num_devices) / where.hardware.link
+  if where.hosts > 1:
+    seconds += shares(where.hosts) / where.hardware.network
+  return passes * collective.bytes * seconds
+
+
+# ---- The most classes ---------------------------------------------------------------------------
+
+
+def largest(measure: Callable[[int], Plan], start: int, least: int = 1000) -> list[Plan]:
+  """Searches for the most instances that fit, among the numbers of three significant digits.
+
+  Memory grows as a line in N, so that two plans show where it meets the limit; the search ends when a
+  number was seen to fit and the next one not to.
+
+  Args:
+    measure: makes the plan for N instances.
+    start: N to begin with.
+    least: N below which there is nothing to search.
+
+  Returns:
+    All plans, in the order of the search.
+  """
+  plans: list[Plan] = []
+  fitting, over, number = 0, _MOST_INSTANCES + 1, _three_digits(max(start, least))
+  while True:
+    plans.append(measure(number))
+    if plans[-1].fits:
+      fitting = number
+    else:
+      over = number
+    first, last = _after(fitting) if fitting else least, _three_digits(over - 1)
+    if first > last:
+      return plans
+    guess = _crossing(plans) or (number * 10 if plans[-1].fits else number // 10)
+    if fitting and over <= _MOST_INSTANCES and len(plans) % 8 == 0:  # Should memory be no line after all.
+      guess = (fitting + over) // 2
+    number = min(max(_three_digits(guess), first), last)
+
+
+def _three_digits(number: int) -> int:
+  """The greatest number of three significant digits that is not above."""
+  unit = 10 ** max(len(str(number)) - 3, 0)
+  return number // unit * unit
+
+
+def _after(number: int) -> int:
+  """The next number of three significant digits."""
+  return number + 10 ** max(len(str(number)) - 3, 0)
+
+
+def _crossing(plans: list[Plan]) -> int | None:
+  """N where the line through the two plans nearest to the limit meets it."""
+  known = [(abs(each.peak_bytes - each.limit_bytes), each.num_instances, each.peak_bytes)
+           for each in plans if each.peak_bytes is not None]
+  if len(known) < 2:
+    return None
+  (_, near, near_peak), (_, far, far_peak) = sorted(known)[:2]
+  slope = (far_peak - near_peak) / (far - near)
+  return int(near + (plans[0].limit_bytes - near_peak) / slope) if slope > 0 else None
+
+
+# ---- The answer ---------------------------------------------------------------------------------
+
+
+def report(made: Plan) -> str:
+  """The plan in words."""
+  gb = lambda number: 'unknown' if number is None else f'{number / 1e9:.2f} GB'
+  lines = [f'{made.method} on {made.topology}: {made.num_instances:,} instances, batch {made.batch_size}, '
+           f'{made.dtype}; compiled in {made.compile_seconds:.0f} s',
+           f'memory of a device: peak {gb(made.peak_bytes)} of {gb(made.limit_bytes)} '
+           f'({topology.KEPT_BACK:.0%} more is kept back): {"fits" if made.fits else "DOES NOT FIT"}']
+  if made.peak_bytes is None or made.flops is None or made.bytes_accessed is None:
+    return '\n'.join([*lines, '  the compiler refused the program for its size'])
+  lines.append(f'  arguments {gb(made.arguments_bytes)}, temporaries {gb(made.temp_bytes)}')
+  where = topology.parse(made.topology)
+  if where.platform == 'cuda' and made.fits and made.peak_bytes > _GPU_SHARE * where.hardware.memory:
+    lines.append(f'  run it with XLA_PYTHON_CLIENT_MEM_FRACTION={1 - topology.KEPT_BACK}, as JAX takes '
+                 f'{_GPU_SHARE:.0%} of a GPU by default')
+  lines.append(f'a step on a device: {made.flops / 1e12:.3f} TFLOP, {gb(made.bytes_accessed)} moved')
+  if made.unknown_loops:
+    lines.append(f'  too little, as {made.unknown_loops} loops of unknown length count once')
+  if made.kernel_seconds is not None:
+    ms = lambda seconds: f'{1e3 * seconds:.1f} ms'
+    lines += [f'  at least {ms(made.kernel_seconds)} for its kernels, products alone '
+              f'{ms(made.compute_seconds)}, memory alone {ms(made.memory_seconds)}; collectives '
+              f'{ms(made.communication_seconds)}']
+  lines += ['collectives of a step:      count × bytes of the array']
+  lines += [f'  {each["kind"]:<20} {each["count"]:>9} × {each["bytes"]:,}' for each in made.collectives]
+  return '\n'.join(lines)
+
+
+def num_instances(config: Any) -> int:
+  """N: `config.num_instances`, or the images of the training set, known or counted.
+
+  Raises:
+    UserError: where N is not set, and the images are neither here nor known.
+  """
+  if config.num_instances < 0 or config.num_instances > _MOST_INSTANCES:
+    raise UserError(f'config.num_instances is {config.num_instances}: it lies from 1 to {_MOST_INSTANCES}, '
+                    'or is 0 for the images of the data set.')
+  if config.num_instances:
+    return config.num_instances
+  try:
+    return sources.open_source(config.data, config.data.train).num_images
+  except UserError as error:
+    known = _TRAINING_IMAGES.get((config.data.name, config.data.train))
+    if known is None:
+      raise UserError(f'{error} A plan needs no images: give --config.num_instances=N.') from error
+    print(f'The images of {config.data.name} are not here: a plan for its {known:,} training images '
+          '(--config.num_instances=N sets another number).')
+    return known
+
+
+def define_flags(argv: list[str]) -> flags.FlagValues:
+  """The command's flags, not parsed yet."""
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file(
+    'config', None, 'A file of configs/, with a preset after a colon.', flag_values=values, sys_argv=argv)
+  flags.DEFINE_string('topology', None, 'The hardware.', flag_values=values)
+  flags.DEFINE_string('json', None, 'Where to write the plan.', flag_values=values)
+  flags.DEFINE_bool('largest-n', False, 'Search for the most instances that fit.', flag_values=values)
+  return values
+
+
+def run(values: flags.FlagValues) -> None:
+  """Makes the plan that the flags ask for, prints it and writes it."""
+  config = values.config
+  if values.topology is None:
+    raise UserError('Which hardware? Give --topology, such as --topology=64xV100-32GB or --topology=v5e:8x8.')
+  if config.task != 'pretrain':
+    raise UserError(f"config.task is '{config.task}': a plan is made for a pretraining.")
+  train.check_settings(config)
+  where = topology.parse(values.topology)
+  topology.prepare(where)
+  mesh = meshes.make_mesh(config.mesh, topology.devices(where))
+  meshes.check_batch_size(config.batch_size, mesh)
+  if not values['largest-n'].value:
+    made = plan(config, where, mesh, num_instances(config))
+    answer = dataclasses.asdict(made)
+  else:
+    plans = largest(lambda number: _announced(plan(config, where, mesh, number)),
+                    config.num_instances or _SEARCH_FROM, least=config.batch_size)
+    fitting = [each for each in plans if each.fits]
+    made = max(fitting or plans[-1:], key=lambda each: each.num_instances)
+    fields = ('num_instances', 'fits', 'peak_bytes', 'arguments_bytes', 'temp_bytes', 'limit_bytes')
+    answer = dataclasses.asdict(made) | {
+      'largest_n': made.num_instances if fitting else 0,
+      'search': [{name: getattr(each, name) for name in fields} for each in plans]}
+  print(report(made))
+  if 'largest_n' in answer:
+    print(f'the most instances that fit: {answer["largest_n"]:,}')
+  if values.json:
+    write_json(Path(values.json), answer)
+
+
+def _announced(made: Plan) -> Plan:
+  print(f'{made.num_instances:>14,} instances: {"fit" if made.fits else "do not fit"}', flush=True)
+  return made
+
+
+def command() -> None:
+  """The whole command, with its exit code: 0, or 1 for a user's error."""
+  try:
+    values = define_flags(sys.argv)
+    command_line.parse(sys.argv, values)
+    run(values)
+  except Help:
+    print(_USAGE)
+  except UserError as error:
+    sys.exit(f'conic_jax: {error}')
+
+
+if __name__ == '__main__':
+  command()
