@@ -16,6 +16,7 @@ import json
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +79,7 @@ def relative_error(rows: np.ndarray, expected: np.ndarray) -> float:
                    for part in (0, 1)))
 
 
-def measure(num_instances: int, repeats: int, folder: Path) -> list[dict[str, object]]:
+def measure(num_instances: int, repeats: int, folder: Path) -> list[dict[str, Any]]:
   """Times one N.
 
   Returns:

@@ -18,7 +18,7 @@ def get_config(preset: str = 'imagenet') -> ConfigDict:
   config.method = 'conic_s'
   config.run = 'runs/conic_s' if preset == 'imagenet' else f'runs/conic_s_{preset}'
   config.classifier.window = 65_536   # N′, classes in the softmax
-  config.classifier.beta = 0.0        # weight of each negative; 0 is (N − 1)/(N′ − 1), which makes up for the rest
+  config.classifier.beta = 0.0        # weight of each negative; 0 is (N − 1)/(N′ − 1)
   config.classifier.store = 'host'    # where the other rows are: 'device', 'host' (memory) or 'disk'
   if preset == 'photos':
     config.classifier.window = 512

@@ -10,6 +10,7 @@ are those of products and convolutions; the estimates are bounds that no step ca
 """
 import dataclasses
 import functools
+import math
 import re
 import sys
 import time
@@ -194,15 +195,15 @@ def ring_seconds(collective: hlo.Collective, where: Topology) -> float:
 # ---- The most classes ---------------------------------------------------------------------------
 
 
-def largest(measure: Callable[[int], Plan], start: int, least: int = 1000) -> list[Plan]:
+def largest(measure: Callable[[int], Plan], start: int, row_bytes: float, least: int = 1000) -> list[Plan]:
   """Searches for the most instances that fit, among the numbers of three significant digits.
 
-  Memory grows as a line in N, so that two plans show where it meets the limit; the search ends when a
-  number was seen to fit and the next one not to.
+  Memory grows as a line in N; the search ends when a number was seen to fit and the next one not to.
 
   Args:
     measure: makes the plan for N instances.
     start: N to begin with.
+    row_bytes: memory of a device that an instance takes at least.
     least: N below which there is nothing to search.
 
   Returns:
@@ -219,8 +220,9 @@ def largest(measure: Callable[[int], Plan], start: int, least: int = 1000) -> li
     first, last = _after(fitting) if fitting else least, _three_digits(over - 1)
     if first > last:
       return plans
-    guess = _crossing(plans) or (number * 10 if plans[-1].fits else number // 10)
-    if fitting and over <= _MOST_INSTANCES and len(plans) % 8 == 0:  # Should memory be no line after all.
+    guess = _crossing(plans, row_bytes)
+    no_line = len(plans) >= 6 and len(plans) % 2 == 0
+    if plans[-1].peak_bytes is None or no_line:
       guess = (fitting + over) // 2
     number = min(max(_three_digits(guess), first), last)
 
@@ -236,15 +238,35 @@ def _after(number: int) -> int:
   return number + 10 ** max(len(str(number)) - 3, 0)
 
 
-def _crossing(plans: list[Plan]) -> int | None:
-  """N where the line through the two plans nearest to the limit meets it."""
-  known = [(abs(each.peak_bytes - each.limit_bytes), each.num_instances, each.peak_bytes)
-           for each in plans if each.peak_bytes is not None]
-  if len(known) < 2:
-    return None
-  (_, near, near_peak), (_, far, far_peak) = sorted(known)[:2]
-  slope = (far_peak - near_peak) / (far - near)
-  return int(near + (plans[0].limit_bytes - near_peak) / slope) if slope > 0 else None
+def _crossing(plans: list[Plan], row_bytes: float) -> int:
+  """N where the line through the two plans nearest to the limit meets it; through one, as rows add up."""
+  known = sorted((abs(each.peak_bytes - each.limit_bytes), each.num_instances, each.peak_bytes)
+                 for each in plans if each.peak_bytes is not None)
+  if not known:
+    return 0
+  _, near, near_peak = known[0]
+  slope = row_bytes
+  if len(known) > 1:
+    _, far, far_peak = known[1]
+    slope = max((far_peak - near_peak) / (far - near), row_bytes / 2)
+  room = plans[0].limit_bytes - near_peak
+  return max(0, int(near + room / max(slope, 1e-3)))
+
+
+def bytes_a_row(config: Any, mesh: jax.sharding.Mesh) -> float:
+  """Bytes of a device's state that an instance adds."""
+  few, many = _SEARCH_FROM, 2 * _SEARCH_FROM
+  return (state_bytes(config, mesh, many) - state_bytes(config, mesh, few)) / (many - few)
+
+
+def state_bytes(config: Any, mesh: jax.sharding.Mesh, num_instances: int) -> int:
+  """Bytes of the train state on a device."""
+  dtype = meshes.compute_dtype(config.dtype, mesh.devices.flat[0])
+  method = methods.make(config, num_instances, mesh, dtype)
+  optimizer = optim.make_optimizer(config.optimizer)
+  shapes = jax.eval_shape(lambda: train.init_state(method, optimizer, config.seed, dtype))
+  of = lambda leaf, sharding: math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+  return sum(jax.tree.leaves(jax.tree.map(of, shapes, train.state_shardings(shapes, method, mesh))))
 
 
 # ---- The answer ---------------------------------------------------------------------------------
@@ -327,7 +349,7 @@ def run(values: flags.FlagValues) -> None:
     answer = dataclasses.asdict(made)
   else:
     plans = largest(lambda number: _announced(plan(config, where, mesh, number)),
-                    config.num_instances or _SEARCH_FROM, least=config.batch_size)
+                    config.num_instances or _SEARCH_FROM, bytes_a_row(config, mesh), config.batch_size)
     fitting = [each for each in plans if each.fits]
     made = max(fitting or plans[-1:], key=lambda each: each.num_instances)
     fields = ('num_instances', 'fits', 'peak_bytes', 'arguments_bytes', 'temp_bytes', 'limit_bytes')

@@ -122,8 +122,8 @@ def prepare(topology: Topology) -> None:
 
   The accelerators that this machine may have are left alone: the CPU is the only device.
   """
-  # libtpu would ask the cloud's metadata server which TPU this is.
-  os.environ.update(TPU_SKIP_MDS_QUERY='1', TPU_WORKER_HOSTNAMES='localhost')
+  # libtpu would ask the cloud's metadata server which TPU this is, and keep other processes out.
+  os.environ.update(TPU_SKIP_MDS_QUERY='1', TPU_WORKER_HOSTNAMES='localhost', ALLOW_MULTIPLE_LIBTPU_LOAD='1')
   jax.config.update('jax_platforms', 'cpu')
   if topology.platform == 'cpu':
     jax.config.update('jax_num_cpu_devices', topology.num_devices)

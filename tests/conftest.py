@@ -1,14 +1,14 @@
 """Eight CPU devices, strict ranks, and the mesh."""
 import os
+import shutil
 import tempfile
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
 # Many tests compile the same step, some of them in processes of their own.
-_COMPILED = tempfile.TemporaryDirectory(prefix='compiled')
-os.environ['JAX_COMPILATION_CACHE_DIR'] = _COMPILED.name
-os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.3'
+os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='compiled')
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
 
 import jax
 import numpy as np
@@ -19,6 +19,10 @@ from conic_jax import mesh as meshes
 from conic_jax.command_line import load
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+
+def pytest_unconfigure():
+  shutil.rmtree(os.environ['JAX_COMPILATION_CACHE_DIR'])
 
 
 @pytest.fixture(params=[1, 8], ids=['1 device', '8 devices'])

@@ -7,10 +7,26 @@ from ml_collections import ConfigDict
 from conic_jax.command_line import load
 
 
+def as_method(config, name, **changes):
+  """Makes a config of ConIC one of another method, in its own settings but for these changes."""
+  own = load(f'configs/{name}.py:folder')
+  with config.unlocked():
+    for field in set(own) - set(config):
+      config[field] = own[field]
+    for field in set(config) - set(own):
+      del config[field]
+    for field in set(own.classifier) - set(config.classifier):
+      config.classifier[field] = own.classifier[field]
+  config.method = name
+  config.update_from_flattened_dict(changes)
+  return config
+
+
 def flags_of(config):
-  """The command-line flags that make configs/conic.py:folder into this config."""
-  base = dict(_leaves(load('configs/conic.py:folder')))
-  return ['--config=configs/conic.py:folder',
+  """The command-line flags that make the preset folder of its method into this config."""
+  file = f'configs/{config.method}.py:folder'
+  base = dict(_leaves(load(file)))
+  return [f'--config={file}',
           *(f'--config.{path}={value}' for path, value in _leaves(config) if base[path] != value)]
 
 

@@ -6,26 +6,20 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 import pytest
-from support import flags_of
+from support import as_method, flags_of
 
 from conic_jax import main
 
 ROOT = Path(__file__).parent.parent
 COMMAND = [sys.executable, '-W', 'ignore', '-m', 'conic_jax.main']
 
-# The processes of these tests compile the same programs: the first one's are kept for the others.
-_COMPILED = tempfile.TemporaryDirectory(prefix='conic_jax_compiled')
-
 
 def start(*arguments, devices=1, prefix=()):
-  environment = {**os.environ, 'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
-                 'JAX_COMPILATION_CACHE_DIR': str(_COMPILED.name),
-                 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
+  environment = {**os.environ, 'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
   return subprocess.Popen([*prefix, *COMMAND, *arguments], cwd=ROOT, env=environment, text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
@@ -103,7 +97,11 @@ def test_a_mistake_prints_no_traceback_and_fails():
 # ---- Ends and resumes -------------------------------------------------------------------------
 
 
-def test_after_kill_9_the_losses_are_those_of_an_undisturbed_run(long_config, tmp_path):
+@pytest.mark.parametrize('method', ['conic', 'conic_s'])
+def test_after_kill_9_the_losses_are_those_of_an_undisturbed_run(long_config, tmp_path, method):
+  """ConIC-S with its rows on disk: store and checkpoint agree whatever was being written."""
+  if method == 'conic_s':
+    as_method(long_config, method, **{'classifier.window': 24, 'classifier.store': 'disk'})
   run = Path(long_config.run)
   undisturbed = long_config.copy_and_resolve_references()
   undisturbed.run = str(tmp_path / 'undisturbed')
@@ -170,7 +168,10 @@ def finish_pair(*arguments):
     assert code == 0, err
 
 
-def test_two_processes_learn_what_one_does(tiny_config, tmp_path):
+@pytest.mark.parametrize('method', ['conic', 'conic_s'])
+def test_two_processes_learn_what_one_does(tiny_config, tmp_path, method):
+  if method == 'conic_s':
+    as_method(tiny_config, method, **{'classifier.window': 24, 'classifier.store': 'disk'})
   alone = tiny_config.copy_and_resolve_references()
   alone.run = str(tmp_path / 'alone')
   single = start(*flags_of(alone), devices=4)

@@ -18,7 +18,8 @@ ALLOWED = {
   'checkpoint': {'state', 'mesh'},
   'visualise': {'models', 'checkpoint'},
   'evals': {'models', 'data', 'mesh', 'optim', 'checkpoint', 'visualise', 'views', 'metrics'},
-  'train': {'checkpoint', 'companion', 'data', 'evals', 'mesh', 'methods', 'metrics', 'optim', 'state', '__init__'},
+  'train': {'checkpoint', 'companion', 'data', 'evals', 'mesh', 'methods', 'metrics', 'optim', 'state',
+            '__init__'},
   'main': {'train', 'evals', 'command_line'},
 }
 ONLY_IN = {'tensorflow': 'data', 'tensorflow_datasets': 'data', 'orbax': 'checkpoint',

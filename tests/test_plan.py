@@ -20,6 +20,16 @@ KEYS = {'fits', 'peak_bytes', 'limit_bytes', 'arguments_bytes', 'temp_bytes', 'f
         'collectives', 'num_instances'}
 
 
+def tiny(name):
+  """A method's config with a network of one block."""
+  config = load(f'configs/{name}.py:folder')
+  config.batch_size, config.views.size = 16, 16
+  config.encoder.name, config.encoder.stem = 'resnet18', 'cifar'
+  config.encoder.blocks, config.encoder.width = (1,), 0.125
+  config.head.hidden, config.head.features = 16, 8
+  return config
+
+
 def made_on(config, count, num_instances=4096):
   where = topology.parse(f'cpu:{count}')
   mesh = meshes.make_mesh(config.mesh, topology.devices(where))
@@ -30,13 +40,9 @@ def made_on(config, count, num_instances=4096):
 
 
 @pytest.fixture(scope='module')
-def plans(image_folder, tmp_path_factory):
+def plans():
   """ConIC's step with a tiny network, planned for one device and for eight."""
-  config = load('configs/conic.py:folder')
-  config.batch_size, config.views.size = 16, 16
-  config.encoder.name, config.encoder.stem = 'resnet18', 'cifar'
-  config.encoder.blocks, config.encoder.width = (1,), 0.125
-  config.head.hidden, config.head.features = 16, 8
+  config = tiny('conic')
   return config, {count: made_on(config, count) for count in (1, 8)}
 
 
@@ -99,14 +105,16 @@ def test_the_batch_is_the_one_that_training_reads(tiny_config, mesh8):
 
 @pytest.mark.parametrize('name', methods.available())
 def test_every_methods_step_lowers_from_shapes_at_many_rows(name, mesh8):
-  config = load(f'configs/{name}.py:folder')
-  config.batch_size, config.views.size = 16, 16
-  config.encoder.name, config.encoder.stem = 'resnet18', 'cifar'
-  config.encoder.blocks, config.encoder.width = (1,), 0.125
-  config.head.hidden = 16
-  lowered = plan.lower_step(config, mesh8, 100_000_000, jnp.dtype('float32'), 'cpu')
+  lowered = plan.lower_step(tiny(name), mesh8, 100_000_000, jnp.dtype('float32'), 'cpu')
   shapes = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
   assert shapes(lowered.args_info[0][0]) == shapes(lowered.out_info[0])
+
+
+@pytest.mark.parametrize(('name', 'expected'), [
+  ('conic', 2 * 4 * 8 / 8), ('one_million', (2 * 4 * 8 + 4 * 100) / 8), ('data_parallel', 2 * 4 * 8),
+  ('conic_s', 0)])
+def test_a_row_takes_its_share_of_a_devices_state(name, expected, mesh8):
+  assert plan.bytes_a_row(tiny(name), mesh8) == pytest.approx(expected, rel=1e-3)
 
 
 # ---- Figures ------------------------------------------------------------------------------------
@@ -171,10 +179,11 @@ def check_search(plans):
 
 
 @settings(deadline=None)
-@given(per_row=st.integers(460, 10**8), fixed=st.integers(0, 9 * 10**11), start=st.integers(1, 2**31 - 1))
-def test_the_search_ends_between_two_neighbours_one_fitting_one_not(per_row, fixed, start):
-  plans = plan.largest(measured(lambda n: fixed + per_row * n), start)
-  assert len(plans) <= 12
+@given(per_row=st.integers(460, 10**8), fixed=st.integers(0, 9 * 10**11), start=st.integers(1, 2**31 - 1),
+       share=st.floats(0.01, 1))
+def test_the_search_ends_between_two_neighbours_one_fitting_one_not(per_row, fixed, start, share):
+  plans = plan.largest(measured(lambda n: fixed + per_row * n), start, per_row * share)
+  assert len(plans) <= 8
   exact = (10**12 - fixed) // per_row
   if exact < 1000:
     assert not any(each.fits for each in plans)
@@ -193,9 +202,14 @@ def test_the_search_ends_between_two_neighbours_one_fitting_one_not(per_row, fix
   lambda n: 10**6 * n if n < 999_999 else None,
 ])
 def test_the_search_ends_where_memory_is_no_line(peak):
-  plans = plan.largest(measured(peak), 1_000_000)
-  assert len(plans) <= 40
+  plans = plan.largest(measured(peak), 1_000_000, 100)
+  assert len(plans) <= 25
   check_search(plans)
+
+
+def test_memory_that_does_not_grow_leads_to_the_last_id_there_is():
+  plans = plan.largest(measured(lambda n: 10**9), 1_000_000, 0)
+  assert [each.num_instances for each in plans] == [1_000_000, 2_140_000_000]
 
 
 # ---- The command --------------------------------------------------------------------------------
@@ -228,6 +242,7 @@ def test_the_command_prints_and_writes_the_plan(command, plans, tmp_path, capsys
 
 def test_the_command_searches_for_the_most_classes(command, tmp_path, capsys, monkeypatch):
   monkeypatch.setattr(plan, 'plan', lambda config, where, mesh, number: measured(lambda n: 10**4 * n)(number))
+  monkeypatch.setattr(plan, 'bytes_a_row', lambda config, mesh: 10**4)
   file = tmp_path / 'plan.json'
   command('--config=configs/conic.py', '--topology=cpu:8', '--largest-n', f'--json={file}')
   written = json.loads(file.read_text())

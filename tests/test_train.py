@@ -169,7 +169,7 @@ def make_float16_step(config, mesh):
 def test_an_overflow_in_float16_changes_nothing_and_is_counted(tiny_config, mesh8):
   state, step, batch = make_float16_step(tiny_config, mesh8)
   overflowing = state.replace(loss_scale=LossScale(jnp.float32(2.0**24), jnp.int32(5)))
-  after, metrics = step(overflowing, batch)
+  after, metrics, _ = step(overflowing, batch)
   assert metrics['overflow']
   for name in ('params', 'batch_stats', 'opt_state', 'method_state'):
     chex.assert_trees_all_equal(getattr(after, name), getattr(overflowing, name))
@@ -177,7 +177,7 @@ def test_an_overflow_in_float16_changes_nothing_and_is_counted(tiny_config, mesh
   assert after.loss_scale.scale == 2.0**23
 
   calm = state.replace(loss_scale=LossScale(jnp.float32(2.0**4), jnp.int32(0)))
-  after, metrics = step(calm, batch)
+  after, metrics, _ = step(calm, batch)
   assert not metrics['overflow']
   assert after.skipped == 0
   rows = after.method_state['rows'].weights
@@ -200,6 +200,6 @@ def test_invalid_images_are_masked_everywhere(tiny_config, mesh8):
                    for views in (black, np.array(batch['views'][0])))
   chex.assert_trees_all_close(first[1], second[1], rtol=1e-5, atol=1e-6)
   chex.assert_trees_all_close(first[0].replace(rng=0), second[0].replace(rng=0), rtol=1e-5, atol=1e-6)
-  every, _ = step(state, batch)
+  every, *_ = step(state, batch)
   assert not np.allclose(every.method_state['rows'].weights[5],
                          first[0].method_state['rows'].weights[5])

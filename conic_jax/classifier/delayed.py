@@ -12,13 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from conic_jax.classifier.journal import write_whole
+from conic_jax.classifier.journal import REMEDY, write_whole
 from conic_jax.errors import UserError
 
 # Steps whose product is stored.
 _BLOCK = 64
 _BLOCKS_AT_ONCE = 4096
-_REMEDY = 'bring the folder back from a copy, or begin the run anew in another folder (config.run).'
 
 
 def matrix(lr: jax.Array, *, momentum: float, weight_decay: float) -> jax.Array:
@@ -59,7 +58,7 @@ def apply(products: jax.Array, rows: jax.Array) -> jax.Array:
 class Rates:
   """The rate of every step as it was used, and the products of A(η) over any range of steps.
 
-  The products of aligned blocks of 64, 128, 256 … steps are kept, in all 5 bytes a step with the rates.
+  The products of aligned blocks of 64, 128, 256 … steps are kept: with the rates some 5 bytes a step.
   There is no inverse of a prefix product: its determinant mᵏ underflows. One thread may append while
   another asks for products up to a step that it knows to be there.
 
@@ -70,7 +69,7 @@ class Rates:
     weight_decay: λ.
 
   Raises:
-    UserError: where the file holds fewer, or what is no rate, or cannot be written.
+    UserError: where the file holds fewer, or what is no rate.
   """
 
   def __init__(self, path: Path, num_steps: int = 0, *, momentum: float, weight_decay: float):
@@ -86,7 +85,11 @@ class Rates:
     return self._length
 
   def append(self, rate: float) -> None:
-    """Adds the rate of the next step, NaN where it was skipped."""
+    """Adds the rate of the next step, NaN where it was skipped.
+
+    Raises:
+      UserError: where the disk is full.
+    """
     try:
       write_whole(self._file, np.float32(rate).tobytes(), self._length * 4)
     except OSError as error:
@@ -142,11 +145,11 @@ class Rates:
     size = self._path.stat().st_size // 4 if self._path.is_file() else 0
     if size < num_steps:
       raise UserError(f'{self._path} has the rates of {size} steps where {num_steps} were expected: '
-                      f'{_REMEDY}')
+                      f'{REMEDY}')
     rates = np.fromfile(self._path, '<f4', num_steps) if num_steps else np.zeros(1, '<f4')
     wrong = np.isinf(rates) | (rates < 0)
     if wrong.any():
-      raise UserError(f'{self._path} is damaged at step {np.argmax(wrong)}: {_REMEDY}')
+      raise UserError(f'{self._path} is damaged at step {np.argmax(wrong)}: {REMEDY}')
     return rates
 
   def _multiplied(self, rates):
@@ -202,6 +205,6 @@ class Rates:
 def _with(array, index, value):
   """The array with one more entry, or a longer one: the readers of the old one keep it."""
   if index == len(array):
-    array = np.concatenate([array, np.zeros((max(1024, index), *array.shape[1:]), array.dtype)])
+    array = np.concatenate([array, np.zeros((max(1024, index // 4), *array.shape[1:]), array.dtype)])
   array[index] = value
   return array

@@ -14,6 +14,8 @@ import numpy as np
 
 from conic_jax.errors import UserError
 
+# What mends the folder of a store.
+REMEDY = 'bring the folder back from a copy, or begin the run anew in another folder (config.run).'
 _HEADER, _CHECKSUM = struct.Struct('<4sII'), struct.Struct('<I')
 _START = _HEADER.size + _CHECKSUM.size
 _MAGIC = b'CnJ1'
@@ -82,8 +84,7 @@ def read(path: Path, dtype: np.dtype, torn: bool = False) -> list[np.ndarray]:
     if entries is None:
       if torn and (end >= len(data) or not data[start + _START:].any()):
         return blocks
-      raise UserError(f'{path} is damaged at byte {start}: bring the folder back from a copy of it, or '
-                      'begin the run anew in another folder (config.run).')
+      raise UserError(f'{path} is damaged at byte {start}: {REMEDY}')
     blocks.append(entries)
     start = end
   return blocks

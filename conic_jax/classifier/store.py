@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from conic_jax.classifier import journal
+from conic_jax.classifier.journal import REMEDY
 from conic_jax.errors import UserError
 
 _VERSION = 1
@@ -123,19 +124,18 @@ class Store:
     new = journal.unnamed(path)
     new.write_text(json.dumps(self._identity(), indent=2) + '\n')
     os.replace(new, path)
-    journal.sync_folder(self.folder)
+    for folder in (self.folder, *self.folder.absolute().parents[:2]):  # All that may have been made.
+      journal.sync_folder(folder)
 
   def _check_identity(self) -> None:
     """Raises a UserError that names each difference from the run that made the store."""
     path = self.folder / 'store.json'
     if not path.is_file():
-      raise UserError(f'{self.folder} holds no store of the rows that the checkpoint needs: bring it back '
-                      'from a copy, or begin the run anew in another folder (config.run).')
+      raise UserError(f'{self.folder} holds no store of the rows that the checkpoint needs: {REMEDY}')
     try:
       saved = json.loads(path.read_text())
     except ValueError:
-      raise UserError(f'{path} is damaged: bring it back from a copy, or begin the run anew in another '
-                      'folder (config.run).') from None
+      raise UserError(f'{path} is damaged: {REMEDY}') from None
     differences = [f'{name} was {saved.get(name)!r}, is {value!r}'
                    for name, value in self._identity().items() if saved.get(name) != value]
     if differences:
@@ -176,9 +176,8 @@ class Store:
 
   def _not_kept(self, step: int, steps: Sequence[int]) -> UserError:
     return UserError(f'The store {self.folder} was not kept for step {step}, only for '
-                     f'{", ".join(map(str, steps)) or "none"}: it is not the one that the checkpoint was '
-                     'saved with. Bring it back from a copy, or begin the run anew in another folder '
-                     '(config.run).')
+                     f'{", ".join(map(str, steps)) or "none"}, so it is not the one that the checkpoint '
+                     f'was saved with: {REMEDY}')
 
 
 def open_store(kind: str, folder: Path, layout: Layout, step: int | None = None) -> Store:
@@ -218,7 +217,7 @@ class HostStore(Store):
     except MemoryError:
       size = len(layout.ids) * record.itemsize
       raise UserError(f'The rows of process {layout.process_index} need {_readable(size)} of host memory: '
-                      "keep them on a disk (store 'disk'), or use more hosts.") from None
+                      "set config.classifier.store to 'disk', or use more hosts.") from None
     with self._writing():
       if step is None:
         self._create()
@@ -238,8 +237,7 @@ class HostStore(Store):
     self._clear('*.new')
     blocks = journal.read(dumps[step], self._entry)
     if not blocks or len(blocks[-1]):
-      raise UserError(f'{dumps[step]} is cut short: bring it back from a copy, or begin the run anew in '
-                      'another folder (config.run).')
+      raise UserError(f'{dumps[step]} is cut short: {REMEDY}')
     for entries in blocks:
       self._records[entries['place']] = entries['record']
 
@@ -250,8 +248,7 @@ class HostStore(Store):
     self._records[self._places(ids)] = _records(self._records.dtype, rows, seen)
 
   def checkpoint(self, step: int, kept: Sequence[int]) -> None:
-    dump = journal.Journal(self.folder / f'host-{step}')
-    with self._writing(), contextlib.closing(dump):
+    with self._writing(), contextlib.closing(journal.Journal(self.folder / f'host-{step}')) as dump:
       for start in range(0, len(self._records), _DUMP_BLOCK):
         block = self._records[start:start + _DUMP_BLOCK]
         places = np.flatnonzero(block['time'])
@@ -273,13 +270,13 @@ class DiskStore(Store):
   """Rows in one sparse file, with an undo journal that leads back to every checkpoint kept.
 
   Before a record is overwritten, its bytes are on the disk in the journal of the last checkpoint; so,
-  whenever the process or the machine dies, in the middle of a write, a checkpoint or a restore too,
-  `restore` brings back each checkpoint to the bit. Records are read through a memory map and written
-  by `pwrite`, for a full disk is an error there and a signal in a map.
+  whenever the process or the machine dies, in the middle of a write, of a checkpoint or of opening the
+  store too, each checkpoint kept comes back to the bit. Records are read through a memory map and
+  written by `pwrite`: a full disk is an error there, and a signal in a map.
 
-  Files: `rows`; `journal-S`, what records were before the first write to them after step S, oldest
-  first. A record is: checksum of its id and the rest (4 bytes), seen + 1 (8; 0 where never written),
-  weights and momentum (8D).
+  Files: `rows`; `journal-S`, what each record was before each write after step S, oldest first. A record
+  is: checksum of its id and the rest (4 bytes), seen + 1 (8; 0 where never written), weights and momentum
+  (8D).
   """
   kind = 'disk'
 
@@ -315,8 +312,7 @@ class DiskStore(Store):
       raise self._not_kept(step, list(steps))
     size = os.path.getsize(self._path) if self._path.is_file() else 'no'
     if size != self._size:
-      raise UserError(f'{self._path} has {size} bytes where {self._size} were expected: bring the folder '
-                      'back from a copy, or begin the run anew in another folder (config.run).')
+      raise UserError(f'{self._path} has {size} bytes where {self._size} were expected: {REMEDY}')
     self._clear('*.new')
 
   def _undo(self, step):
@@ -334,8 +330,7 @@ class DiskStore(Store):
     records = self._fetch(self._places(ids))
     sound = np.where(records['time'], records['crc'] == _checksums(ids, records), _empty(records))
     if not sound.all():
-      raise UserError(f'{self._path} is damaged at instance {np.asarray(ids)[~sound][0]}: bring the folder '
-                      'back from a copy, or begin the run anew in another folder (config.run).')
+      raise UserError(f'{self._path} is damaged at instance {np.asarray(ids)[~sound][0]}: {REMEDY}')
     return _stored(records)
 
   def write(self, ids: np.ndarray, rows: np.ndarray, seen: np.ndarray) -> None:
@@ -351,8 +346,8 @@ class DiskStore(Store):
   def checkpoint(self, step: int, kept: Sequence[int]) -> None:
     with self._writing():
       os.fsync(self._file)
-      self._journal.close()
-      self._journal = self._new_journal(step)
+      before, self._journal = self._journal, self._new_journal(step)
+      before.close()
       for number, path in self._steps('journal-').items():
         if number < min([step, *kept]):
           path.unlink()

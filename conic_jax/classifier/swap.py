@@ -69,7 +69,7 @@ class Swap(Companion):
     # The rate of the last step is the device's to tell, in the next exchange.
     rates = Rates(run.folder / f'rates-{jax.process_index()}', max(0, step - 1), **self._sgd)
     self._at_the_end.callback(rates.close)
-    inside = Window(_on_host(window.classes), _on_host(window.renewed), self._layout.num_instances)
+    inside = Window(np.asarray(window.classes), np.asarray(window.renewed), self._layout.num_instances)
     self._clerk = _Clerk(inside, store, rates, self._layout, run, self._mesh)
     self._next = step
     for _ in range(_STEPS_AHEAD):
@@ -150,10 +150,10 @@ class _Clerk:
     while self.outgoing and self.outgoing[0][0] <= last:
       step, outgoing = self.outgoing.popleft()
       if step:
-        self._rates.append(float(_on_host(outgoing['rate'])))
+        self._rates.append(float(np.asarray(outgoing['rate'])))
       leaving = self._leaving[step]
       mine = self._mine(leaving)
-      rows = _on_host(outgoing['rows'])[mine] if 'rows' in outgoing else np.empty((len(mine), 2, 0))
+      rows = np.asarray(outgoing['rows'])[mine] if 'rows' in outgoing else np.empty((len(mine), 2, 0))
       self._store.write(leaving[mine], rows, np.full(len(mine), step))
 
   def _forget(self, step: int) -> None:
@@ -220,7 +220,7 @@ class _SeenOnDevice:
 
   def __init__(self, outside: sampled.DeviceStore, mesh: Mesh):
     everywhere = jax.jit(lambda seen: seen, out_shardings=meshes.replicated(mesh))
-    self._seen = _on_host(everywhere(outside.seen)).astype(np.int64)
+    self._seen = np.asarray(everywhere(outside.seen)).astype(np.int64)
 
   def read(self, ids: np.ndarray) -> Stored:
     return Stored(np.empty((len(ids), 2, 0), np.float32), self._seen[ids], np.ones(len(ids), bool))
@@ -231,7 +231,3 @@ class _SeenOnDevice:
 
   def checkpoint(self, step: int, kept: Sequence[int]) -> None:
     """The train state has it."""
-
-
-def _on_host(replicated: jax.Array) -> np.ndarray:
-  return np.array(replicated.addressable_data(0))

@@ -8,7 +8,6 @@ Source: "Consistent Instance Classification for Unsupervised Representation Lear
 """
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
@@ -67,8 +66,9 @@ class ConICS(InstanceMethod):
     return sampled.inputs(batch_size, self.head.features, self.mesh, self.on_device)
 
   def companion(self, run):
-    return swap.Swap(run, self.mesh, kind=self.store, num_instances=self.num_instances, dim=self.head.features,
-                     seed=self.seed, momentum=self.sgd.momentum, weight_decay=self.sgd.weight_decay)
+    return swap.Swap(run, self.mesh, kind=self.store, num_instances=self.num_instances,
+                     dim=self.head.features, seed=self.seed, momentum=self.sgd.momentum,
+                     weight_decay=self.sgd.weight_decay)
 
 
 def make(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype) -> InstanceMethod:

@@ -1,4 +1,6 @@
 """The delayed update against dense momentum SGD in float64."""
+from concurrent.futures import ThreadPoolExecutor
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -84,16 +86,16 @@ def test_a_log_read_again_goes_on_as_if_never_closed(tmp_path, kept):
   np.testing.assert_allclose(log.products(start, 8200), expected, rtol=1e-12, atol=1e-15)
 
 
-def test_a_reader_is_not_disturbed_by_what_is_appended(tmp_path):
-  """Every product asked for while the log grows is that of the log as it stood."""
-  rates = np.random.default_rng(3).uniform(0, 0.3, 3000)
-  growing, seen = Rates(tmp_path / 'rates', **SGD), {}
-  for step, rate in enumerate(rates):
-    growing.append(rate)
-    if step % 101 == 0:
-      seen[step] = growing.products(np.array([step // 2]), step)
-  for step, product in seen.items():
-    np.testing.assert_array_equal(growing.products(np.array([step // 2]), step), product)
+def test_one_thread_may_append_while_another_asks(tmp_path):
+  rates = np.random.default_rng(3).uniform(0, 0.3, 20_000)
+  whole, growing = log_of(tmp_path / 'whole', rates), Rates(tmp_path / 'rates', **SGD)
+  with ThreadPoolExecutor(1) as pool:
+    appending = pool.submit(lambda: [growing.append(rate) for rate in rates])
+    while not appending.done():
+      stop = len(growing)
+      start = np.array([0, stop // 3, stop])
+      np.testing.assert_array_equal(growing.products(start, stop), whole.products(start, stop))
+    appending.result()
 
 
 @pytest.mark.parametrize(('content', 'num_steps', 'message'), [

@@ -5,6 +5,8 @@ import os
 import resource
 import shutil
 import signal
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -150,6 +152,29 @@ def test_the_store_of_another_run_is_refused_with_each_difference(kind, tmp_path
 def test_another_kind_is_refused(tmp_path):
   with pytest.raises(UserError, match="no store 'tape'; there is: host, disk"):
     open_store('tape', tmp_path, LAYOUT)
+
+
+@KINDS
+def test_one_thread_may_write_while_another_reads_other_rows(kind, tmp_path):
+  store, odd, even = open_store(kind, tmp_path, LAYOUT), EVERYTHING[1::2], EVERYTHING[::2]
+  write(store, odd, 3)
+  with ThreadPoolExecutor(1) as pool:
+    writing = pool.submit(lambda: [write(store, even, step) for step in range(20)])
+    while True:
+      done = writing.done()
+      rows, seen, _ = store.read(odd)
+      np.testing.assert_array_equal(rows, rows_of(odd, 3))
+      np.testing.assert_array_equal(seen, 3)
+      if done:
+        break
+    writing.result()
+  assert_holds(store, dict.fromkeys(odd, 3) | dict.fromkeys(even, 19))
+  store.close()
+
+
+def test_too_little_host_memory_is_told():
+  with pytest.raises(UserError, match=f'need {10**15 * (8 + 8 * 128) / 2**30:,.1f} GiB of host memory'):
+    open_store('host', Path('not made'), Layout(10**15, 128, seed=0))
 
 
 def prepared(kind, tmp_path):

@@ -34,18 +34,29 @@ def runs(draw):
   return num_instances, num_slots, batches
 
 
-@given(runs(), st.integers(0, 2**32 - 1))
-def test_every_step_is_the_naive_one(run, seed):
-  num_instances, num_slots, batches = run
-  first = first_classes(num_slots, num_instances, seed, batch_size=1)
-  window = Window(first, np.full(num_slots, NEVER_RENEWED), num_instances)
-  classes, renewed = first.tolist(), [NEVER_RENEWED] * num_slots
-  for step, ids in enumerate(batches):
+def check_against_naive(classes, renewed, num_instances, batches):
+  """The steps of these batches, after those in which the slots were renewed."""
+  window = Window(classes, renewed, num_instances)
+  classes, renewed = classes.tolist(), renewed.tolist()
+  for step, ids in enumerate(batches, max(renewed) + 1):
     swaps = window.advance(step, np.array(ids))
     slots, expected = naive_advance(classes, renewed, step, ids)
     assert swaps.slots.tolist() == slots
     assert list(zip(swaps.swapped.tolist(), swaps.leaving.tolist(), swaps.entering.tolist())) == expected
     assert (window.classes.tolist(), window.renewed.tolist()) == (classes, renewed)
+
+
+@given(runs(), st.integers(0, 2**32 - 1))
+def test_every_step_is_the_naive_one(run, seed):
+  num_instances, num_slots, batches = run
+  classes = first_classes(num_slots, num_instances, seed, batch_size=1)
+  check_against_naive(classes, np.full(num_slots, NEVER_RENEWED), num_instances, batches)
+
+
+def test_a_large_window_of_any_ages_is_the_naive_one():
+  rng = np.random.default_rng(0)
+  check_against_naive(rng.permutation(40_000)[:3000], rng.integers(0, 50, 3000), 40_000,
+                      rng.integers(0, 40_000, (3, 400)).tolist())
 
 
 def test_a_window_goes_on_from_its_arrays():

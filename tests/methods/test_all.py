@@ -6,12 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import collective_sizes
+from support import as_method, collective_sizes
 
 from conic_jax import mesh as meshes
 from conic_jax import methods, optim, train
 from conic_jax.checkpoint import Checkpoints
-from conic_jax.command_line import load
 from conic_jax.companion import Run
 from conic_jax.errors import UserError
 
@@ -25,17 +24,8 @@ PARTITIONED = [name for name in methods.available() if name != 'data_parallel']
 @pytest.fixture
 def method_config(tiny_config, name):
   """The tiny network with the settings that the method's own config has beside ConIC's."""
-  own = load(f'configs/{name}.py:folder')
-  with tiny_config.unlocked():
-    for field in set(own) - set(tiny_config):
-      tiny_config[field] = own[field]
-    tiny_config.classifier.update(own.classifier)
-    if name == 'conic_s':
-      tiny_config.classifier.window = 24
-    if name == 'one_million':
-      tiny_config.smoothing.k = 5
-  tiny_config.method = name
-  return tiny_config
+  changes = {'conic_s': {'classifier.window': 24}, 'one_million': {'smoothing.k': 5}}
+  return as_method(tiny_config, name, **changes.get(name, {}))
 
 
 def batch_ids(step):

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import as_method
 
 from conic_jax import losses, methods, optim, train
-from conic_jax.command_line import load
 from conic_jax.data import pipeline, sources
 from conic_jax.errors import Stopped, UserError
 
@@ -18,12 +18,7 @@ from conic_jax.errors import Stopped, UserError
 @pytest.fixture
 def config(tiny_config):
   """One-Million with the tiny network: 48 images, three steps an epoch, two epochs."""
-  own = load('configs/one_million.py:folder')
-  with tiny_config.unlocked():
-    for field in ('smoothing', 'prior'):
-      tiny_config[field] = own[field]
-    tiny_config.classifier.update(own.classifier)
-  tiny_config.method, tiny_config.smoothing.k = 'one_million', 5
+  as_method(tiny_config, 'one_million', **{'smoothing.k': 5})
   tiny_config.eval.knn = tiny_config.eval.linear = False
   tiny_config.batch_size = 40  # The pass has a last batch that is filled up.
   return tiny_config
