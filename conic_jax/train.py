@@ -69,6 +69,9 @@ def _pretrain(config: Any, at_the_end: contextlib.ExitStack, stop: 'StopRequest'
   test_source = sources.open_source(config.data, config.data.test) if config.data.test else None
   protocols.check(train_source, test_source, config, mesh)
   num_images = train_source.num_images
+  if config.num_instances not in (0, num_images):
+    raise UserError(f'config.num_instances is {config.num_instances} and the data set has {num_images} '
+                    'images: it is for python -m conic_jax.plan; leave it 0 here.')
   steps_per_epoch = sampler.steps_per_epoch(num_images, config.batch_size)
   total_steps = steps_per_epoch * config.epochs
   last_step = min(total_steps, config.max_steps or total_steps)
