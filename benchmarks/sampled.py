@@ -1,6 +1,6 @@
 """The sampled classifier's step against the full one's, for ever more instances.
 
-  python -m benchmarks.sampled [--json FILE] [--repeats 12] [--batch 512]
+  python -m benchmarks.sampled [--json FILE] [--repeats 10] [--batch 512]
 
 A step is the head's part of a train step: loss and gradient of the features, rows' SGD, and for the sampled
 one the exchange with a store on disk, what the host does for it included. Each of its batches is of classes
@@ -239,7 +239,7 @@ def measure(sizes: list[int], full_sizes: list[int], shape: Shape, repeats: int)
 def main() -> None:
   """Measures, prints and writes the table."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--repeats', type=int, default=12)
+  parser.add_argument('--repeats', type=int, default=10)
   parser.add_argument('--batch', type=int, default=512, help='images of a batch, of two views each')
   parser.add_argument('--window', type=int, default=65_536)
   parser.add_argument('--json', type=Path, help='write the rows there too')

@@ -1,6 +1,6 @@
 """The sampled classifier's step with its rows in host memory or on disk, against all on the device.
 
-  python -m benchmarks.store [--json FILE] [--repeats 20] [--batch 512] [--instances 200000]
+  python -m benchmarks.store [--json FILE] [--repeats 16] [--batch 512] [--instances 200000]
 
 What a step is and how it is timed is said in benchmarks/sampled.py; nothing but the place of the rows outside
 the window differs. The table goes to benchmarks/results/store.md.
@@ -44,7 +44,7 @@ def arguments(variant: SampledStep) -> int:
 def main() -> None:
   """Measures, prints and writes the table."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--repeats', type=int, default=20)
+  parser.add_argument('--repeats', type=int, default=16)
   parser.add_argument('--batch', type=int, default=512, help='images of a batch, of two views each')
   parser.add_argument('--window', type=int, default=65_536)
   parser.add_argument('--instances', type=int, default=200_000)

@@ -337,6 +337,8 @@ def run(values: flags.FlagValues) -> None:
   config = values.config
   if values.topology is None:
     raise UserError('Which hardware? Give --topology, such as --topology=64xV100-32GB or --topology=v5e:8x8.')
+  if values.json and not Path(values.json).parent.is_dir():
+    raise UserError(f'--json={values.json}: there is no folder {Path(values.json).parent}.')
   if config.task != 'pretrain':
     raise UserError(f"config.task is '{config.task}': a plan is made for a pretraining.")
   train.check_settings(config)
@@ -364,12 +366,13 @@ def run(values: flags.FlagValues) -> None:
 
 
 def _announced(made: Plan) -> Plan:
-  print(f'{made.num_instances:>14,} instances: {"fit" if made.fits else "do not fit"}', flush=True)
+  peak = 'refused' if made.peak_bytes is None else f'{made.peak_bytes / 1e9:.2f} GB'
+  print(f'{made.num_instances:>14,} instances: {peak}, {"fits" if made.fits else "does not fit"}', flush=True)
   return made
 
 
 def command() -> None:
-  """The whole command, with its exit code: 0, or 1 for a user's error."""
+  """The whole command, with its exit code: 0, 1 for a user's error, 130 when interrupted."""
   try:
     values = define_flags(sys.argv)
     command_line.parse(sys.argv, values)
@@ -378,6 +381,8 @@ def command() -> None:
     print(_USAGE)
   except UserError as error:
     sys.exit(f'conic_jax: {error}')
+  except KeyboardInterrupt:
+    sys.exit(130)
 
 
 if __name__ == '__main__':

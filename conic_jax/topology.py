@@ -124,6 +124,8 @@ def prepare(topology: Topology) -> None:
   """
   # libtpu would ask the cloud's metadata server which TPU this is, and keep other processes out.
   os.environ.update(TPU_SKIP_MDS_QUERY='1', TPU_WORKER_HOSTNAMES='localhost', ALLOW_MULTIPLE_LIBTPU_LOAD='1')
+  # XLA warns of programs that are too large, and of a GPU that is not there.
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   jax.config.update('jax_platforms', 'cpu')
   if topology.platform == 'cpu':
     jax.config.update('jax_num_cpu_devices', topology.num_devices)

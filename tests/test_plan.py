@@ -280,6 +280,7 @@ def test_images_that_are_here_are_counted(tiny_config, capsys):
   (['--config=configs/conic.py', '--topology=cpu:8', '--largest'], r'no flag --largest; .*--largest-n'),
   (['--config=configs/conic.py', '--topology=cpu:8', '--config.batchsize=8'], r'no config\.batchsize'),
   (['--config=configs/conic.py', '--topology=cpu:8', '--config.epochs=0'], r'config\.epochs is 0'),
+  (['--config=configs/conic.py', '--topology=cpu:8', '--json=/no/such/plan.json'], r'no folder /no/such'),
   (['--config=configs/knn.py', '--topology=cpu:8'], r"config\.task is 'knn'"),
 ])
 def test_a_mistake_is_answered_in_one_line(command, arguments, answer):

@@ -99,14 +99,14 @@ class Batch(NamedTuple):
     sample_weights: float32 [M], aₘ: the weight of each feature in the mean that is the loss.
     scores: the `Scores` of the features.
     hardest: int32 [B, K] where labels are smoothed.
-    draw: the key of the drawn negatives, where there are any.
+    draw_key: the key of the drawn negatives, where there are any.
   """
   features: jax.Array
   ids: jax.Array
   sample_weights: jax.Array
   scores: Scores
   hardest: jax.Array | None = None
-  draw: jax.Array | None = None
+  draw_key: jax.Array | None = None
 
 
 def draw(rng: jax.Array, ids: jax.Array, dim: int, norm: float) -> jax.Array:
@@ -139,7 +139,7 @@ def padded_rows(num_instances: int, num_shards: int) -> int:
 
 
 def scores(weights: jax.Array, features: jax.Array, ids: jax.Array, softmax: Softmax,
-           hardest: jax.Array | None = None, draw: jax.Array | None = None) -> Scores:
+           hardest: jax.Array | None = None, draw_key: jax.Array | None = None) -> Scores:
   """The instance classification loss of each feature over all N classes.
 
   Z = e^{w̄ₙᵀx̄/τ} + β Σ_{j≠n} e^{w̄ⱼᵀx̄/τ},  ℓ = log Z − log Σⱼ yⱼ e^{w̄ⱼᵀx̄/τ}
@@ -154,7 +154,7 @@ def scores(weights: jax.Array, features: jax.Array, ids: jax.Array, softmax: Sof
     ids: int32 [M], the instance of each feature, in [0, N).
     softmax: the settings.
     hardest: int32 [B, K], the hardest classes of each image, split over the mesh; None without smoothing.
-    draw: the key of the drawn negatives; None where there are none.
+    draw_key: the key of the drawn negatives; None where there are none.
 
   Source: ConIC, Eq. 1 and 4, §4 (β); One-Million, Eq. 1 to 3, the hybrid parallel classifier.
   """
@@ -162,13 +162,14 @@ def scores(weights: jax.Array, features: jax.Array, ids: jax.Array, softmax: Sof
   gather = functools.partial(jax.lax.all_gather, axis_name=axes, tiled=True)
   scatter_sum = functools.partial(jax.lax.psum_scatter, axis_name=axes, tiled=True)
 
-  def local(weights, features, ids, hardest, draw):
+  def local(weights, features, ids, hardest, draw_key):
     everyone, everyones_ids = gather(features), gather(ids)
     first = _first_class(len(weights), mesh)
     shift = jnp.full(len(everyone), 1 / temperature)
     if temperature < SMALLEST_TEMPERATURE_FOR_CONSTANT_MAXIMUM:
       shift = jax.lax.pmax(_largest_logits(weights, everyone, first, softmax), axes)
-    total, weighted, largest = _negatives_pass(weights, everyone, everyones_ids, shift, first, draw, softmax)
+    total, weighted, largest = _negatives_pass(
+      weights, everyone, everyones_ids, shift, first, draw_key, softmax)
     total, weighted = scatter_sum(total), scatter_sum(weighted)
     own_row = normalise(scatter_sum(_rows_of(everyones_ids, weights, first)))
 
@@ -200,7 +201,7 @@ def scores(weights: jax.Array, features: jax.Array, ids: jax.Array, softmax: Sof
   spec = split(mesh)
   results, gradient = jax.shard_map(
     local, mesh=mesh, in_specs=(spec, spec, spec, spec, PartitionSpec()), out_specs=spec)(
-    *jax.lax.stop_gradient((weights, features, ids, hardest, draw)))
+    *jax.lax.stop_gradient((weights, features, ids, hardest, draw_key)))
   # The gradient is known already: a term of value zero hands it to autodiff.
   first_order = jnp.sum(gradient * (features - jax.lax.stop_gradient(features)), axis=1)
   return results._replace(loss=results.loss + first_order)
@@ -226,7 +227,7 @@ def update(rows: Rows, batch: Batch, lr: jax.Array, softmax: Softmax, *, momentu
   mesh, temperature, dtype = softmax.mesh, softmax.temperature, softmax.dtype
   gather = functools.partial(jax.lax.all_gather, axis_name=mesh.axis_names, tiled=True)
 
-  def local(weights, velocity, batch, draw, lr, apply):
+  def local(weights, velocity, batch, draw_key, lr, apply):
     batch = jax.tree.map(gather, batch)
     features, result = batch.features, batch.scores
     first = _first_class(len(weights), mesh)
@@ -247,7 +248,7 @@ def update(rows: Rows, batch: Batch, lr: jax.Array, softmax: Softmax, *, momentu
       unit = normalise(old)
       logits = _contract(unit, features / temperature, (1, 1), dtype)
       own = classes[:, None] == batch.ids[None]
-      weight = _class_weights(classes, own, present, draw, softmax)
+      weight = _class_weights(classes, own, present, draw_key, softmax)
       errors = jnp.exp(logits - result.log_normaliser[None]) * weight[:, None]
       errors = jnp.where(own, result.own_error[None], errors)
       if dtype == jnp.float16:
@@ -273,7 +274,7 @@ def update(rows: Rows, batch: Batch, lr: jax.Array, softmax: Softmax, *, momentu
   weights, velocity = jax.shard_map(
     local, mesh=mesh, in_specs=(spec, spec, spec, everywhere, everywhere, everywhere),
     out_specs=(spec, spec))(
-    rows.weights, rows.momentum, batch._replace(draw=None), batch.draw, lr, jnp.asarray(apply))
+    rows.weights, rows.momentum, batch._replace(draw_key=None), batch.draw_key, lr, jnp.asarray(apply))
   return Rows(weights, velocity)
 
 
@@ -349,14 +350,14 @@ def _chunk(index: jax.Array, num_rows: int, size: int, first: jax.Array,
   return start, inside & _in_turn(index, start, size)
 
 
-def _class_weights(classes, own, present, draw, softmax):
+def _class_weights(classes, own, present, draw_key, softmax):
   """The weight of each class as a negative: β, or 0 where it takes no part; own is [C, M]. float32 [C]."""
   if softmax.num_drawn:
-    present &= own.any(axis=1) | negatives.drawn(classes, draw, softmax.num_instances, softmax.num_drawn)
+    present &= own.any(axis=1) | negatives.drawn(classes, draw_key, softmax.num_instances, softmax.num_drawn)
   return jnp.where(present, jnp.float32(softmax.negative_weight), 0)
 
 
-def _negatives_pass(weights, features, ids, shift, first, draw, softmax):
+def _negatives_pass(weights, features, ids, shift, first, draw_key, softmax):
   """β Σ_{j≠n} e^{logit − shift} [M], the same sum times w̄ⱼ [M, D], and the largest such logit [M]."""
   size = chunk_size(len(features), len(weights), softmax)
 
@@ -367,7 +368,7 @@ def _negatives_pass(weights, features, ids, shift, first, draw, softmax):
     unit = normalise(jax.lax.dynamic_slice_in_dim(weights, start, size))
     logits = _contract(features / softmax.temperature, unit, (1, 1), softmax.dtype)
     own = classes[None] == ids[:, None]
-    weight = _class_weights(classes, own.T, present, draw, softmax)
+    weight = _class_weights(classes, own.T, present, draw_key, softmax)
     terms = jnp.where(own, 0, jnp.exp(logits - shift[:, None]) * weight[None])
     weighted += _sum_products(terms, unit, softmax.dtype)
     counted = jnp.where(own | (weight == 0)[None], -jnp.inf, logits)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
@@ -121,18 +122,20 @@ def draw(path: Path) -> None:
       if not points:
         continue
       sizes, peaks, limits = zip(*points)
-      axes.plot(sizes, peaks, 'o-', color=COLOURS[method], markersize=4, label=LABELS[method])
+      between = np.geomspace(sizes[0], sizes[-1], 200)  # Memory is a line in N, bent by the axis.
+      axes.plot(between, np.interp(between, sizes, peaks), '-', color=COLOURS[method], label=LABELS[method])
+      axes.plot(sizes, peaks, 'o', color=COLOURS[method], markersize=4)
       axes.axhline(limits[0], color='grey', linestyle='--', linewidth=1)
-      axes.annotate(f'usable: {limits[0]:.1f} GB', (1e4, limits[0]), xytext=(0, 4), color='grey',
+      axes.annotate(f'usable: {limits[0]:.1f} GB', (6e3, limits[0]), xytext=(0, -11), color='grey',
                     textcoords='offset points', fontsize=8)
       if found := load(name, method, None):
-        axes.annotate(f'{found["largest_n"]:,}', (found['largest_n'], limits[0]), xytext=(0, 8), rotation=40,
-                      textcoords='offset points', color=COLOURS[method], fontsize=8)
+        axes.annotate(f'{found["largest_n"] / 1e6:,.2f} million', (found['largest_n'], limits[0]), ha='right',
+                      xytext=(-6, 4), textcoords='offset points', color=COLOURS[method], fontsize=8)
       if name == hardware[0]:
         sizes, peaks = zip(*((size, peak) for (of, size), peak in PAPER_MEMORY.items() if of == method))
         axes.plot(sizes, peaks, 'x', color=COLOURS[method], markersize=7, label=f'the paper, {LABELS[method]}'
                   .replace(' (ours)', ' (its DHP)').replace(' (data parallel)', ' (its DDP)'))
-    axes.set(title=name, xscale='log', xlabel='classes', ylim=(0, 45))
+    axes.set(title=name, xscale='log', xlabel='classes', xlim=(5e3, 5e9), ylim=(0, 50))
     axes.legend(fontsize=8, loc='upper left')
   panels[0][0].set_ylabel('peak memory of a device (GB)')
   figure.tight_layout()
