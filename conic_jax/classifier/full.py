@@ -245,8 +245,10 @@ def update(rows: Rows, batch: Batch, lr: jax.Array, softmax: Softmax, *, momentu
       start, present = _chunk(index, len(weights), size, first, softmax.num_instances)
       classes = first + start + jnp.arange(size, dtype=jnp.int32)
       old, old_velocity = (jax.lax.dynamic_slice_in_dim(x, start, size) for x in carry)
-      unit = normalise(old)
-      logits = _contract(unit, features / temperature, (1, 1), dtype)
+      inverse = jax.lax.rsqrt(jnp.maximum(jnp.sum(old * old, axis=1, keepdims=True), _SMALLEST_NORM ** 2))
+      # Normalised after the product, where it costs less; narrow types could not hold every row before.
+      logits = (_contract(old, features / temperature, (1, 1), dtype) * inverse if dtype == jnp.float32
+                else _contract(old * inverse, features / temperature, (1, 1), dtype))
       own = classes[:, None] == batch.ids[None]
       weight = _class_weights(classes, own, present, draw_key, softmax)
       errors = jnp.exp(logits - result.log_normaliser[None]) * weight[:, None]
@@ -255,9 +257,8 @@ def update(rows: Rows, batch: Batch, lr: jax.Array, softmax: Softmax, *, momentu
         gradient = _sum_products(errors * coefficients[None], features, dtype)
       else:
         gradient = _sum_products(errors, features * coefficients[:, None], dtype)
-      norms = jnp.maximum(jnp.sum(old * unit, axis=1, keepdims=True), _SMALLEST_NORM)
-      radial = jnp.sum(gradient * unit, axis=1, keepdims=True)
-      new_velocity = keep * old_velocity + (gradient - radial * unit) / norms + weight_decay * old
+      radial = jnp.sum(gradient * old, axis=1, keepdims=True) * inverse ** 2
+      new_velocity = keep * old_velocity + (gradient - radial * old) * inverse + weight_decay * old
       here = apply & _in_turn(index, start, size)[:, None]
       new_velocity = jnp.where(here, new_velocity, old_velocity)
       velocity = jax.lax.dynamic_update_slice_in_dim(velocity, new_velocity, start, 0)
@@ -283,7 +284,7 @@ def chunk_size(num_features: int, num_rows: int, softmax: Softmax) -> int:
   if softmax.chunk_size:
     return min(softmax.chunk_size, num_rows)
   if softmax.mesh.devices.flat[0].platform == 'cpu':
-    return min(4096, num_rows)
+    return min(2048, num_rows)
   return min(max(2048, min(65536, 2 ** 26 // num_features)), num_rows)
 
 
