@@ -107,7 +107,8 @@ class SampledStep:
     self.window = jax.jit(init, out_shardings=shardings)()
     run = Run(folder=folder, batch_ids=lambda step: ids[step - first_step], batch_size=shape.batch_size,
               last_step=first_step + shape.steps, save_every=shape.steps, keep=1)
-    self.companion = Swap(run, mesh, kind=kind, num_instances=num_instances, dim=shape.dim, seed=SEED, **SGD)
+    self.companion = Swap(run, mesh, kind=kind, num_instances=num_instances, dim=shape.dim, seed=SEED,
+                          norm=1.0, **SGD)
     self.companion.start(SimpleNamespace(method_state={'window': self.window}), first_step, on_device)
     self.done = first_step
 

@@ -73,6 +73,7 @@ def get_config(preset: str = 'imagenet') -> ConfigDict:
   config.classifier.lr_scale = 1.0
   config.classifier.momentum = 0.9
   config.classifier.weight_decay = 1e-4
+  config.classifier.chunk_size = 0    # rows scored at a time; 0 is what suits the device
 
   # Hardware.
   config.dtype = 'auto'           # float32, bfloat16, float16; auto takes what the device is good at
@@ -82,7 +83,7 @@ def get_config(preset: str = 'imagenet') -> ConfigDict:
   config.log_every = 50           # steps
   config.checkpoint = ConfigDict()
   config.checkpoint.every_epochs = 1.0
-  config.checkpoint.keep = 3
+  config.checkpoint.keep = 3      # at least two are kept: the newest may turn out bad
   config.knn_every = 10           # epochs between two online kNN; 0 is never
 
   # Evaluation after training (Appendix C.2).

@@ -14,6 +14,9 @@ from configs import conic, one_million
 
 def get_config(preset: str = 'imagenet') -> ConfigDict:
   """One-Million's settings; the rows learn like the encoder."""
+  if preset not in conic.PRESETS:
+    raise ValueError(f"There is no preset '{preset}' of configs/data_parallel.py; there is: "
+                     f"{', '.join(conic.PRESETS)}.")
   config = one_million.get_config(preset)
   config.method = 'data_parallel'
   config.run = 'runs/data_parallel' if preset == 'imagenet' else f'runs/data_parallel_{preset}'
@@ -23,5 +26,3 @@ def get_config(preset: str = 'imagenet') -> ConfigDict:
   del config.classifier.drawn
   return config
 
-
-PRESETS = tuple(conic.PRESETS)

@@ -32,7 +32,7 @@ def get_config(preset: str = 'imagenet') -> ConfigDict:
   config.smoothing = ConfigDict()
   config.smoothing.alpha = 0.2    # the label's share of the hardest classes; 0 is without smoothing
   config.smoothing.k = 100        # hardest classes an image
-  config.smoothing.table = 'epoch'  # found for all images at each epoch's start; 'batch': for each batch
+  config.smoothing.table = 'auto'  # found at each 'epoch' for all, or for each 'batch' (auto: above 10⁸)
 
   # Contrastive prior: rows start as the features of the random network.
   config.prior = ConfigDict()

@@ -1,5 +1,6 @@
 """The training loop, read from top to bottom: `pretrain`. The step is `make_step`."""
 import contextlib
+import dataclasses
 import functools
 import json
 import math
@@ -10,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,7 @@ from conic_jax.evals import protocols
 from conic_jax.methods import Method
 from conic_jax.metrics import Reporter, write_json
 from conic_jax.state import LossScale, TrainState
+from conic_jax.views import Views
 
 # Steps that may be under way on the device while the host prepares the next.
 _STEPS_AHEAD = 2
@@ -36,6 +38,7 @@ _STEPS_AHEAD = 2
 _STATE_STREAM = 2**32 - 1
 # The epoch that names the order and the views of the pass before training.
 _PASS_EPOCH = 2**32 - 2
+_SAVES_IN_A_PASS = 10
 
 
 def pretrain(config: Any) -> dict[str, Any]:
@@ -89,15 +92,14 @@ def _pretrain(config: Any, at_the_end: contextlib.ExitStack, stop: 'StopRequest'
   # ---- Restore or begin -------------------------------------------------------------------------
   if first_process:
     run.mkdir(parents=True, exist_ok=True)
-  checkpoints = Checkpoints(run / 'checkpoints', config.checkpoint.keep)
+  keep = max(2, config.checkpoint.keep)  # The newest may turn out bad.
+  checkpoints = Checkpoints(run / 'checkpoints', keep)
   at_the_end.callback(checkpoints.close)
   identity = run_identity(config, num_images, dtype)
   abstract = jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(
     leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings)
   state = checkpoints.restore(abstract, identity)
   first_step = 0 if state is None else int(state.step)
-  if first_process:
-    write_json(run / 'config.json', describe(config))
   reporter = Reporter(run, first_step=first_step, total_steps=last_step, active=first_process)
   at_the_end.callback(reporter.close)
   reporter.say(f'{config.method}: {num_images} images, {steps_per_epoch} steps an epoch, '
@@ -108,27 +110,31 @@ def _pretrain(config: Any, at_the_end: contextlib.ExitStack, stop: 'StopRequest'
   save_every = max(1, round(config.checkpoint.every_epochs * steps_per_epoch))
   companion = method.companion(Run(
     folder=run / 'store', batch_size=config.batch_size, last_step=last_step, save_every=save_every,
-    batch_ids=lambda step: sampler.batch_ids(config.seed, step, num_images, config.batch_size),
-    keep=config.checkpoint.keep))
+    batch_ids=lambda step: sampler.batch_ids(config.seed, step, num_images, config.batch_size), keep=keep))
   at_the_end.callback(companion.close)
   rejects = pipeline.Rejects(train_source)
   fresh = state is None
   if state is None:
-    state = jax.jit(init, out_shardings=shardings)()
+    begin = jax.jit(init, out_shardings=shardings)
     if method.passes_before_training:
-      state = pass_before_training(method, state, shardings, train_source, config, mesh, identity, rejects,
+      state = pass_before_training(method, begin, abstract, train_source, config, mesh, identity, rejects,
                                    stop, reporter.say)
       checkpoints.save(state, 0, identity)
       checkpoints.wait()
-      if first_process and checkpoints.last_step() == 0:
-        shutil.rmtree(run / 'before_training')
-  companion.start(state, first_step, fresh)
+    else:
+      state = begin()
+  if first_process and checkpoints.last_step() is not None:
+    shutil.rmtree(run / 'before_training', ignore_errors=True)
+  on_all_processes(lambda: companion.start(state, first_step, fresh))
+  if first_process:
+    write_json(run / 'config.json', describe(config))
 
   # ---- The loop ---------------------------------------------------------------------------------
   step_fn = jax.jit(
     make_step(method, optimizer, schedule, config.seed, steps_per_epoch, dtype),
     in_shardings=(shardings, meshes.batch_sharding(mesh)),
     out_shardings=(shardings, meshes.replicated(mesh), meshes.replicated(mesh)), donate_argnums=0)
+  prepare_epoch = jit_before_epoch(method, shardings)
   batches = pipeline.train_batches(
     train_source, method.views, batch_size=config.batch_size, seed=config.seed,
     start_step=first_step, rows=meshes.process_rows(mesh, config.batch_size))
@@ -137,8 +143,8 @@ def _pretrain(config: Any, at_the_end: contextlib.ExitStack, stop: 'StopRequest'
 
   with stop.between_steps():
     for step in range(first_step, last_step):
-      if step % steps_per_epoch == 0:
-        state = method.before_epoch(state, step // steps_per_epoch)
+      if step % steps_per_epoch == 0 and method.prepares_epochs:
+        state = prepare_epoch(state)
       wait_start = time.perf_counter()
       batch = next(batches)
       waited += time.perf_counter() - wait_start
@@ -177,7 +183,7 @@ def _pretrain(config: Any, at_the_end: contextlib.ExitStack, stop: 'StopRequest'
       if saving or stopping:
         check_finite_params(state, done, checkpoints, config)
         checkpoints.wait()
-        companion.checkpoint(done, checkpoints.steps())
+        on_all_processes(lambda done=done: companion.checkpoint(done, checkpoints.steps()))
         checkpoints.save(state, done, identity)
       if stopping:
         checkpoints.wait()
@@ -212,57 +218,82 @@ def _pretrain(config: Any, at_the_end: contextlib.ExitStack, stop: 'StopRequest'
   return summary
 
 
-def pass_before_training(method: Method, state: TrainState, shardings: TrainState, source: sources.Source,
-                         config: Any, mesh: jax.sharding.Mesh, identity: dict[str, Any],
-                         rejects: pipeline.Rejects, stop: 'StopRequest',
+def pass_before_training(method: Method, begin: Callable[[], TrainState], shapes: TrainState,
+                         source: sources.Source, config: Any, mesh: jax.sharding.Mesh,
+                         identity: dict[str, Any], rejects: pipeline.Rejects, stop: 'StopRequest',
                          say: Callable[[str], None]) -> TrainState:
   """Shows the method every image once before training; goes on where an interrupted pass was saved.
 
   Args:
     method, source, config, mesh: of the run.
-    state: the state before the first step, given away; shardings: how it lies on the mesh.
+    begin: makes the state before the first step; shapes: its shapes, with their shardings.
     identity: as for the run's checkpoints. Those of the pass are in `before_training/`.
     rejects, stop: of the run.
     say: shows a line.
   """
-  initial = jax.tree.map(jnp.copy, state.batch_stats)
   checkpoints = Checkpoints(Path(config.run) / 'before_training', keep=1)
-  shapes = jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
-  state = checkpoints.restore(shapes, identity) or state
+  own = {name: json_value(config[name]) for name in ('prior', 'views') if name in config}
+  state = checkpoints.restore(shapes, identity | own)
+  if state is None:
+    state = begin()
   first, last = int(state.step), -(-source.num_images // config.batch_size)
+  view = (dataclasses.replace(method.views[0], count=1),)
   batches = pipeline.whole_pass_batches(
-    source, method.views, batch_size=config.batch_size, seed=config.seed, epoch=_PASS_EPOCH,
+    source, view, batch_size=config.batch_size, seed=config.seed, epoch=_PASS_EPOCH,
     start_step=first, rows=meshes.process_rows(mesh, config.batch_size))
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
 
   @functools.partial(jax.jit, donate_argnums=0, out_shardings=shardings,
                      in_shardings=(shardings, meshes.batch_sharding(mesh)))
   def step_fn(state, batch):
-    batch = augment_batch(method, batch, config.seed, jnp.uint32(_PASS_EPOCH))
+    batch = augment_batch(view, batch, config.seed, jnp.uint32(_PASS_EPOCH))
     return method.before_training(state, batch).replace(step=state.step + 1)
 
   say(f'A pass over every image comes first: {last} steps' + (f', from step {first}' if first else ''))
-  save_every = max(1, round(config.checkpoint.every_epochs * last))
+  save_every = max(1, last // _SAVES_IN_A_PASS)
   with stop.between_steps():
     for step in range(first, last):
       batch = next(batches)
       rejects.add(batch)
       batch.pop('label')
-      state = step_fn(state, meshes.to_global(batch, mesh))
+      inputs = meshes.to_global(batch, mesh)
+      jax.block_until_ready(state.step)
+      state = step_fn(state, inputs)
       done = step + 1
-      stopping = stop.agreed(now=done % config.log_every == 0)
-      if done % config.log_every == 0:
-        jax.block_until_ready(state)
+      reporting = done % config.log_every == 0
+      stopping = stop.agreed(now=reporting)
+      if reporting:
+        rejects.check()
         say(f'step {done}/{last} of the pass')
       if stopping or (done % save_every == 0 and done < last):
-        checkpoints.save(state, done, identity)
+        checkpoints.save(state, done, identity | own)
       if stopping:
         checkpoints.wait()
         raise Stopped(stopping, f'stopped at step {done} of the pass before training; '
                                 f'{checkpoints.outcome()}')
   rejects.check()
   checkpoints.close()
+  initial = jax.jit(lambda: begin().batch_stats, out_shardings=meshes.replicated(mesh))()
   return method.after_pass(state.replace(step=jnp.zeros_like(state.step)), initial)
+
+
+def on_all_processes(action: Callable[[], None]) -> None:
+  """Does something of the host's on every process; where it fails on one, all of them stop.
+
+  Raises:
+    UserError: on the others; on the one, what the action raised.
+  """
+  failure: Exception | None = None
+  try:
+    action()
+  except Exception as error:
+    failure = error
+  if jax.process_count() > 1:
+    failed = multihost_utils.process_allgather(np.bool_(failure is not None))
+    if failure is None and failed.any():
+      raise UserError(f'Process {int(np.flatnonzero(failed)[0])} could not go on: its own message says why.')
+  if failure is not None:
+    raise failure
 
 
 def check_settings(config: Any) -> None:
@@ -312,7 +343,7 @@ def make_step(method: Method, optimizer: optax.GradientTransformation, schedule:
 
   def step(state: TrainState, batch: dict[str, Any]):
     epoch = state.step // steps_per_epoch
-    batch = augment_batch(method, batch, seed, epoch)
+    batch = augment_batch(method.views, batch, seed, epoch)
     rng = jax.random.fold_in(state.rng, state.step)
     lr = schedule(state.step)
     method_state, outgoing = method.exchange(state.method_state, batch, state.step, state.updates, lr)
@@ -342,11 +373,16 @@ def make_step(method: Method, optimizer: optax.GradientTransformation, schedule:
   return step
 
 
-def augment_batch(method: Method, batch: dict[str, Any], seed: int,
+def jit_before_epoch(method: Method, shardings: TrainState) -> Callable[[TrainState], TrainState]:
+  """`Method.before_epoch`, compiled, writing where its state lies."""
+  return jax.jit(method.before_epoch, donate_argnums=0, in_shardings=(shardings,), out_shardings=shardings)
+
+
+def augment_batch(groups: tuple[Views, ...], batch: dict[str, Any], seed: int,
                   epoch: jax.Array) -> dict[str, Any]:
-  """The batch with its uint8 views flipped, augmented and normalised as the method asks."""
+  """The batch with its uint8 views flipped, augmented and normalised as their groups ask."""
   views, first = [], 0
-  for images, group in zip(batch['views'], method.views):
+  for images, group in zip(batch['views'], groups):
     keys = view_keys(seed, epoch, batch['id'], group.count, first)
     flip = batch['flip'][:, first:first + group.count]
     views.append(augment(images, flip, keys, group))
@@ -378,7 +414,7 @@ def finite_metrics(pending: list[tuple[int, dict[str, jax.Array]]], checkpoints:
 def check_finite_params(state: TrainState, step: int, checkpoints: Checkpoints, config: Any) -> None:
   """Raises as `finite_metrics` where a parameter, a statistic or a row is NaN or infinite."""
   if not all_finite((state.params, state.batch_stats, state.method_state)):
-    _check_finite('largest parameter', math.inf, step, checkpoints, config)
+    _stop_for('largest parameter', math.inf, step, checkpoints, config)
 
 
 @jax.jit
@@ -392,6 +428,10 @@ def _check_finite(name: str, value: float, step: int, checkpoints: Checkpoints, 
   if math.isfinite(value):
     return
   checkpoints.discard(step - 1)  # It was this step's state, that a finite loss had led to.
+  _stop_for(name, value, step, checkpoints, config)
+
+
+def _stop_for(name: str, value: float, step: int, checkpoints: Checkpoints, config: Any) -> NoReturn:
   raise UserError(
     f'The {name} was {value} at step {step}; the last good checkpoint is {checkpoints.last_path()}, '
     'where the same command goes on. Likely: config.optimizer.learning_rate '

@@ -19,7 +19,9 @@ ALLOWED = {
   'visualise': {'models', 'checkpoint'},
   'evals': {'models', 'data', 'mesh', 'optim', 'checkpoint', 'visualise', 'views', 'metrics'},
   'train': {'checkpoint', 'companion', 'data', 'evals', 'mesh', 'methods', 'metrics', 'optim', 'state',
-            '__init__'},
+            'views', '__init__'},
+  'topology': set(), 'hlo': set(),
+  'plan': {'train', 'topology', 'hlo', 'methods', 'optim', 'mesh', 'data', 'metrics', 'command_line'},
   'main': {'train', 'evals', 'command_line'},
 }
 ONLY_IN = {'tensorflow': 'data', 'tensorflow_datasets': 'data', 'orbax': 'checkpoint',

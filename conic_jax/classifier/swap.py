@@ -6,12 +6,16 @@ waits for nothing later than what step t − R gave back; the device has what le
 """
 import collections
 import contextlib
+import json
+import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from conic_jax import mesh as meshes
@@ -25,13 +29,14 @@ from conic_jax.errors import UserError
 
 # Steps that are prepared ahead. Less than R, so that all that a step waits for was given back.
 _STEPS_AHEAD = 3
+_SETTINGS = 'settings.json'
 
 
 class Swap(Companion):
   """The companion of a method whose state has a `sampled.Window` under 'window'."""
 
   def __init__(self, run: Run, mesh: Mesh, *, kind: str, num_instances: int, dim: int, seed: int,
-               momentum: float, weight_decay: float):
+               norm: float, momentum: float, weight_decay: float):
     """Begins nothing yet.
 
     Args:
@@ -41,10 +46,12 @@ class Swap(Companion):
       num_instances: N.
       dim: D.
       seed: seed of the run.
+      norm: the norm that rows start with.
       momentum, weight_decay: of the rows' SGD.
     """
     self._run, self._mesh, self._kind = run, mesh, kind
     self._sgd = {'momentum': momentum, 'weight_decay': weight_decay}
+    self._settings = {'store': kind, 'norm': norm, **self._sgd}
     # The process that keeps a row tells the device of it; the first does for what the device keeps.
     count = 1 if kind == 'device' else jax.process_count()
     self._layout = Layout(num_instances, dim, seed, jax.process_index(), count)
@@ -56,6 +63,10 @@ class Swap(Companion):
   def start(self, state, step, fresh):
     window: sampled.Window = state.method_state['window']
     run = self._run
+    if fresh:
+      _begin_folder(run.folder, self._settings)
+    else:
+      _check_settings(run.folder, self._settings)
     if isinstance(window.outside, sampled.DeviceStore):
       store = _SeenOnDevice(window.outside, self._mesh)
     else:
@@ -65,9 +76,9 @@ class Swap(Companion):
         raise UserError(lacking)
       store = open_store(self._kind, run.folder, self._layout, None if fresh else step)
       self._at_the_end.callback(store.close)
-    run.folder.mkdir(parents=True, exist_ok=True)
     # The rate of the last step is the device's to tell, in the next exchange.
-    rates = Rates(run.folder / f'rates-{jax.process_index()}', max(0, step - 1), **self._sgd)
+    done = max(0, step - 1) if len(self._layout.ids) else 0  # Who keeps no row needs no rates.
+    rates = Rates(run.folder / f'rates-{jax.process_index()}', done, **self._sgd)
     self._at_the_end.callback(rates.close)
     inside = Window(np.asarray(window.classes), np.asarray(window.renewed), self._layout.num_instances)
     self._clerk = _Clerk(inside, store, rates, self._layout, run, self._mesh)
@@ -231,3 +242,27 @@ class _SeenOnDevice:
 
   def checkpoint(self, step: int, kept: Sequence[int]) -> None:
     """The train state has it."""
+
+
+def _begin_folder(folder: Path, settings: dict[str, Any]) -> None:
+  """Leaves nothing of another run, and notes what the rows outside depend on."""
+  if jax.process_index() == 0:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / _SETTINGS).write_text(json.dumps(settings, indent=2) + '\n')
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices('the store is empty')
+
+
+def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
+  """Raises a UserError where the rows outside were left under other settings, which they depend on."""
+  path = folder / _SETTINGS
+  if not path.is_file():
+    raise UserError(f'{folder} holds no store of the rows that the checkpoint needs: bring the folder back, '
+                    'or set config.run to another one to begin anew.')
+  saved = json.loads(path.read_text())
+  differences = [f'config.classifier.{name} was {saved.get(name)!r}, is {value!r}'
+                 for name, value in settings.items() if saved.get(name) != value]
+  if differences:
+    raise UserError(f'The rows of {folder} were left by a run with other settings: {"; ".join(differences)}. '
+                    'Go back to those settings, or set config.run to another folder.')

@@ -34,10 +34,12 @@ class Method(abc.ABC):
   Attributes:
     views: the groups of views it asks for; a batch holds one array for each group.
     passes_before_training: whether training begins with a pass over every image.
+    prepares_epochs: whether `before_epoch` does anything.
     notice: what the user should know of how the method took its settings; '' for nothing.
   """
   views: tuple[Views, ...]
   passes_before_training: bool = False
+  prepares_epochs: bool = False
   notice: str = ''
 
   @abc.abstractmethod
@@ -111,8 +113,8 @@ class Method(abc.ABC):
 
     Args:
       state: the train state.
-      batch: as for `loss`, 'views' drawn for this pass alone; images that only fill the last batch
-        have the id -1 and are not valid.
+      batch: as for `loss`, with one view of the first group, drawn for this pass alone; images that
+        only fill the last batch have the id -1 and are not valid.
 
     Returns:
       The train state, with the same `step`.
@@ -125,9 +127,8 @@ class Method(abc.ABC):
     del initial
     return state
 
-  def before_epoch(self, state: Any, epoch: int) -> Any:
-    """Called before the first step of every epoch."""
-    del epoch
+  def before_epoch(self, state: Any) -> Any:
+    """The state before the first step of an epoch, where `prepares_epochs`; jitted, its state given away."""
     return state
 
   def exchange_inputs(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:

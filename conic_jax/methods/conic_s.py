@@ -29,7 +29,8 @@ class ConICS(InstanceMethod):
     self.classes = window.first_classes(self.num_slots, num_instances, self.seed, self.batch_size)
     # The window holds an image's own class too: its negatives are the N′ − 1 others.
     beta = settings.beta or (num_instances - 1) / max(1, self.num_slots - 1)
-    softmax = full.Softmax(self.num_slots, config.temperature, mesh, dtype, negative_weight=beta)
+    softmax = full.Softmax(self.num_slots, config.temperature, mesh, dtype, negative_weight=beta,
+                           chunk_size=settings.chunk_size)
     super().__init__(config, num_instances, mesh, dtype, alpha=config.alpha, softmax=softmax)
 
   @property
@@ -67,8 +68,8 @@ class ConICS(InstanceMethod):
 
   def companion(self, run):
     return swap.Swap(run, self.mesh, kind=self.store, num_instances=self.num_instances,
-                     dim=self.head.features, seed=self.seed, momentum=self.sgd.momentum,
-                     weight_decay=self.sgd.weight_decay)
+                     dim=self.head.features, seed=self.seed, norm=self.sgd.norm,
+                     momentum=self.sgd.momentum, weight_decay=self.sgd.weight_decay)
 
 
 def make(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype) -> InstanceMethod:
@@ -80,6 +81,9 @@ def make(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype) -> Insta
   settings = config.classifier
   if settings.store not in STORES:
     raise UserError(f"config.classifier.store is '{settings.store}'; there is: {', '.join(STORES)}.")
+  if settings.beta < 0:
+    raise UserError(f'config.classifier.beta is {settings.beta}: the weight of the negatives is above 0, or 0 '
+                    'for (N − 1)/(N′ − 1).')
   if settings.window > num_instances:
     method = conic.make(config, num_instances, mesh, dtype)
     method.notice = (f'config.classifier.window is {settings.window} and there are {num_instances} images: '

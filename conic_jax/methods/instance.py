@@ -53,8 +53,9 @@ class InstanceMethod(Method):
     self.head = models.MLP(config.head.hidden, config.head.features, config.head.norm, dtype=dtype)
     self.views = (Views(**config.views),)
     self.alpha = alpha
-    self.softmax = softmax or full.Softmax(num_instances, config.temperature, mesh, dtype)
     settings = config.classifier
+    self.softmax = softmax or full.Softmax(num_instances, config.temperature, mesh, dtype,
+                                           chunk_size=settings.chunk_size)
     self.sgd = Sgd(settings.norm, settings.lr_scale, settings.momentum, settings.weight_decay)
     self.num_instances, self.mesh, self.dtype = num_instances, mesh, dtype
 

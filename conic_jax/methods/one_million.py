@@ -5,10 +5,8 @@ K classes whose rows are nearest to the own row.
 
 Source: "Train a One-Million-Way Instance Classifier for Unsupervised Visual Representation Learning".
 """
-import functools
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
@@ -19,29 +17,34 @@ from conic_jax.mesh import split
 from conic_jax.methods.instance import InstanceMethod, mean_weights, merge_views
 
 PRIORS = ('none', 'running', 'frozen')
-TABLES = ('epoch', 'batch')
+TABLES = ('auto', 'epoch', 'batch')
+# Up to here 'auto' finds the hardest classes of all images at once: N × K ids, and N² cosines an epoch.
+_MOST_FOR_A_TABLE = 10 ** 8
 
 
 class OneMillion(InstanceMethod):
   """The method; see the module.
 
   The contrastive prior is one pass over the data with the random network before training, the features
-  becoming the rows. An image is seen as its first training view, drawn for this pass alone, in a shuffled
-  order; batch norm is *running* (it normalises by the statistics from before the batch and then updates
-  them) or frozen. The features are written as they are, before any normalisation, unless
-  `config.prior.normalise`. Training goes on with the statistics if `config.prior.keep_statistics`, and
-  else starts from the initial ones; in training they only matter to what is evaluated.
+  becoming the rows. An image is seen as one training view, drawn for this pass alone, in a shuffled order;
+  batch norm is *running* (it normalises by the statistics from before the batch and then updates them) or
+  frozen. The features are written as they are, before any normalisation, unless `config.prior.normalise`.
+  Training goes on with the statistics if `config.prior.keep_statistics`, and else starts from the initial
+  ones; in training they only matter to what is evaluated.
   """
 
   def __init__(self, config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype,
                softmax: full.Softmax):
     super().__init__(config, num_instances, mesh, dtype, alpha=0.0, softmax=softmax)
     self.prior, self.num_hardest, self.table = config.prior, config.smoothing.k, config.smoothing.table
+    if self.table == 'auto':
+      self.table = 'epoch' if num_instances <= _MOST_FOR_A_TABLE else 'batch'
     self.passes_before_training = config.prior.batch_norm != 'none'
+    self.prepares_epochs = softmax.smoothing > 0 and self.table == 'epoch'
 
   def init_classifier(self, rng):
     state = super().init_classifier(rng)
-    if self.softmax.smoothing and self.table == 'epoch':
+    if self.prepares_epochs:
       state['hardest'] = jnp.zeros((len(state['rows'].weights), self.num_hardest), jnp.int32)
     return state
 
@@ -51,7 +54,7 @@ class OneMillion(InstanceMethod):
     weights = method_state['rows'].weights
     key = rng if self.softmax.num_drawn else None
     nearest = None
-    if self.softmax.smoothing and self.table == 'epoch':
+    if self.prepares_epochs:
       nearest = smoothing.look_up(method_state['hardest'], batch['id'], self.mesh)
     elif self.softmax.smoothing:
       nearest = hardest.for_batch(weights, batch['id'], num_instances=self.num_instances,
@@ -60,9 +63,8 @@ class OneMillion(InstanceMethod):
     return full.Batch(features, ids, mean_weights(batch['valid'], count), scores, nearest, key)
 
   def before_training(self, state, batch):
-    first_view = merge_views(batch['views'][0][:, :1])
-    features, batch_stats = self.project(state.params, state.batch_stats, first_view, batch['valid'],
-                                         mode=self.prior.batch_norm)
+    features, batch_stats = self.project(state.params, state.batch_stats, merge_views(batch['views'][0]),
+                                         batch['valid'], mode=self.prior.batch_norm)
     if self.prior.normalise:
       features = losses.normalise(features)
     rows = full.write(state.method_state['rows'], batch['id'], features, batch['valid'], self.mesh)
@@ -71,17 +73,10 @@ class OneMillion(InstanceMethod):
   def after_pass(self, state, initial):
     return state if self.prior.keep_statistics else state.replace(batch_stats=initial)
 
-  def before_epoch(self, state, epoch):
-    if 'hardest' not in state.method_state:
-      return state
-    rows = state.method_state['rows']
-    nearest = self._nearest(rows.weights)
+  def before_epoch(self, state):
+    nearest = hardest.table(state.method_state['rows'].weights, num_instances=self.num_instances,
+                            k=self.num_hardest, mesh=self.mesh)
     return state.replace(method_state={**state.method_state, 'hardest': nearest})
-
-  @functools.cached_property
-  def _nearest(self):
-    return jax.jit(functools.partial(hardest.table, num_instances=self.num_instances, k=self.num_hardest,
-                                     mesh=self.mesh))
 
   def partition_rules(self):
     return (*super().partition_rules(), (r'^hardest', split(self.mesh)))
@@ -109,5 +104,6 @@ def make(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype) -> OneMi
   if not 0 <= drawn <= num_instances:
     raise UserError(f'config.classifier.drawn is {drawn}: of {num_instances} classes as many can be drawn, '
                     'and 0 takes all of them.')
-  softmax = full.Softmax(num_instances, config.temperature, mesh, dtype, smoothing=alpha, num_drawn=drawn)
+  softmax = full.Softmax(num_instances, config.temperature, mesh, dtype, smoothing=alpha, num_drawn=drawn,
+                         chunk_size=config.classifier.chunk_size)
   return OneMillion(config, num_instances, mesh, dtype, softmax)

@@ -74,8 +74,8 @@ class Trainer:
     self.state, self.steps_done, self.folder, self.kind = self.init(), 0, folder, kind
     self.everywhere = jax.jit(lambda tree: tree, out_shardings=meshes.replicated(mesh))
     run = Run(folder=folder, batch_ids=ids, batch_size=BATCH, last_step=STEPS, save_every=5, keep=3)
-    self.companion = Swap(run, mesh, kind=kind, num_instances=N, dim=DIM, seed=SEED, momentum=MOMENTUM,
-                          weight_decay=WEIGHT_DECAY)
+    self.companion = Swap(run, mesh, kind=kind, num_instances=N, dim=DIM, seed=SEED, norm=NORM,
+                          momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
 
   def start(self, saved=None):
     """Begins, or goes on from a `saved` state."""

@@ -1,4 +1,5 @@
 """One-Million in the loop: the pass before training, the hardest classes, and both over a stop."""
+import dataclasses
 import json
 import signal
 from pathlib import Path
@@ -33,7 +34,10 @@ def run_pass(config, mesh):
   shardings = train.state_shardings(jax.eval_shape(init), method, mesh)
   make = jax.jit(init, out_shardings=shardings)
   with train.StopRequest() as stop:
-    after = train.pass_before_training(method, make(), shardings, source, config, mesh, {},
+    shapes = jax.tree.map(
+      lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+      jax.eval_shape(init), shardings)
+    after = train.pass_before_training(method, make, shapes, source, config, mesh, {},
                                        pipeline.Rejects(source), stop, lambda _: None)
   return method, source, make(), after
 
@@ -43,13 +47,14 @@ def test_the_pass_writes_the_features_of_every_image(config, mesh8, batch_norm):
   """Against the same network applied batch by batch, with the statistics carried by hand."""
   config.prior.batch_norm = batch_norm
   method, source, before, after = run_pass(config, mesh8)
+  view = (dataclasses.replace(method.views[0], count=1),)
   batches = pipeline.whole_pass_batches(
-    source, method.views, batch_size=40, seed=config.seed, epoch=train._PASS_EPOCH, start_step=0,
+    source, view, batch_size=40, seed=config.seed, epoch=train._PASS_EPOCH, start_step=0,
     rows=np.arange(40))
   statistics, seen = before.batch_stats, []
   rows = np.array(before.method_state['rows'].weights)
   for batch in batches:
-    views = train.augment_batch(method, batch, config.seed, np.uint32(train._PASS_EPOCH))['views'][0][:, 0]
+    views = train.augment_batch(view, batch, config.seed, np.uint32(train._PASS_EPOCH))['views'][0][:, 0]
     features, new = method.project(before.params, statistics, views, batch['valid'], mode=batch_norm)
     statistics = new if batch_norm == 'running' else statistics
     rows[batch['id'][batch['valid']]] = np.asarray(features)[batch['valid']]
@@ -60,6 +65,16 @@ def test_the_pass_writes_the_features_of_every_image(config, mesh8, batch_norm):
   chex.assert_trees_all_close(after.batch_stats, statistics, rtol=1e-4, atol=1e-5)
   assert after.step == 0
   assert np.all(np.asarray(after.method_state['rows'].momentum) == 0)
+
+
+def test_other_settings_of_the_prior_do_not_go_on_with_a_pass(config, mesh8, monkeypatch):
+  asked = []
+  monkeypatch.setattr(train.StopRequest, 'agreed', lambda self, now: asked.append(now) or signal.SIGTERM)
+  with pytest.raises(Stopped, match='step 1 of the pass'):
+    run_pass(config, mesh8)
+  config.prior.batch_norm = 'frozen'
+  with pytest.raises(UserError, match=r"prior was .*'running'.* is .*'frozen'"):
+    run_pass(config, mesh8)
 
 
 def test_settings_of_the_prior(config, mesh8):
@@ -73,7 +88,7 @@ def test_settings_of_the_prior(config, mesh8):
 def test_an_epoch_begins_with_the_hardest_classes_of_its_rows(config, mesh8):
   """Against brute force; found for a batch just in time they are the same."""
   method, _, _, after = run_pass(config, mesh8)
-  state = method.before_epoch(after, 0)
+  state = method.before_epoch(after)
   unit = np.asarray(losses.normalise(after.method_state['rows'].weights))[:48]
   cosines = unit @ unit.T
   np.fill_diagonal(cosines, -2)
@@ -84,7 +99,7 @@ def test_an_epoch_begins_with_the_hardest_classes_of_its_rows(config, mesh8):
   features = losses.normalise(jax.random.normal(jax.random.key(0), (8, 8)))
   classify = lambda: method.classify({}, state.method_state, features, {'id': ids, 'valid': ids >= 0}, None)
   by_epoch = classify()
-  method.table = 'batch'
+  method.prepares_epochs = False
   by_batch = classify()
   np.testing.assert_array_equal(by_batch.hardest, by_epoch.hardest)
   np.testing.assert_array_equal(by_batch.scores.loss, by_epoch.scores.loss)

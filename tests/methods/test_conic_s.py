@@ -1,0 +1,62 @@
+"""ConIC-S's settings, and that its window of all images is ConIC."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support import as_method
+
+from conic_jax import losses, methods
+from conic_jax.classifier import full
+from conic_jax.errors import UserError
+
+N = 48
+FLOAT32 = jnp.dtype(jnp.float32)
+
+
+@pytest.fixture
+def config(tiny_config):
+  return as_method(tiny_config, 'conic_s', **{'classifier.window': 24})
+
+
+def test_beta_makes_up_for_the_classes_outside(config, mesh8):
+  """(N − 1) over the N′ − 1 negatives in the sum, so that it is 1 for a window of all."""
+  weight = lambda: methods.make(config, N, mesh8, FLOAT32).softmax.negative_weight
+  assert weight() == (N - 1) / 23
+  config.classifier.beta = 1.5
+  assert weight() == 1.5
+  config.classifier.beta, config.classifier.window = 0.0, N
+  assert weight() == 1
+
+
+def test_a_window_of_all_images_scores_as_conic_does(config, mesh8):
+  config.classifier.window = N
+  method = methods.make(config, N, mesh8, FLOAT32)
+  state = method.init_classifier(jax.random.key(0))
+  features = losses.normalise(jax.random.normal(jax.random.key(1), (32, 8)))
+  slots, valid = jnp.arange(16, dtype=jnp.int32) * 3, jnp.ones(16, bool)
+  batch = {'id': method.classes[slots], 'valid': valid, 'exchange': {'slots': slots}}
+  ours = method.classify({}, state, features, batch, None).scores
+
+  conic = methods.make(as_method(config, 'conic'), N, mesh8, FLOAT32)
+  everyone = {'rows': full.init(jax.random.key(0), N, 8, 1.0, 8)}
+  batch = {'id': jnp.asarray(method.classes[slots], jnp.int32), 'valid': valid}
+  wanted = conic.classify({}, everyone, features, batch, None).scores
+  np.testing.assert_allclose(ours.loss, wanted.loss, rtol=1e-5)
+  np.testing.assert_allclose(ours.own_error, wanted.own_error, rtol=1e-4)
+
+
+def test_a_window_larger_than_the_data_is_conic_and_says_so(config, mesh8):
+  config.classifier.window = N + 1
+  method = methods.make(config, N, mesh8, FLOAT32)
+  assert method.softmax.num_instances == N
+  assert 'config.classifier.window is 49 and there are 48 images' in method.notice
+
+
+@pytest.mark.parametrize(('field', 'value', 'answer'), [
+  ('store', 'tape', r"store is 'tape'; there is: device, host, disk"),
+  ('window', 8, r'window is 8, less than'),
+  ('beta', -1.0, r'beta is -1\.0')])
+def test_settings_are_refused(config, field, value, answer, mesh8):
+  config.classifier[field] = value
+  with pytest.raises(UserError, match=answer):
+    methods.make(config, N, mesh8, FLOAT32)

@@ -1,0 +1,41 @@
+"""The baseline learns what the split rows learn, from the same rows."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support import as_method
+
+from conic_jax import losses, methods
+from conic_jax.classifier import full
+from conic_jax.errors import UserError
+
+N = 48
+
+
+def test_loss_and_gradients_are_those_of_split_rows(tiny_config, mesh8):
+  method = methods.make(as_method(tiny_config, 'data_parallel'), N, mesh8, jnp.dtype(jnp.float32))
+  rows = full.init(jax.random.key(0), N, 8, 1.0, 8)
+  features = losses.normalise(jax.random.normal(jax.random.key(1), (32, 8)))
+  batch = {'id': jnp.arange(16, dtype=jnp.int32) * 3, 'valid': jnp.arange(16) != 5}
+
+  def copied(weights, features):
+    classified = method.classify({'classifier': weights}, {}, features, batch, None)
+    return jnp.sum(classified.scores.loss * classified.sample_weights)
+  loss, (row_gradient, gradient) = jax.value_and_grad(copied, argnums=(0, 1))(rows.weights[:N], features)
+
+  def split(features):
+    ids = jnp.repeat(batch['id'], 2)
+    scores = full.scores(rows.weights, features, ids, method.softmax)
+    weights = jnp.repeat(batch['valid'] / 15, 2) / 2
+    return jnp.sum(scores.loss * weights), full.Batch(features, ids, weights, scores)
+  (wanted, update), wanted_gradient = jax.value_and_grad(split, has_aux=True)(features)
+  after = full.update(rows, update, jnp.float32(1), method.softmax, momentum=0.0, weight_decay=0.0)
+  np.testing.assert_allclose(loss, wanted, rtol=1e-5)
+  np.testing.assert_allclose(gradient, wanted_gradient, rtol=1e-4, atol=1e-6)
+  np.testing.assert_allclose(row_gradient, after.momentum[:N], rtol=1e-4, atol=1e-6)
+
+
+def test_rows_that_would_learn_otherwise_are_refused(tiny_config, mesh8):
+  config = as_method(tiny_config, 'data_parallel', **{'classifier.lr_scale': 30.0})
+  with pytest.raises(UserError, match='lr_scale to 1'):
+    methods.make(config, N, mesh8, jnp.dtype(jnp.float32))
