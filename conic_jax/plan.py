@@ -240,9 +240,9 @@ def largest(measure: Callable[[int], Plan], start: int, row_bytes: float, least:
     if first > last:
       return plans
     guess = _crossing(plans, row_bytes)
-    no_line = len(plans) >= 6 and len(plans) % 2 == 0
-    if plans[-1].peak_bytes is None or no_line:
-      guess = (fitting + over) // 2
+    bracketed = fitting and over <= _MOST_INSTANCES
+    if plans[-1].peak_bytes is None or (bracketed and plans[-1].fits == plans[-2].fits):
+      guess = (fitting + over) // 2  # No line, or not one that leads to the other side.
     number = min(max(_three_digits(guess), first), last)
 
 

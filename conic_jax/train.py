@@ -6,10 +6,8 @@ import json
 import math
 import platform
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,6 +28,7 @@ from conic_jax.evals import protocols
 from conic_jax.methods import Method
 from conic_jax.metrics import Reporter, write_json
 from conic_jax.state import LossScale, TrainState
+from conic_jax.stop import StopRequest
 from conic_jax.views import Views
 
 # Steps that may be under way on the device while the host prepares the next.
@@ -60,7 +59,7 @@ def pretrain(config: Any) -> dict[str, Any]:
     return _pretrain(config, at_the_end, stop)
 
 
-def _pretrain(config: Any, at_the_end: contextlib.ExitStack, stop: 'StopRequest') -> dict[str, Any]:
+def _pretrain(config: Any, at_the_end: contextlib.ExitStack, stop: StopRequest) -> dict[str, Any]:
   check_settings(config)
   run = Path(config.run)
   first_process = jax.process_index() == 0
@@ -220,7 +219,7 @@ def _pretrain(config: Any, at_the_end: contextlib.ExitStack, stop: 'StopRequest'
 
 def pass_before_training(method: Method, begin: Callable[[], TrainState], shapes: TrainState,
                          source: sources.Source, config: Any, mesh: jax.sharding.Mesh,
-                         identity: dict[str, Any], rejects: pipeline.Rejects, stop: 'StopRequest',
+                         identity: dict[str, Any], rejects: pipeline.Rejects, stop: StopRequest,
                          say: Callable[[str], None]) -> TrainState:
   """Shows the method every image once before training; goes on where an interrupted pass was saved.
 
@@ -460,45 +459,3 @@ def describe(config: Any) -> dict[str, Any]:
               'numpy': np.__version__, 'python': platform.python_version(),
               'device': jax.devices()[0].device_kind}
   return {**json_value(config), 'versions': versions}
-
-
-class StopRequest:
-  """Ctrl-C and SIGTERM: remembered between steps, at once elsewhere or the second time."""
-
-  def __init__(self):
-    self.received: signal.Signals | None = None
-    self._waits = False
-
-  def __enter__(self) -> 'StopRequest':
-    self._before = {}
-    if threading.current_thread() is threading.main_thread():
-      self._before = {number: signal.signal(number, self._handle)
-                      for number in (signal.SIGINT, signal.SIGTERM)}
-    return self
-
-  def __exit__(self, *_) -> None:
-    for number, handler in self._before.items():
-      signal.signal(number, handler)
-
-  @contextlib.contextmanager
-  def between_steps(self) -> Iterator[None]:
-    """Where the loop asks `agreed` after every step, so that a signal can wait for it."""
-    self._waits = True
-    try:
-      yield
-    finally:
-      self._waits = False
-
-  def _handle(self, number: int, _) -> None:
-    again, self.received = self.received, signal.Signals(number)
-    if again is not None or not self._waits:
-      raise Stopped(self.received, 'stopped at once; the checkpoints so far are kept')
-
-  def agreed(self, now: bool) -> signal.Signals | None:
-    """The signal to stop for: with several processes all answer alike, when any was told, at reports."""
-    if jax.process_count() == 1:
-      return self.received
-    if not now:
-      return None
-    told = int(multihost_utils.process_allgather(np.int32(self.received or 0)).max())
-    return signal.Signals(told) if told else None

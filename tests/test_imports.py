@@ -10,6 +10,7 @@ ROOT = Path(__file__).parent.parent / 'conic_jax'
 ALLOWED = {
   'errors': set(), 'views': set(), 'losses': set(), 'state': set(), 'optim': set(),
   'metrics': set(), 'mesh': set(), '__init__': set(), 'permutation': set(), 'companion': set(),
+  'stop': set(),
   'command_line': set(),
   'models': set(),
   'classifier': {'losses', 'mesh', 'permutation', 'companion'},
@@ -19,7 +20,7 @@ ALLOWED = {
   'visualise': {'models', 'checkpoint'},
   'evals': {'models', 'data', 'mesh', 'optim', 'checkpoint', 'visualise', 'views', 'metrics'},
   'train': {'checkpoint', 'companion', 'data', 'evals', 'mesh', 'methods', 'metrics', 'optim', 'state',
-            'views', '__init__'},
+            'stop', 'views', '__init__'},
   'topology': set(), 'hlo': set(),
   'plan': {'train', 'topology', 'hlo', 'methods', 'optim', 'mesh', 'data', 'metrics', 'command_line'},
   'main': {'train', 'evals', 'command_line'},

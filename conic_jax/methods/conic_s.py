@@ -82,8 +82,8 @@ def make(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype) -> Insta
   if settings.store not in STORES:
     raise UserError(f"config.classifier.store is '{settings.store}'; there is: {', '.join(STORES)}.")
   if settings.beta < 0:
-    raise UserError(f'config.classifier.beta is {settings.beta}: the weight of the negatives is above 0, or 0 '
-                    'for (N − 1)/(N′ − 1).')
+    raise UserError(f'config.classifier.beta is {settings.beta}: the weight of the negatives is above 0, or '
+                    '0 for (N − 1)/(N′ − 1).')
   if settings.window > num_instances:
     method = conic.make(config, num_instances, mesh, dtype)
     method.notice = (f'config.classifier.window is {settings.window} and there are {num_instances} images: '
