@@ -72,7 +72,7 @@ def jax_variant(step: Callable, state: Any, batch: tuple, rows_of: Callable[[Any
   """A variant of a function (state, *batch) -> (state, loss, gradient) that is given its state away."""
   compiled = jax.jit(step, donate_argnums=0).lower(state, *batch).compile()
   state, loss, gradient = jax.block_until_ready(compiled(state, *batch))
-  first = tuple(map(np.asarray, (loss, gradient, rows_of(state))))
+  first = np.asarray(loss), np.asarray(gradient), np.asarray(rows_of(state))
 
   def take():
     nonlocal state
@@ -123,11 +123,13 @@ def optax_variant(problem: Problem, dtype: Any) -> Variant:
 
 def torch_variant(problem: Problem, metric_learning: bool) -> Variant:
   """F.cross_entropy, or NormalizedSoftmaxLoss, with torch's SGD on the CPU."""
-  import torch
+  import torch  # pyright: ignore[reportMissingImports]
   features = torch.tensor(problem.features, requires_grad=True)
   ids = torch.tensor(problem.ids, dtype=torch.int64)
   if metric_learning:
-    from pytorch_metric_learning.losses import NormalizedSoftmaxLoss
+    from pytorch_metric_learning.losses import (  # pyright: ignore[reportMissingImports]
+      NormalizedSoftmaxLoss,
+    )
     loss_fn = NormalizedSoftmaxLoss(len(problem.rows), problem.rows.shape[1], temperature=TEMPERATURE)
     transposed = loss_fn.W.shape[0] == problem.rows.shape[1]
     loss_fn.W.data = torch.tensor(problem.rows.T.copy() if transposed else problem.rows)
@@ -212,7 +214,7 @@ def main() -> None:
       start = time.perf_counter()
       variant.step()
       times[name].append(time.perf_counter() - start)
-  wanted, base = reference(problem), variants['optax'].temporaries
+  wanted, base = reference(problem), variants['optax'].temporaries or 1
   shape = {name: getattr(args, name) for name in ('instances', 'features', 'dim', 'dtype')}
   rows = [{'variant': name, 'seconds': float(np.median(times[name])),
            'time_ratio': float(np.median(np.divide(times[name], times['optax']))),
