@@ -28,7 +28,7 @@ from conic_jax import losses
 from conic_jax import mesh as meshes
 from conic_jax.classifier import full, sampled
 from conic_jax.classifier.store import Layout, open_store
-from conic_jax.classifier.swap import Swap
+from conic_jax.classifier.swap import Swap, begin_folder
 from conic_jax.classifier.window import first_classes
 from conic_jax.companion import Run
 
@@ -97,10 +97,7 @@ class SampledStep:
     self.features = jax.device_put(shape.features, meshes.batch_sharding(mesh))
     classes = first_classes(shape.num_slots, num_instances, SEED, shape.batch_size)
     ids = entering_ids(classes, num_instances, shape)
-    first_step = 0
-    if not on_device:
-      fill_store(kind, folder, Layout(num_instances, shape.dim, SEED), ids)
-      first_step = 1
+    first_step = 0 if on_device else 1
     init = lambda: sampled.init(jax.random.key(SEED), classes, num_instances, shape.dim, NORM,
                                 shape.batch_size, mesh, on_device)
     shardings = meshes.shardings(jax.eval_shape(init), sampled.partition_rules(mesh, on_device), mesh)
@@ -108,7 +105,10 @@ class SampledStep:
     run = Run(folder=folder, batch_ids=lambda step: ids[step - first_step], batch_size=shape.batch_size,
               last_step=first_step + shape.steps, save_every=shape.steps, keep=1)
     self.companion = Swap(run, mesh, kind=kind, num_instances=num_instances, dim=shape.dim, seed=SEED,
-                          norm=1.0, **SGD)
+                          norm=NORM, **SGD)
+    if not on_device:
+      begin_folder(folder, self.companion.settings)
+      fill_store(kind, folder, Layout(num_instances, shape.dim, SEED), ids)
     self.companion.start(SimpleNamespace(method_state={'window': self.window}), first_step, on_device)
     self.done = first_step
 

@@ -51,7 +51,7 @@ class Swap(Companion):
     """
     self._run, self._mesh, self._kind = run, mesh, kind
     self._sgd = {'momentum': momentum, 'weight_decay': weight_decay}
-    self._settings = {'store': kind, 'norm': norm, **self._sgd}
+    self.settings = {'store': kind, 'norm': norm, **self._sgd}
     # The process that keeps a row tells the device of it; the first does for what the device keeps.
     count = 1 if kind == 'device' else jax.process_count()
     self._layout = Layout(num_instances, dim, seed, jax.process_index(), count)
@@ -64,9 +64,9 @@ class Swap(Companion):
     window: sampled.Window = state.method_state['window']
     run = self._run
     if fresh:
-      _begin_folder(run.folder, self._settings)
+      begin_folder(run.folder, self.settings)
     else:
-      _check_settings(run.folder, self._settings)
+      _check_settings(run.folder, self.settings)
     if isinstance(window.outside, sampled.DeviceStore):
       store = _SeenOnDevice(window.outside, self._mesh)
     else:
@@ -244,7 +244,7 @@ class _SeenOnDevice:
     """The train state has it."""
 
 
-def _begin_folder(folder: Path, settings: dict[str, Any]) -> None:
+def begin_folder(folder: Path, settings: dict[str, Any]) -> None:
   """Leaves nothing of another run, and notes what the rows outside depend on."""
   if jax.process_index() == 0:
     shutil.rmtree(folder, ignore_errors=True)
