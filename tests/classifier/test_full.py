@@ -239,7 +239,8 @@ def test_rows_start_alike_on_any_mesh_and_for_any_n():
   np.testing.assert_array_equal(few, many)
   np.testing.assert_allclose(np.linalg.norm(many, axis=1), 2.0, rtol=1e-6)
   some = jnp.array([60, 3])
-  np.testing.assert_array_equal(full.draw(jax.random.key(1), some, DIM, 2.0), many[some])
+  # Compiled for another number of rows, the last bit may differ.
+  np.testing.assert_allclose(full.draw(jax.random.key(1), some, DIM, 2.0), many[some], rtol=1e-6)
 
 
 def test_rows_are_written_by_id(mesh):
