@@ -116,8 +116,8 @@ def plan(config: Any, where: Topology, mesh: jax.sharding.Mesh, num_instances: i
   except jax.errors.JaxRuntimeError as error:
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise
-    return known(fits=False, peak_bytes=refused_bytes(str(error)),
-                 compile_seconds=time.perf_counter() - start)
+    peak = refused_bytes(str(error), state_bytes(config, mesh, num_instances))
+    return known(fits=False, peak_bytes=peak, compile_seconds=time.perf_counter() - start)
   seconds = time.perf_counter() - start
   memory: Any = compiled.memory_analysis()
   cost = hlo.analyse(compiled.as_text() or '')
@@ -179,10 +179,20 @@ def peak_bytes(memory: Any) -> int:
   return memory.argument_size_in_bytes + memory.temp_size_in_bytes + fresh
 
 
-def refused_bytes(message: str) -> int | None:
-  """The memory that a program would have needed, from the compiler's refusal."""
-  found = re.search(r'Used ([\d.]+)([KMGT]?) of', message)
-  return found and round(float(found.group(1)) * 1024 ** ' KMGT'.index(found.group(2) or ' '))
+def refused_bytes(message: str, arguments: int) -> int | None:
+  """The memory that a program would have needed, from the compiler's refusal.
+
+  Args:
+    message: the compiler's, that tells all memory or that of the temporaries.
+    arguments: bytes of the program's arguments.
+  """
+  size = r'([\d.]+)([KMGT]?)'
+  total = re.search(rf'Used {size} of', message)
+  found = total or re.search(rf'temporaries \({size}\) exceeds', message)
+  if found is None:
+    return None
+  said = round(float(found.group(1)) * 1024 ** ' KMGT'.index(found.group(2) or ' '))
+  return said if total else said + arguments
 
 
 def roofline(cost: hlo.Cost, where: Topology) -> dict[str, Any]:

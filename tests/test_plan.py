@@ -135,9 +135,12 @@ def test_the_estimate_is_what_a_hand_finds():
 
 @pytest.mark.parametrize(('message', 'bytes_'), [
   ('RESOURCE_EXHAUSTED: Ran out of memory. Used 33.50G of 15.75G hbm. Exceeded', round(33.5 * 2**30)),
-  ('RESOURCE_EXHAUSTED: Used 512.0M of 15.75G hbm', 512 * 2**20), ('RESOURCE_EXHAUSTED: no more', None)])
+  ('RESOURCE_EXHAUSTED: Used 512.0M of 15.75G hbm', 512 * 2**20),
+  ('RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (28.50G) '
+   'exceeds available HBM (15.75G).', round(28.5 * 2**30) + 1000),
+  ('RESOURCE_EXHAUSTED: no more', None)])
 def test_a_refusal_tells_what_was_needed(message, bytes_):
-  assert plan.refused_bytes(message) == bytes_
+  assert plan.refused_bytes(message, 1000) == bytes_
 
 
 def test_the_report_says_what_fits_and_what_does_not(plans):
