@@ -114,8 +114,8 @@ def optax_variant(problem: Problem, dtype: Any) -> Variant:
                           preferred_element_type=jnp.float32) / TEMPERATURE
       return optax.softmax_cross_entropy_with_integer_labels(logits, ids).mean()
     loss, (row_gradient, gradient) = jax.value_and_grad(loss_fn, argnums=(0, 1))(rows, features)
-    updates, opt_state = optimizer.update(row_gradient, opt_state, rows)
-    return (optim.apply_updates(rows, updates, jnp.float32(LR)), opt_state), loss, gradient
+    updates, opt_state = optimizer.update(row_gradient, opt_state, rows, lr=jnp.float32(LR))
+    return (optax.apply_updates(rows, updates), opt_state), loss, gradient
 
   rows, features, ids = map(jnp.asarray, problem)
   return jax_variant(step, (rows, optimizer.init(rows)), (features, ids), lambda state: state[0])

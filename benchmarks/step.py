@@ -67,7 +67,7 @@ def measure(name: str, repeats: int) -> dict[str, object]:
   @jax.jit
   def bare(params, images):
     def loss(params):
-      features, new = method.encoder.apply(
+      features, new = method.network.encoder.apply(
         {'params': params, 'batch_stats': batch_stats}, images, mode='batch', mutable=['batch_stats'])
       return features.mean(), new
     return jax.value_and_grad(loss, has_aux=True)(params)

@@ -29,6 +29,11 @@ def get_config(preset: str = 'imagenet') -> ConfigDict:
   config.data.test = 'validation'  # for kNN and the linear protocol; '' without
   config.data.cache = ''          # offset indexes of TFRecord; '' is ~/.cache/conic_jax
 
+  # Which images make up a batch.
+  config.sampler = ConfigDict()
+  config.sampler.window = 0       # PIC's sliding window, in images; 0 is every image once an epoch
+  config.sampler.stride = 0       # images that a window moves on by
+
   # Views (§4; the colour strengths are SimCLR's, our reading of the missing Appendix E).
   config.views = ConfigDict()
   config.views.count = 2
@@ -62,12 +67,17 @@ def get_config(preset: str = 'imagenet') -> ConfigDict:
   config.epochs = 200
   config.max_steps = 0            # stop after so many steps; 0 is all
   config.optimizer = ConfigDict()
-  config.optimizer.name = 'sgd'
+  config.optimizer.name = 'sgd'   # or 'lars'
   config.optimizer.learning_rate = 0.06
   config.optimizer.warmup_epochs = 0
+  config.optimizer.schedule = 'cosine'    # or 'steps'
+  config.optimizer.end = 0.0      # the cosine's last rate
+  config.optimizer.milestones = ()        # epochs where the rate of 'steps' is divided by 10
+  config.optimizer.per_epoch = False      # the rate changes at the start of an epoch only
   config.optimizer.momentum = 0.9
   config.optimizer.weight_decay = 1e-4
   config.optimizer.decay_vectors = True   # weight decay on biases and batch norm too, as PyTorch's SGD
+  config.optimizer.trust = 0.001  # of lars, which leaves biases and batch norm out of it
   config.classifier = ConfigDict()
   config.classifier.norm = 1.0    # of the rows at the start
   config.classifier.lr_scale = 1.0

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 
 _HIGHEST = jax.lax.Precision.HIGHEST
+# The logit of what does not count: its share of any softmax is zero, and all stays finite.
+MASKED = -1e9
 
 
 def normalise(vectors: jax.Array, epsilon: float = 1e-12) -> jax.Array:
@@ -116,7 +118,7 @@ def alignment(views: jax.Array, valid: jax.Array) -> jax.Array:
   """
   unit = normalise(views)
   count = views.shape[1]
-  similarity = jnp.einsum('bid,bjd->bij', unit, unit)
+  similarity = jnp.einsum('bid,bjd->bij', unit, unit, precision=_HIGHEST)
   distances = (2 - 2 * similarity) * (1 - jnp.eye(count))[None]
   return masked_mean(jnp.sum(distances, axis=(1, 2)) / max(1, count * (count - 1)), valid)
 
@@ -151,3 +153,97 @@ def feature_std(features: jax.Array, valid: jax.Array) -> jax.Array:
   weights = valid.astype(unit.dtype)[:, None] / jnp.maximum(valid.sum(), 1)
   mean = jnp.sum(unit * weights, axis=0)
   return jnp.sqrt(jnp.sum((unit - mean[None]) ** 2 * weights, axis=0)).mean()
+
+
+def contrast(positives: jax.Array, negatives: jax.Array) -> jax.Array:
+  """InfoNCE, of one or several queries together: −log [Σᵢ e^{pᵢ} / (Σᵢ e^{pᵢ} + Σᵢ Σⱼ e^{nᵢⱼ})].
+
+  Args:
+    positives: [B, P], logits qᵢ·kᵢ/τ of P queries with their own keys; with P = 1 it is InfoNCE.
+    negatives: [B, P, K], logits qᵢ·kⱼ/τ of each with the keys of others.
+
+  Returns:
+    [B].
+
+  Source: MoCo (He et al. 2020), Eq. 1; InsCon, Eq. 2 and 3, where every negative is counted for each of
+  the P queries and τ stands everywhere.
+
+  >>> import jax.numpy as jnp
+  >>> contrast(jnp.zeros((1, 1)), jnp.zeros((1, 1, 3)))  # log 4
+  Array([1.3862944], dtype=float32)
+  """
+  chex.assert_rank([positives, negatives], [2, 3])
+  own = jax.nn.logsumexp(positives, axis=1)
+  others = jax.nn.logsumexp(jax.nn.logsumexp(negatives, axis=2), axis=1)
+  return jnp.logaddexp(0., others - own)
+
+
+def symmetric_kl(p_logits: jax.Array, q_logits: jax.Array) -> jax.Array:
+  """½ KL(P‖Q) + ½ KL(Q‖P) = ½ Σ (P − Q)(log P − log Q) of two softmaxes over the last axis.
+
+  Args:
+    p_logits, q_logits: [B, K].
+
+  Returns:
+    [B].
+
+  Source: CO2, L_con.
+  """
+  p, q = jax.nn.log_softmax(p_logits), jax.nn.log_softmax(q_logits)
+  return jnp.sum((jnp.exp(p) - jnp.exp(q)) * (p - q), axis=-1) / 2
+
+
+def nt_xent(views: jax.Array, valid: jax.Array, temperature: float) -> jax.Array:
+  """Each view among all other views of the batch: the normalised temperature-scaled cross entropy.
+
+  ℓ(i, j) = −log [e^{x̄ᵢᵀx̄ⱼ/τ} / Σ_{k≠i} e^{x̄ᵢᵀx̄ₖ/τ}]
+
+  Args:
+    views: [B, 2, D], normalised here.
+    valid: bool [B]; an image that is not is no negative either.
+    temperature: τ.
+
+  Returns:
+    [B], the mean of ℓ over both orders of the two views.
+
+  Source: SimCLR (Chen et al. 2020), Eq. 1.
+  """
+  unit = normalise(views)
+  flat = unit.reshape(-1, unit.shape[-1])
+  logits = jnp.matmul(flat, flat.T, precision=_HIGHEST) / temperature
+  others = ~jnp.eye(len(flat), dtype=bool) & jnp.repeat(valid, views.shape[1])[None]
+  normaliser = jax.nn.logsumexp(jnp.where(others, logits, MASKED), axis=1).reshape(views.shape[:2])
+  positives = jnp.sum(unit * unit[:, ::-1], axis=-1) / temperature
+  return jnp.mean(normaliser - positives, axis=1)
+
+
+def negative_cosine(predictions: jax.Array, targets: jax.Array) -> jax.Array:
+  """‖p̄ − z̄‖² = 2 − 2 p̄ᵀz̄.
+
+  Args:
+    predictions, targets: [..., D], normalised here.
+
+  Source: BYOL (Grill et al. 2020), Eq. 2.
+  """
+  return 2 - 2 * jnp.sum(normalise(predictions) * normalise(targets), axis=-1)
+
+
+def queue_uniformity(queries: jax.Array, valid: jax.Array, key_logits: jax.Array, t: float) -> jax.Array:
+  """log of the mean of e^{−t ‖q − y‖²} over queries q with keys y of the queue and with each other.
+
+  Args:
+    queries: [B, D] of unit norm; valid: bool [B].
+    key_logits: [B, K], 2t·q·k, so that e^{key_logits − 2t} is the kernel; `MASKED` for what does not count.
+    t: the inverse width of the kernel.
+
+  Returns:
+    [], at most 0.
+
+  Source: Wang and Isola (2020), Eq. 3, with a queue: one mean over the B·K + B(B − 1)/2 pairs.
+  """
+  pairs = jnp.matmul(queries, queries.T, precision=_HIGHEST) * (2 * t)
+  later = jnp.triu(jnp.ones(pairs.shape, bool), 1) & valid[:, None] & valid[None]
+  kernels = [jnp.where(valid[:, None], key_logits, MASKED), jnp.where(later, pairs, MASKED)]
+  total = jnp.logaddexp(*(jax.nn.logsumexp(kernel) for kernel in kernels))
+  count = sum(jnp.sum(kernel > MASKED / 2) for kernel in kernels)
+  return total - 2 * t - jnp.log(jnp.maximum(count, 1))

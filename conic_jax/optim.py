@@ -9,6 +9,74 @@ import optax
 from conic_jax.errors import UserError
 
 Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
+Mask = Callable[[Any], Any]
+
+
+# ---- Optimizers ---------------------------------------------------------------------------------
+# The rate is given at each update, as the classifier's rows follow the same one:
+# updates, state = optimizer.update(gradients, state, params, lr=lr), then optax.apply_updates.
+
+
+def sgd(weight_decay: float, momentum: float,
+        decayed: Mask | None = None) -> optax.GradientTransformationExtraArgs:
+  """Momentum SGD as PyTorch's: v ← m v + g + λ p, p ← p − η v.
+
+  Args:
+    weight_decay: λ.
+    momentum: m.
+    decayed: from parameters to a tree of bools: where λ applies; everywhere by default.
+  """
+  return descending(optax.chain(optax.add_decayed_weights(weight_decay, decayed), optax.trace(momentum)))
+
+
+def lars(weight_decay: float, momentum: float, trust: float,
+         decayed: Mask | None = None) -> optax.GradientTransformationExtraArgs:
+  """LARS, with the rate inside the momentum: v ← m v + η ρ (g + λ p), p ← p − v.
+
+  ρ = η_l ‖p‖/‖g + λ p‖ of each array; 1 where either norm is zero, and for arrays of rank one.
+
+  Args:
+    weight_decay: λ.
+    momentum: m.
+    trust: η_l.
+    decayed: as for `sgd`.
+
+  Source: You, Gitman and Ginsburg (2017), Algorithm 1, with SimCLR's exclusions.
+  """
+  direction = optax.chain(
+    optax.add_decayed_weights(weight_decay, decayed),
+    optax.masked(optax.scale_by_trust_ratio(trust_coefficient=trust), not_vectors))
+  return optax.chain(descending(direction), optax.trace(momentum))
+
+
+def descending(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+  """−η u for what a transformation gives, with η given at each update; the state is the transformation's."""
+  def update(updates, state, params=None, **extra_args):
+    updates, state = inner.update(updates, state, params)
+    return jax.tree.map(lambda u: -extra_args['lr'] * u, updates), state
+  return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+def not_vectors(params: Any) -> Any:
+  """A mask that leaves biases and batch norm's parameters (arrays of rank one) out."""
+  return jax.tree.map(lambda p: p.ndim > 1, params)
+
+
+def make_optimizer(config: Any) -> optax.GradientTransformationExtraArgs:
+  """The optimizer of `config.optimizer`: name, momentum, weight_decay, decay_vectors, trust.
+
+  Raises:
+    UserError: where there is none of that name.
+  """
+  decayed = None if config.decay_vectors else not_vectors
+  if config.name == 'sgd':
+    return sgd(config.weight_decay, config.momentum, decayed)
+  if config.name == 'lars':
+    return lars(config.weight_decay, config.momentum, config.trust, decayed)
+  raise UserError(f"config.optimizer.name is '{config.name}'; there is: sgd, lars.")
+
+
+# ---- Schedules ----------------------------------------------------------------------------------
 
 
 def cosine_schedule(peak: float, total_steps: int, warmup_steps: int = 0, end: float = 0.0) -> Schedule:
@@ -34,34 +102,51 @@ def cosine_schedule(peak: float, total_steps: int, warmup_steps: int = 0, end: f
   return schedule
 
 
-def sgd(weight_decay: float, momentum: float,
-        mask: Callable[[Any], Any] | None = None) -> optax.GradientTransformation:
-  """Momentum SGD as PyTorch's: v ← m v + (g + λ p), p ← p − η v, with η given at each update.
-
-  The transformation gives v; `apply_updates` multiplies by η, so that the rate is the caller's and
-  the classifier's rows follow the same one.
+def step_schedule(peak: float, milestones: tuple[int, ...], warmup_steps: int = 0) -> Schedule:
+  """Linear warm-up as the cosine's, then `peak`, divided by 10 at each milestone.
 
   Args:
-    weight_decay: λ.
-    momentum: m.
-    mask: from parameters to a tree of bools: where λ applies; everywhere by default.
+    peak: the rate after the warm-up.
+    milestones: the first step of each lower rate.
+    warmup_steps: steps of the warm-up.
+
+  Returns:
+    A function from the step to the rate, float32 [].
   """
-  return optax.chain(optax.add_decayed_weights(weight_decay, mask), optax.trace(momentum))
+  def schedule(step):
+    step = jnp.asarray(step, jnp.float32)
+    rate = jnp.float32(peak)
+    for lowered, milestone in enumerate(sorted(milestones), start=1):
+      rate = jnp.where(step < milestone, rate, peak / 10 ** lowered)
+    return jnp.where(step < warmup_steps, peak * (step + 1) / max(1, warmup_steps), rate)
+  return schedule
 
 
-def no_decay_on_vectors(params: Any) -> Any:
-  """A mask that leaves biases and batch norm's scales (arrays of rank one) out of weight decay."""
-  return jax.tree.map(lambda p: p.ndim > 1, params)
+def per_epoch(schedule: Schedule, steps_per_epoch: int, warmup_steps: int = 0) -> Schedule:
+  """A schedule whose rate changes at the start of an epoch only; in the warm-up at every step."""
+  def held(step):
+    start = jnp.maximum(step // steps_per_epoch * steps_per_epoch, warmup_steps)
+    return schedule(jnp.where(step < warmup_steps, step, start))
+  return held
 
 
-def make_optimizer(config: Any) -> optax.GradientTransformation:
-  """The optimizer of `config.optimizer`: name, momentum, weight_decay, decay_vectors."""
-  if config.name != 'sgd':
-    raise UserError(f"config.optimizer.name is '{config.name}'; there is: sgd.")
-  return sgd(config.weight_decay, config.momentum,
-             None if config.decay_vectors else no_decay_on_vectors)
+def make_schedule(config: Any, epochs: int, steps_per_epoch: int) -> Schedule:
+  """The schedule of `config.optimizer`: learning_rate, warmup_epochs, schedule, end, milestones, per_epoch.
 
+  Args:
+    config: `config.optimizer`.
+    epochs: of the whole run.
+    steps_per_epoch: steps of an epoch.
 
-def apply_updates(params: Any, updates: Any, lr: jax.Array) -> Any:
-  """p − η u for every leaf."""
-  return jax.tree.map(lambda p, u: p - lr * u, params, updates)
+  Raises:
+    UserError: where there is none of that name.
+  """
+  peak, warmup_steps = config.learning_rate, round(config.warmup_epochs * steps_per_epoch)
+  if config.schedule == 'cosine':
+    schedule = cosine_schedule(peak, epochs * steps_per_epoch, warmup_steps, config.end)
+  elif config.schedule == 'steps':
+    milestones = tuple(epoch * steps_per_epoch for epoch in config.milestones)
+    schedule = step_schedule(peak, milestones, warmup_steps)
+  else:
+    raise UserError(f"config.optimizer.schedule is '{config.schedule}'; there is: cosine, steps.")
+  return per_epoch(schedule, steps_per_epoch, warmup_steps) if config.per_epoch else schedule

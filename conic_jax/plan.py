@@ -25,7 +25,8 @@ from ml_collections import config_flags
 
 from conic_jax import command_line, hlo, methods, optim, topology, train
 from conic_jax import mesh as meshes
-from conic_jax.data import sampler, sources
+from conic_jax.data import sources
+from conic_jax.data.sampler import Sampler
 from conic_jax.errors import Help, UserError
 from conic_jax.methods import Method
 from conic_jax.metrics import write_json
@@ -133,12 +134,11 @@ def lower_step(config: Any, mesh: jax.sharding.Mesh, num_instances: int, dtype: 
                platform: str) -> jax.stages.Lowered:
   """The train step as `train.pretrain` makes it, lowered for a platform from shapes."""
   method, optimizer, shapes, shardings = _setting(config, mesh, num_instances, dtype)
-  steps_per_epoch = sampler.steps_per_epoch(num_instances, config.batch_size)
-  schedule = optim.cosine_schedule(config.optimizer.learning_rate, steps_per_epoch * config.epochs,
-                                   round(config.optimizer.warmup_epochs * steps_per_epoch))
+  sampler = Sampler(num_instances, config.batch_size, config.seed, **config.sampler)
+  schedule = optim.make_schedule(config.optimizer, config.epochs, sampler.steps_per_epoch)
   everywhere = meshes.replicated(mesh)
   step = jax.jit(
-    train.make_step(method, optimizer, schedule, config.seed, steps_per_epoch, dtype),
+    train.make_step(method, optimizer, schedule, config.seed, sampler.steps_per_round, dtype),
     in_shardings=(shardings, meshes.batch_sharding(mesh)),
     out_shardings=(shardings, everywhere, everywhere), donate_argnums=0)
   return step.trace(shapes, batch_shapes(method, config.batch_size)).lower(lowering_platforms=(platform,))

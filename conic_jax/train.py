@@ -21,8 +21,9 @@ from conic_jax import __version__, methods, optim
 from conic_jax import mesh as meshes
 from conic_jax.checkpoint import Checkpoints
 from conic_jax.companion import Run
-from conic_jax.data import pipeline, sampler, sources
+from conic_jax.data import pipeline, sources
 from conic_jax.data.augment import augment, view_keys
+from conic_jax.data.sampler import Sampler
 from conic_jax.errors import Stopped, UserError
 from conic_jax.evals import protocols
 from conic_jax.methods import Method
@@ -74,16 +75,17 @@ def _pretrain(config: Any, at_the_end: contextlib.ExitStack, stop: StopRequest) 
   if config.num_instances not in (0, num_images):
     raise UserError(f'config.num_instances is {config.num_instances} and the data set has {num_images} '
                     'images: it is for python -m conic_jax.plan; leave it 0 here.')
-  steps_per_epoch = sampler.steps_per_epoch(num_images, config.batch_size)
+  sampler = Sampler(num_images, config.batch_size, config.seed, **config.sampler)
+  steps_per_epoch = sampler.steps_per_epoch
   total_steps = steps_per_epoch * config.epochs
   last_step = min(total_steps, config.max_steps or total_steps)
 
   # ---- Method, optimizer, state -----------------------------------------------------------------
   dtype = meshes.compute_dtype(config.dtype)
   method = methods.make(config, num_images, mesh, dtype)
+  pipeline.check_views(train_source, method.views)
   optimizer = optim.make_optimizer(config.optimizer)
-  schedule = optim.cosine_schedule(config.optimizer.learning_rate, total_steps,
-                                   round(config.optimizer.warmup_epochs * steps_per_epoch))
+  schedule = optim.make_schedule(config.optimizer, config.epochs, steps_per_epoch)
   init = lambda: init_state(method, optimizer, config.seed, dtype)
   shapes = jax.eval_shape(init)
   shardings = state_shardings(shapes, method, mesh)
@@ -94,7 +96,7 @@ def _pretrain(config: Any, at_the_end: contextlib.ExitStack, stop: StopRequest) 
   keep = max(2, config.checkpoint.keep)  # The newest may turn out bad.
   checkpoints = Checkpoints(run / 'checkpoints', keep)
   at_the_end.callback(checkpoints.close)
-  identity = run_identity(config, num_images, dtype)
+  identity = run_identity(config, sampler, dtype)
   abstract = jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(
     leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings)
   state = checkpoints.restore(abstract, identity)
@@ -104,12 +106,12 @@ def _pretrain(config: Any, at_the_end: contextlib.ExitStack, stop: StopRequest) 
   reporter.say(f'{config.method}: {num_images} images, {steps_per_epoch} steps an epoch, '
                f'{mesh.size} {jax.devices()[0].device_kind} device(s), {jnp.dtype(dtype).name}'
                + (f', going on from step {first_step}' if state is not None else ''))
-  if method.notice:
-    reporter.say(method.notice)
+  for notice in filter(None, (sampler.notice, method.notice)):
+    reporter.say(notice)
   save_every = max(1, round(config.checkpoint.every_epochs * steps_per_epoch))
   companion = method.companion(Run(
     folder=run / 'store', batch_size=config.batch_size, last_step=last_step, save_every=save_every,
-    batch_ids=lambda step: sampler.batch_ids(config.seed, step, num_images, config.batch_size), keep=keep))
+    batch_ids=sampler.batch_ids, keep=keep))
   at_the_end.callback(companion.close)
   rejects = pipeline.Rejects(train_source)
   fresh = state is None
@@ -130,13 +132,13 @@ def _pretrain(config: Any, at_the_end: contextlib.ExitStack, stop: StopRequest) 
 
   # ---- The loop ---------------------------------------------------------------------------------
   step_fn = jax.jit(
-    make_step(method, optimizer, schedule, config.seed, steps_per_epoch, dtype),
+    make_step(method, optimizer, schedule, config.seed, sampler.steps_per_round, dtype),
     in_shardings=(shardings, meshes.batch_sharding(mesh)),
     out_shardings=(shardings, meshes.replicated(mesh), meshes.replicated(mesh)), donate_argnums=0)
   prepare_epoch = jit_before_epoch(method, shardings)
   batches = pipeline.train_batches(
     train_source, method.views, batch_size=config.batch_size, seed=config.seed,
-    start_step=first_step, rows=meshes.process_rows(mesh, config.batch_size))
+    start_step=first_step, rows=meshes.process_rows(mesh, config.batch_size), **config.sampler)
   pending: list[tuple[int, dict[str, jax.Array]]] = []
   window_start, window_step, waited = time.perf_counter(), first_step, 0.0
 
@@ -329,8 +331,8 @@ def state_shardings(shapes: TrainState, method: Method, mesh: jax.sharding.Mesh)
   return everywhere.replace(method_state=meshes.shardings(shapes.method_state, rules, mesh))
 
 
-def make_step(method: Method, optimizer: optax.GradientTransformation, schedule: optim.Schedule,
-              seed: int, steps_per_epoch: int, dtype: jnp.dtype
+def make_step(method: Method, optimizer: optax.GradientTransformationExtraArgs, schedule: optim.Schedule,
+              seed: int, steps_per_round: int, dtype: jnp.dtype
               ) -> Callable[[TrainState, dict[str, Any]], tuple[TrainState, dict[str, jax.Array], Any]]:
   """Makes the train step, a pure function (state, batch) -> (state, metrics, what the companion gets).
 
@@ -341,8 +343,7 @@ def make_step(method: Method, optimizer: optax.GradientTransformation, schedule:
   scaled = dtype == jnp.float16
 
   def step(state: TrainState, batch: dict[str, Any]):
-    epoch = state.step // steps_per_epoch
-    batch = augment_batch(method.views, batch, seed, epoch)
+    batch = augment_batch(method.views, batch, seed, state.step // steps_per_round)
     rng = jax.random.fold_in(state.rng, state.step)
     lr = schedule(state.step)
     method_state, outgoing = method.exchange(state.method_state, batch, state.step, state.updates, lr)
@@ -355,8 +356,8 @@ def make_step(method: Method, optimizer: optax.GradientTransformation, schedule:
     grads = jax.tree.map(lambda g: g / state.loss_scale.scale, grads)
     grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(grad_norm) & jnp.isfinite(loss) if scaled else jnp.bool(True)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optim.apply_updates(state.params, updates, lr)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params, lr=lr)
+    params = optax.apply_updates(state.params, updates)
     learned = {'params': params, 'batch_stats': aux.batch_stats, 'opt_state': opt_state,
                'updates': state.updates + 1}
     metrics = {'loss': loss, **aux.metrics, 'grad_norm': grad_norm, 'learning_rate': lr}
@@ -378,11 +379,11 @@ def jit_before_epoch(method: Method, shardings: TrainState) -> Callable[[TrainSt
 
 
 def augment_batch(groups: tuple[Views, ...], batch: dict[str, Any], seed: int,
-                  epoch: jax.Array) -> dict[str, Any]:
+                  round_number: jax.Array) -> dict[str, Any]:
   """The batch with its uint8 views flipped, augmented and normalised as their groups ask."""
   views, first = [], 0
   for images, group in zip(batch['views'], groups):
-    keys = view_keys(seed, epoch, batch['id'], group.count, first)
+    keys = view_keys(seed, round_number, batch['id'], group.count, first)
     flip = batch['flip'][:, first:first + group.count]
     views.append(augment(images, flip, keys, group))
     first += group.count
@@ -439,13 +440,14 @@ def _stop_for(name: str, value: float, step: int, checkpoints: Checkpoints, conf
     'float32).')
 
 
-def run_identity(config: Any, num_images: int, dtype: jnp.dtype) -> dict[str, Any]:
+def run_identity(config: Any, sampler: Sampler, dtype: jnp.dtype) -> dict[str, Any]:
   """What a resumed run must share with its checkpoint, beside the shapes."""
-  return {'method': config.method, 'num_images': num_images, 'config.seed': config.seed,
+  return {'method': config.method, 'num_images': sampler.num_images, 'config.seed': config.seed,
           'config.dtype': jnp.dtype(dtype).name,
           'config.batch_size': config.batch_size, 'config.encoder': json_value(config.encoder),
           'config.head': json_value(config.head), 'config.data.name': config.data.name,
-          'config.data.train': config.data.train}
+          'config.data.train': config.data.train,
+          'config.sampler': json_value(config.sampler) if sampler.slides else None}
 
 
 def json_value(node: Any) -> Any:

@@ -17,6 +17,8 @@ class Views:
     size: side of the view in pixels.
     crop: smallest and largest area of the crop as a share of the image.
     aspect: narrowest and widest ratio of width to height of the crop.
+    overlap: least share of the smaller of the group's two crops that both share, at least one pixel along
+      either side; 0 lets them lie anywhere, so crops that need only touch have any tiny share.
     flip: probability of a horizontal flip.
     jitter: probability of the colour jitter.
     strength: factor on the four jitter ranges.
@@ -25,12 +27,14 @@ class Views:
     blur: probability of the Gaussian blur.
     blur_sigma: range of its standard deviation in pixels.
     blur_kernel: width of its kernel as a share of the side.
+    solarise: probability of inverting what is at least 0.5.
     mean, std: normalisation of the channels, on the scale 0 to 1.
   """
   count: int = 2
   size: int = 224
   crop: tuple[float, float] = (0.15, 1.0)
   aspect: tuple[float, float] = (3 / 4, 4 / 3)
+  overlap: float = 0.0
   flip: float = 0.5
   jitter: float = 0.8
   strength: float = 1.0
@@ -42,5 +46,6 @@ class Views:
   blur: float = 0.5
   blur_sigma: tuple[float, float] = (0.1, 2.0)
   blur_kernel: float = 0.1
+  solarise: float = 0.0
   mean: tuple[float, float, float] = IMAGENET_MEAN
   std: tuple[float, float, float] = IMAGENET_STD

@@ -4,7 +4,10 @@ import shutil
 import tempfile
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
-os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
+os.environ['XLA_FLAGS'] = (
+  '--xla_force_host_platform_device_count=8'
+  # Compiling is most of a test's time: the shapes are too small for optimised code to pay.
+  ' --xla_backend_optimization_level=0')
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
 # Many tests compile the same step, some of them in processes of their own.
 os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='compiled')

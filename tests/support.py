@@ -7,24 +7,35 @@ from ml_collections import ConfigDict
 from conic_jax.command_line import load
 
 
+def config_of(name):
+  """The file of a method's config; of several the first."""
+  return f'configs/{ {"moco": "moco_v2", "co2": "co2_moco_v2"}.get(name, name)}.py:folder'
+
+
 def as_method(config, name, **changes):
   """Makes a config of ConIC one of another method, in its own settings but for these changes."""
-  own = load(f'configs/{name}.py:folder')
+  own = load(config_of(name))
   with config.unlocked():
-    for field in set(own) - set(config):
-      config[field] = own[field]
-    for field in set(config) - set(own):
-      del config[field]
-    for field in set(own.classifier) - set(config.classifier):
-      config.classifier[field] = own.classifier[field]
+    _take_fields(config, own)
   config.method = name
   config.update_from_flattened_dict(changes)
   return config
 
 
+def _take_fields(config, own):
+  """Gives a config the fields of another, with its values where they are new."""
+  for field in set(config) - set(own):
+    del config[field]
+  for field, value in own.items():
+    if field not in config:
+      config[field] = value
+    elif isinstance(value, ConfigDict):
+      _take_fields(config[field], value)
+
+
 def flags_of(config):
   """The command-line flags that make the preset folder of its method into this config."""
-  file = f'configs/{config.method}.py:folder'
+  file = config_of(config.method)
   base = dict(_leaves(load(file)))
   return [f'--config={file}',
           *(f'--config.{path}={value}' for path, value in _leaves(config) if base[path] != value)]

@@ -8,24 +8,31 @@ from conic_jax.command_line import load
 
 DATA = ('photos', 'cifar10', 'imagenet100', 'folder')
 SAMPLED = tuple(f'sampled_{count}' for count in (1024, 4096, 16384, 65536))
-PRESETS = {
-  'conic': ('imagenet', *DATA), 'conic_s': ('imagenet', *DATA), 'exemplar': ('imagenet', *DATA),
-  'data_parallel': ('imagenet', *DATA),
-  'one_million': ('imagenet', '1000', 'no_prior', 'no_smoothing', 'no_mlp', *SAMPLED, *DATA)}
+CO2 = tuple(f'{name}_{value:g}' for name, values in (('alpha', (0.1, 0.3, 1, 3, 10)),
+                                                     ('tau', (0.02, 0.04, 0.06, 0.08, 0.1)))
+            for value in values)
+INSCON = ('single', 'multi', 'cell', 'tau_0.1', 'tau_0.2', 'tau_0.3', 'tau_0.4', 'res4', 'res5')
+# The presets of each config beside those of the data sets.
+PRESETS = {name: ('imagenet', *own, *DATA) for name, own in {
+  'conic': (), 'conic_s': (), 'exemplar': (), 'data_parallel': (), 'moco_v1': (), 'moco_v2': (),
+  'co2_moco_v1': CO2, 'co2_moco_v2': CO2, 'align_uniform': (), 'inscon': INSCON, 'simclr': (), 'byol': (),
+  'instdisc': ('full',), 'pic': ('multi_crop',),
+  'one_million': ('1000', 'no_prior', 'no_smoothing', 'no_mlp', *SAMPLED)}.items()}
+METHODS = {'moco_v1': 'moco', 'moco_v2': 'moco', 'co2_moco_v1': 'co2', 'co2_moco_v2': 'co2'}
 
 
 def test_every_method_has_a_config():
-  assert sorted(PRESETS) == methods.available()
+  assert sorted({METHODS.get(name, name) for name in PRESETS}) == methods.available()
 
 
 @pytest.mark.parametrize(('name', 'preset'), [(name, preset) for name in PRESETS for preset in PRESETS[name]])
 def test_presets_load(name, preset):
   config = load(f'configs/{name}.py:{preset}')
-  assert (config.task, config.method, config.num_instances) == ('pretrain', name, 0)
+  assert (config.task, config.method, config.num_instances) == ('pretrain', METHODS.get(name, name), 0)
   small = preset in ('photos', 'cifar10')
   assert config.data.name == {'photos': 'photos', 'cifar10': 'cifar10', 'imagenet100': 'folder',
                               'folder': 'folder'}.get(preset, 'imagenet2012')
-  assert config.views.size == (32 if small else 224)
+  assert config.views.size == (32 if small else 160 if preset == 'multi_crop' else 224)
 
 
 def test_runs_of_different_methods_and_presets_do_not_meet():
@@ -59,7 +66,70 @@ def test_conic_s_is_the_papers():
   assert (config.alpha, config.temperature) == (2.5, 0.1)
 
 
-def test_an_unknown_preset_is_told():
-  module = importlib.import_module('configs.one_million')
-  with pytest.raises(ValueError, match='there is: imagenet, 1000, no_prior'):
+def test_moco_is_the_papers():
+  second, first = load('configs/moco_v2.py'), load('configs/moco_v1.py')
+  for config in (first, second):
+    sgd = config.optimizer
+    assert (config.batch_size, config.epochs, sgd.learning_rate, sgd.warmup_epochs) == (256, 200, 0.03, 0)
+    assert (sgd.momentum, sgd.weight_decay, sgd.decay_vectors, sgd.per_epoch) == (0.9, 1e-4, True, True)
+    assert (config.queue.size, config.queue.mask_own, config.head.features) == (65536, False, 128)
+    assert (config.momentum.start, config.momentum.schedule) == (0.999, 'constant')
+    assert (config.batch_norm.groups, config.batch_norm.shuffle) == (8, True)
+    assert (config.views.crop, config.views.grayscale) == ((0.2, 1.0), 0.2)
+  assert (first.temperature, first.head.hidden, first.optimizer.schedule) == (0.07, 0, 'steps')
+  assert first.optimizer.milestones == (120, 160)
+  views = first.views
+  assert (views.jitter, views.blur, views.strength, views.brightness, views.hue) == (1.0, 0.0, 1.0, 0.4, 0.4)
+  assert (second.temperature, second.head.hidden, second.head.norm) == (0.2, 2048, False)
+  assert (second.optimizer.schedule, second.views.strength, second.views.blur) == ('cosine', 0.5, 0.5)
+
+
+def test_co2_is_moco_with_a_term():
+  for name, alpha, temperature in (('moco_v1', 10.0, 0.04), ('moco_v2', 0.3, 0.05)):
+    own, base = load(f'configs/co2_{name}.py'), load(f'configs/{name}.py')
+    assert (own.consistency.alpha, own.consistency.temperature) == (alpha, temperature)
+    with own.unlocked():
+      del own.consistency
+    own.method, own.run = base.method, base.run
+    assert own == base
+  assert load('configs/co2_moco_v2.py:alpha_3').consistency.alpha == 3
+  assert load('configs/co2_moco_v1.py:tau_0.06').consistency.temperature == 0.06
+
+
+def test_inscon_is_the_papers():
+  """Table 1, and the presets of Tables 7 to 9."""
+  config = load('configs/inscon.py')
+  assert (config.batch_size, config.epochs, config.optimizer.learning_rate) == (256, 200, 0.03)
+  assert (config.temperature, config.cell.temperature) == (0.2, 0.2)
+  assert (config.head.features, config.cell.features) == (128, 256)
+  assert (config.queue.size, config.cell.queue, config.cell.size) == (65536, 64512, 3)
+  heads = {preset: load(f'configs/inscon.py:{preset}') for preset in INSCON}
+  assert {name: (own.multi.enabled, own.cell.enabled) for name, own in heads.items() if name in INSCON[:3]} == {
+    'single': (False, False), 'multi': (True, False), 'cell': (False, True)}
+  assert [heads[f'tau_{temperature}'].cell.temperature for temperature in (0.1, 0.2, 0.3, 0.4)] == [
+    0.1, 0.2, 0.3, 0.4]
+  assert [heads[position].cell.position for position in ('res4', 'res5')] == ['res4', 'res5']
+
+
+def test_simclr_and_byol_are_the_papers():
+  simclr, byol = load('configs/simclr.py'), load('configs/byol.py')
+  for config, rate, decay in ((simclr, 0.3, 1e-6), (byol, 0.2, 1.5e-6)):
+    lars = config.optimizer
+    assert (lars.name, lars.trust, lars.decay_vectors, lars.weight_decay) == ('lars', 0.001, False, decay)
+    assert (config.batch_size, config.epochs, lars.warmup_epochs) == (4096, 1000, 10)
+    assert lars.learning_rate == pytest.approx(rate * 4096 / 256)
+    assert config.views.crop == (0.08, 1.0)
+  assert (simclr.temperature, simclr.views.mean, simclr.views.std) == (0.1, (0, 0, 0), (1, 1, 1))
+  assert (byol.momentum.start, byol.momentum.schedule) == (0.996, 'cosine')
+  assert (byol.head.hidden, byol.head.features, byol.predictor.hidden) == (4096, 256, 4096)
+  assert (byol.views.blur, byol.views.solarise) == (1.0, 0.0)
+  assert (byol.second_view.blur, byol.second_view.solarise) == (0.1, 0.2)
+
+
+@pytest.mark.parametrize(('name', 'first'), [
+  ('one_million', 'imagenet, 1000, no_prior'), ('co2_moco_v1', 'imagenet, imagenet100'),
+  ('inscon', 'imagenet, imagenet100'), ('moco_v1', 'imagenet, imagenet100')])
+def test_an_unknown_preset_is_told(name, first):
+  module = importlib.import_module(f'configs.{name}')
+  with pytest.raises(ValueError, match=f'there is: {first}'):
     module.get_config('nope')

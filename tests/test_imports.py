@@ -13,8 +13,9 @@ ALLOWED = {
   'stop': set(),
   'command_line': set(),
   'models': set(),
+  'memory': {'losses', 'mesh', 'classifier'},
   'classifier': {'losses', 'mesh', 'permutation', 'companion'},
-  'methods': {'models', 'losses', 'classifier', 'companion', 'state', 'mesh', 'views'},
+  'methods': {'models', 'losses', 'memory', 'classifier', 'companion', 'state', 'mesh', 'views'},
   'data': {'mesh', 'views', 'permutation'},
   'checkpoint': {'state', 'mesh'},
   'visualise': {'models', 'checkpoint'},
@@ -23,6 +24,7 @@ ALLOWED = {
             'stop', 'views', '__init__'},
   'topology': set(), 'hlo': set(),
   'plan': {'train', 'topology', 'hlo', 'methods', 'optim', 'mesh', 'data', 'metrics', 'command_line'},
+  'preview': {'train', 'methods', 'models', 'data', 'mesh', 'views', 'visualise', 'command_line'},
   'main': {'train', 'evals', 'command_line'},
 }
 ONLY_IN = {'tensorflow': 'data', 'tensorflow_datasets': 'data', 'orbax': 'checkpoint',

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
@@ -217,3 +219,91 @@ def test_masked_mean_leaves_out_what_is_not_finite():
   assert mean == 2
   np.testing.assert_array_equal(gradient, [0.5, 0, 0.5])
   assert losses.masked_mean(values, jnp.zeros(3, bool)) == 0
+
+
+# ---- Contrast, consistency, uniformity ------------------------------------------------------------
+
+
+def as_tensor(x):
+  return torch.tensor(np.asarray(x, np.float64))
+
+
+@pytest.mark.parametrize('queries', [1, 4])
+def test_contrast_equals_its_formula(queries):
+  positives, negatives = 3 * vectors(0, 5, queries), 3 * vectors(1, 5, queries, 7)
+  expected = [-np.log(np.exp(p).sum() / (np.exp(p).sum() + np.exp(n).sum()))
+              for p, n in zip(positives, negatives, strict=True)]
+  found = losses.contrast(jnp.float32(positives), jnp.float32(negatives))
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+  if queries == 1:
+    logits = torch.cat([as_tensor(positives), as_tensor(negatives)[:, 0]], 1)
+    cross_entropy = F.cross_entropy(logits, torch.zeros(5, dtype=torch.long), reduction='none')
+    np.testing.assert_allclose(found, cross_entropy, rtol=1e-5, atol=1e-6)
+
+
+def test_contrast_starts_alike_for_one_four_and_nine_queries():
+  """InsCon, §3.3: with logits of random features the three losses start near log(K)."""
+  for queries, keys in ((1, 65_536), (4, 65_536), (9, 64_512)):
+    start = losses.contrast(jnp.zeros((1, queries)), jnp.zeros((1, queries, keys)))
+    np.testing.assert_allclose(start, np.log1p(keys), rtol=1e-5)
+
+
+def test_masked_negatives_do_not_count():
+  positives, negatives = jnp.float32(vectors(0, 2, 1)), jnp.float32(vectors(1, 2, 1, 6))
+  masked = jnp.where(jnp.arange(6)[None, None] < 4, negatives, losses.MASKED)
+  np.testing.assert_allclose(losses.contrast(positives, masked),
+                             losses.contrast(positives, negatives[..., :4]), rtol=1e-6)
+  p, q = 5 * negatives[:, 0], 5 * jnp.float32(vectors(2, 2, 6))
+  hide = lambda logits: jnp.where(jnp.arange(6)[None] < 4, logits, losses.MASKED)
+  np.testing.assert_allclose(losses.symmetric_kl(hide(p), hide(q)), losses.symmetric_kl(p[:, :4], q[:, :4]),
+                             rtol=1e-5)
+
+
+def test_symmetric_kl_equals_pytorch():
+  p, q = 4 * vectors(0, 3, 9), 4 * vectors(1, 3, 9)
+  log_p, log_q = (F.log_softmax(as_tensor(logits), 1) for logits in (p, q))
+  kl = lambda a, b: F.kl_div(b, a, reduction='none', log_target=True).sum(1)
+  expected = (kl(log_p, log_q) + kl(log_q, log_p)) / 2
+  np.testing.assert_allclose(losses.symmetric_kl(jnp.float32(p), jnp.float32(q)), expected, rtol=1e-5)
+  np.testing.assert_array_equal(losses.symmetric_kl(jnp.float32(p), jnp.float32(p)), 0)
+
+
+def test_nt_xent_equals_its_formula_and_leaves_out_what_is_not_valid():
+  views, valid = vectors(0, 5, 2, 6), np.array([True, True, False, True, True])
+  flat = unit(views[valid]).reshape(-1, 6)
+  logits = flat @ flat.T / 0.3
+  expected = []
+  for i in range(len(flat)):
+    others = np.delete(logits[i], i)
+    expected.append(np.log(np.exp(others).sum()) - logits[i, i ^ 1])
+  found = losses.nt_xent(jnp.float32(views), jnp.asarray(valid), 0.3)
+  np.testing.assert_allclose(found[valid], np.reshape(expected, (-1, 2)).mean(1), rtol=1e-5)
+
+
+def test_negative_cosine_equals_pytorch():
+  p, z = vectors(0, 4, 7), vectors(1, 4, 7)
+  expected = 2 - 2 * F.cosine_similarity(as_tensor(p), as_tensor(z))
+  np.testing.assert_allclose(losses.negative_cosine(jnp.float32(p), jnp.float32(z)), expected, rtol=1e-5)
+
+
+def test_queue_uniformity_is_one_mean_over_keys_and_pairs():
+  queries, keys, t = unit(vectors(0, 6, 5)), unit(vectors(1, 9, 5)), 3.0
+  valid = np.array([True] * 5 + [False])
+  distances = [((q - k) ** 2).sum() for q in queries[valid] for k in keys]
+  pairs = torch.pdist(as_tensor(queries[valid])) ** 2
+  expected = np.log(np.exp(-t * np.concatenate([distances, pairs])).mean())
+  logits = np.pad(2 * t * queries @ keys.T, ((0, 0), (0, 3)), constant_values=losses.MASKED)
+  found = losses.queue_uniformity(jnp.float32(queries), jnp.asarray(valid), jnp.float32(logits), t)
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(('function', 'shapes'), [
+  (losses.contrast, [(3, 2), (3, 2, 5)]),
+  (losses.symmetric_kl, [(3, 5), (3, 5)]),
+  (lambda views: losses.nt_xent(views, jnp.array([True, True, False]), 0.2), [(3, 2, 4)]),
+  (losses.negative_cosine, [(3, 4), (3, 4)]),
+  (lambda q, k: losses.queue_uniformity(q, jnp.array([True, False, True]), k, 2.0), [(3, 4), (3, 6)]),
+], ids=['contrast', 'symmetric_kl', 'nt_xent', 'negative_cosine', 'queue_uniformity'])
+def test_gradients_of_contrast_and_its_kin(x64, function, shapes):
+  check_grads(function, [jnp.asarray(vectors(i, *shape)) for i, shape in enumerate(shapes)], order=1,
+              modes=['rev'])

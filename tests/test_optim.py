@@ -1,32 +1,111 @@
-"""SGD as PyTorch's, the cosine and the loss scale."""
+"""SGD as PyTorch's, LARS as SimCLR's, the schedules and the loss scale."""
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from ml_collections import ConfigDict
 
 from conic_jax import optim
+from conic_jax.errors import UserError
 from conic_jax.state import LossScale
 
-
-def test_sgd_with_decay_and_momentum_by_hand():
-  optimizer = optim.sgd(weight_decay=0.1, momentum=0.9)
-  params = {'w': jnp.array([[1.0]])}
-  state = optimizer.init(params)
-  w, v = 1.0, 0.0
-  for gradient, lr in [(0.5, 0.1), (-0.2, 0.05), (0.3, 0.2)]:
-    updates, state = optimizer.update({'w': jnp.array([[gradient]])}, state, params)
-    params = optim.apply_updates(params, updates, jnp.float32(lr))
-    v = 0.9 * v + gradient + 0.1 * w
-    w -= lr * v
-  np.testing.assert_allclose(params['w'], [[w]], rtol=1e-6)
+DECAY, MOMENTUM, TRUST = 0.125, 0.9, 0.02  # A binary decay cancels exactly.
+RATES = (0.3, 0.1, 0.5, 0.2)
 
 
-def test_vectors_can_be_left_out_of_decay():
-  optimizer = optim.sgd(0.1, 0.9, optim.no_decay_on_vectors)
-  params = {'kernel': jnp.ones((2, 2)), 'scale': jnp.ones(2)}
-  updates, _ = optimizer.update({'kernel': jnp.zeros((2, 2)), 'scale': jnp.zeros(2)},
-                                optimizer.init(params), params)
-  np.testing.assert_allclose(updates['kernel'], 0.1)
-  np.testing.assert_allclose(updates['scale'], 0.0)
+def settings(**changes):
+  """The fields of config.optimizer."""
+  return ConfigDict({
+    'name': 'sgd', 'learning_rate': 0.3, 'warmup_epochs': 0, 'momentum': MOMENTUM, 'weight_decay': DECAY,
+    'decay_vectors': True, 'trust': TRUST, 'schedule': 'cosine', 'end': 0.0, 'milestones': (),
+    'per_epoch': False, **changes})
+
+
+def problem():
+  """Parameters with a bias and an array of zeros, and the gradients of four steps, one of them zero."""
+  rng = np.random.default_rng(0)
+  shapes = {'kernel': (3, 4), 'zero': (2, 2), 'still': (4, 2), 'bias': (5,)}
+  params = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+  params['zero'][:] = 0
+  gradients = [{name: rng.normal(size=shape) for name, shape in shapes.items()} for _ in RATES]
+  gradients[0]['still'] = -DECAY * params['still']
+  return params, gradients
+
+
+def run(optimizer, params, gradients):
+  """The parameters after every step, from the library."""
+  as_float32 = lambda tree: jax.tree.map(jnp.float32, tree)
+  params = as_float32(params)
+  state, seen = optimizer.init(params), []
+  for gradient, lr in zip(gradients, RATES, strict=True):
+    updates, state = optimizer.update(as_float32(gradient), state, params, lr=jnp.float32(lr))
+    params = optax.apply_updates(params, updates)
+    seen.append(params)
+  return seen
+
+
+def sgd_by_hand(gradient, p, v, lr, decay):
+  v = MOMENTUM * v + gradient + decay * p
+  return p - lr * v, v
+
+
+def lars_by_hand(gradient, p, v, lr, decay):
+  direction = gradient + decay * p
+  trust, size, length = 1.0, np.linalg.norm(p), np.linalg.norm(direction)
+  if p.ndim > 1 and size > 0 and length > 1e-9:
+    trust = TRUST * size / length
+  v = MOMENTUM * v + lr * trust * direction
+  return p - v, v
+
+
+@pytest.mark.parametrize(('name', 'rule', 'decay_vectors'), [
+  ('sgd', sgd_by_hand, True), ('sgd', sgd_by_hand, False), ('lars', lars_by_hand, False)])
+def test_four_steps_of_changing_rate_by_hand(name, rule, decay_vectors):
+  params, gradients = problem()
+  optimizer = optim.make_optimizer(settings(name=name, decay_vectors=decay_vectors))
+  velocity = {key: np.zeros_like(p) for key, p in params.items()}
+  for step, seen in enumerate(run(optimizer, params, gradients)):
+    for key, p in params.items():
+      decay = DECAY if p.ndim > 1 or decay_vectors else 0.0
+      params[key], velocity[key] = rule(gradients[step][key], p, velocity[key], RATES[step], decay)
+      np.testing.assert_allclose(seen[key], params[key], rtol=2e-6, atol=1e-7)
+
+
+def test_an_unknown_optimizer_or_schedule_says_what_there_is():
+  with pytest.raises(UserError, match=r"config\.optimizer\.name is 'adam'; there is: sgd, lars"):
+    optim.make_optimizer(settings(name='adam'))
+  with pytest.raises(UserError, match=r"config\.optimizer\.schedule is 'linear'; there is: cosine, steps"):
+    optim.make_schedule(settings(schedule='linear'), 1, 1)
+
+
+def rates(steps, **changes):
+  """Of the first steps of eight epochs of five steps."""
+  schedule = jax.jit(jax.vmap(optim.make_schedule(settings(**changes), epochs=8, steps_per_epoch=5)))
+  return np.asarray(schedule(jnp.arange(steps)))
+
+
+def test_the_rate_of_steps_is_divided_by_ten_at_each_milestone():
+  expected = np.repeat([0.3, 0.3, 0.3, 0.03, 0.03, 0.003, 0.003, 0.003], 5)
+  np.testing.assert_allclose(rates(40, schedule='steps', milestones=(3, 5)), expected, rtol=1e-6)
+  warm = rates(40, schedule='steps', milestones=(3, 5), warmup_epochs=2)
+  np.testing.assert_allclose(warm[:10], 0.3 * np.arange(1, 11) / 10, rtol=1e-6)
+  np.testing.assert_allclose(warm[10:], expected[10:], rtol=1e-6)
+
+
+def test_the_rate_of_each_epoch_is_that_of_its_first_step():
+  """MoCo's: η ½(1 + cos(π e/E)) in epoch e; and the last rate is `end`."""
+  expected = np.repeat(0.05 + 0.25 * 0.5 * (1 + np.cos(np.pi * np.arange(8) / 8)), 5)
+  np.testing.assert_allclose(rates(40, per_epoch=True, end=0.05), expected, rtol=1e-6)
+  np.testing.assert_allclose(rates(41, end=0.05)[-1], 0.05, rtol=1e-6)
+
+
+def test_the_warm_up_goes_on_at_every_step():
+  """Its end lies inside an epoch, which then begins at the peak."""
+  held, bare = rates(40, per_epoch=True, warmup_epochs=1.4), rates(40, warmup_epochs=1.4)
+  np.testing.assert_array_equal(held[:7], bare[:7])
+  np.testing.assert_allclose(held[7:10], 0.3, rtol=1e-6)
+  np.testing.assert_array_equal(held[10:], np.repeat(bare[10::5], 5))
 
 
 @pytest.mark.parametrize(('step', 'rate'), [(0, 0.02), (4, 0.1), (5, 0.1), (10, 0.05), (15, 0.0), (20, 0.0)])

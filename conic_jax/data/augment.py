@@ -15,7 +15,7 @@ from conic_jax.views import Views
 
 # What is drawn for a view, always all of it: one setting does not move the draws of another.
 DRAWS = ('jitter', 'brightness', 'contrast', 'saturation', 'hue', 'order', 'grayscale', 'blur',
-         'sigma')
+         'sigma', 'solarise')
 CHANGES = ('brightness', 'contrast', 'saturation', 'hue')
 # Rec. 601 luma.
 LUMA = (0.299, 0.587, 0.114)
@@ -47,6 +47,8 @@ def view_keys(seed: int, epoch: int | jax.Array, ids: jax.Array, num_views: int,
 def augment(images: jax.Array, flip: jax.Array, keys: jax.Array, spec: Views) -> jax.Array:
   """Flips, jitters the colours, drops them, blurs and normalises, as SimCLR (Chen et al. 2020).
 
+  Before it normalises it solarises, as BYOL (Grill et al. 2020).
+
   Args:
     images: uint8 [B, V, H, W, 3].
     flip: bool [B, V], which views are mirrored.
@@ -71,6 +73,9 @@ def augment(images: jax.Array, flip: jax.Array, keys: jax.Array, spec: Views) ->
     sigma = jnp.where(draws['blur'] < spec.blur, low + (high - low) * draws['sigma'], 0)
     weights = gaussian(sigma, radius)
     planes = tuple(blur(plane, weights) for plane in planes)
+  if spec.solarise > 0:
+    inverted = draws['solarise'] < spec.solarise
+    planes = tuple(jnp.where(inverted & (plane >= 0.5), 1 - plane, plane) for plane in planes)
   return standardise(planes, spec)
 
 

@@ -1,9 +1,16 @@
 """Where views are cut: boxes and flips as a pure function of (seed, epoch, image id, view)."""
+import dataclasses
+
 import numpy as np
 
+from conic_jax.errors import UserError
 from conic_jax.views import Views
 
 _TRIES = 10
+# Draws of two crops until they overlap. Where a draw in 20 does, one image in 170 meets none of them.
+_PAIR_DRAWS, _LEAST_OVERLAPPING = 100, 1 / 20
+_CHECKED_DRAWS = 32  # Of each image.
+_SMALLEST_OVERLAP = 3  # Pixels along a side: 3×3 cells.
 _MULTIPLIERS = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _KEY_STEPS = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
 _WORD = np.uint64(0xFFFFFFFF)
@@ -36,7 +43,8 @@ def random_views(groups: tuple[Views, ...], shapes: np.ndarray, ids: np.ndarray,
                  epoch: int) -> tuple[np.ndarray, np.ndarray]:
   """Draws the crop and the flip of every view of every image.
 
-  Views are numbered through the groups; one view's draws do not depend on the others.
+  Views are numbered through the groups; one view's draws do not depend on the others, but for the two of
+  a group with `overlap`: both are drawn anew until they overlap, and after 100 draws are the same.
 
   Args:
     groups: the groups of views; V is the sum of their counts.
@@ -50,15 +58,56 @@ def random_views(groups: tuple[Views, ...], shapes: np.ndarray, ids: np.ndarray,
     flips: bool [b, V].
   """
   views = [group for group in groups for _ in range(group.count)]
-  counter = np.zeros((len(ids), len(views), _TRIES + 1, 4), np.uint32)
-  counter[..., 0] = np.asarray(ids)[:, None, None]
-  counter[..., 1] = np.arange(len(views))[:, None]
-  counter[..., 2] = np.arange(_TRIES + 1)
-  uniform = philox(counter, (seed, epoch)) / 2.0 ** 32
-  columns = [(view.crop, view.aspect, view.flip) for view in views]
-  area, aspect, flip = (np.asarray(column, np.float64) for column in zip(*columns, strict=True))
-  boxes = _random_boxes(uniform[:, :, :_TRIES], shapes, area, np.log(aspect))
-  return boxes, uniform[:, :, _TRIES, 0] < flip
+  numbers = np.arange(len(views))
+  uniform = _uniform(numbers, ids, seed, epoch)
+  boxes = _random_boxes(views, uniform, shapes)
+  for i, group in enumerate(groups):
+    if group.overlap > 0:
+      first = sum(before.count for before in groups[:i])
+      pair = slice(first, first + 2)
+      _redraw(boxes[:, pair], group, numbers[pair], shapes, np.asarray(ids), seed, epoch)
+  return boxes, uniform[:, :, _TRIES, 0] < np.array([view.flip for view in views])
+
+
+def overlaps(pairs: np.ndarray, least: float) -> np.ndarray:
+  """Whether two boxes share at least one pixel, and `least` of the area of the smaller one.
+
+  Args:
+    pairs: y, x, height and width in pixels, int32 [b, 2, 4].
+    least: share, up to 1.
+
+  Returns:
+    bool [b].
+  """
+  shared = _shared_sides(pairs)
+  smaller = pairs[..., 2:].prod(axis=-1, dtype=np.int64).min(axis=1)
+  return (shared > 0).all(axis=-1) & (shared.prod(axis=-1, dtype=np.int64) >= least * smaller)
+
+
+def check_overlap(groups: tuple[Views, ...], shapes: np.ndarray) -> None:
+  """Looks, before training, whether the groups whose views are to overlap can be drawn.
+
+  Two crops do practically never overlap where fewer than a draw in 20 does: then more than one image in
+  170 would end with twice the same crop.
+
+  Args:
+    groups: the groups of views.
+    shapes: height and width in pixels of some of the images, int [n, 2]; n may be 0.
+
+  Raises:
+    UserError: for a share that there is not; where a group has not two views; where crops of these settings
+      practically never overlap; where most overlaps on an image are less than 3 pixels long.
+  """
+  for group in groups:
+    if not 0 <= group.overlap <= 1:
+      raise UserError(f'config.views.overlap is {group.overlap}: it is a share, from 0 to 1.')
+    if group.overlap == 0:
+      continue
+    if group.count != 2:
+      raise UserError(f'config.views.count is {group.count}: views that overlap are 2 (config.views.overlap '
+                      f'is {group.overlap}).')
+    if len(shapes):
+      _check_draws(group, np.repeat(shapes, _CHECKED_DRAWS, axis=0))
 
 
 def central_boxes(shapes: np.ndarray, size: int, resize: int) -> np.ndarray:
@@ -84,11 +133,59 @@ def fractions(boxes: np.ndarray, shapes: np.ndarray) -> np.ndarray:
   return (corners / np.tile(shapes, 2)[:, None]).astype(np.float32)
 
 
-def _random_boxes(uniform, shapes, area, log_aspect):
+def _check_draws(group, shapes):
+  """`check_overlap` of one group; shapes: [n * _CHECKED_DRAWS, 2], an image's together."""
+  ids = np.arange(len(shapes))
+  free, _ = random_views((dataclasses.replace(group, overlap=0.0),), shapes, ids, 0, 0)
+  share = overlaps(free, group.overlap).mean()
+  if share < _LEAST_OVERLAPPING:
+    raise UserError(f'Two crops overlap enough in {share:.1%} of the draws: raise the smallest area of '
+                    f'config.views.crop {tuple(group.crop)}, or lower config.views.overlap {group.overlap}.')
+  boxes, _ = random_views((group,), shapes, ids, 0, 0)
+  length = np.median(_shared_sides(boxes).min(axis=-1).reshape(-1, _CHECKED_DRAWS), axis=1)
+  if (length < _SMALLEST_OVERLAP).any():
+    height, width = shapes[::_CHECKED_DRAWS][length.argmin()]
+    raise UserError(f'An image of {height}×{width} pixels is too small for 3×3 cells: most overlaps of its '
+                    f'crops are under {_SMALLEST_OVERLAP} pixels long. Leave such images out, or raise the '
+                    f'smallest area of config.views.crop {tuple(group.crop)}.')
+
+
+def _shared_sides(pairs):
+  """Height and width of what two boxes share, 0 for nothing, int [b, 2]."""
+  start, size = pairs[..., :2], pairs[..., 2:]
+  return np.maximum((start + size).min(axis=1) - start.max(axis=1), 0)
+
+
+def _redraw(pairs, group, numbers, shapes, ids, seed, epoch):
+  """Draws the boxes [b, 2, 4] of a group anew, in place, where they do not overlap enough."""
+  apart = np.flatnonzero(~overlaps(pairs, group.overlap))
+  for draw in range(1, _PAIR_DRAWS):
+    if not len(apart):
+      break
+    uniform = _uniform(numbers, ids[apart], seed, epoch, draw)
+    pairs[apart] = _random_boxes([group] * 2, uniform, shapes[apart])
+    apart = apart[~overlaps(pairs[apart], group.overlap)]
+  pairs[apart, 1] = pairs[apart, 0]
+
+
+def _uniform(numbers, ids, seed, epoch, draw=0):
+  """Uniform draws in [0, 1) for the views of these numbers, [b, V, tries and one for the flip, 4]."""
+  counter = np.zeros((len(ids), len(numbers), _TRIES + 1, 4), np.uint32)
+  counter[..., 0] = np.asarray(ids)[:, None, None]
+  counter[..., 1] = numbers[:, None]
+  counter[..., 2] = np.arange(_TRIES + 1)
+  counter[..., 3] = draw
+  return philox(counter, (seed, epoch)) / 2.0 ** 32
+
+
+def _random_boxes(views, uniform, shapes):
   """The first of ten tries that fits, else the largest central box of an allowed aspect.
 
-  The rule of torchvision's RandomResizedCrop. uniform: [b, V, tries, 4]; area, log_aspect: [V, 2].
+  The rule of torchvision's RandomResizedCrop. uniform: [b, V, at least tries, 4].
   """
+  area = np.array([view.crop for view in views], np.float64)
+  log_aspect = np.log(np.array([view.aspect for view in views], np.float64))
+  uniform = uniform[:, :, :_TRIES]
   height, width = (shapes[:, i, None, None].astype(np.float64) for i in range(2))
   target = height * width * _between(area, uniform[..., 0])
   ratio = np.exp(_between(log_aspect, uniform[..., 1]))

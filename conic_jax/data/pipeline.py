@@ -7,7 +7,8 @@ import numpy as np
 import tensorflow as tf
 from jax.experimental import multihost_utils
 
-from conic_jax.data import crops, decode, parallel, sampler
+from conic_jax.data import crops, decode, parallel
+from conic_jax.data.sampler import Sampler
 from conic_jax.data.sources import Source
 from conic_jax.errors import UserError
 from conic_jax.permutation import shuffled
@@ -18,15 +19,16 @@ _READERS = 4  # Batches whose bytes are read at the same time.
 _TRAIN_ANTIALIAS = 2.0  # Up to this factor bilinear interpolation still weighs every pixel.
 _EVAL_ANTIALIAS = 1.0  # As torchvision evaluates.
 _REJECTED_SHARE, _REJECTED_COUNT, _LISTED = 0.01, 10, 20
+_MEASURED = 64  # Images whose size is looked at before training.
 
 
 def train_batches(source: Source, groups: tuple[Views, ...], *, batch_size: int, seed: int,
-                  start_step: int, rows: np.ndarray, threads: int = 0,
+                  start_step: int, rows: np.ndarray, window: int = 0, stride: int = 0, threads: int = 0,
                   prefetch: int = 2) -> Iterator[dict]:
   """Batches of random views from `start_step` on, without end.
 
-  Which images make a batch depends on (seed, step, batch_size); the crops and flips of an image on
-  (seed, epoch, id, view), whatever the batch, the host or the number of threads.
+  Which images make a batch depends on (seed, step, batch_size) and the window; the crops and flips of an
+  image on (seed, round, id, view), whatever the batch, the host or the number of threads.
 
   Args:
     source: the images.
@@ -35,6 +37,7 @@ def train_batches(source: Source, groups: tuple[Views, ...], *, batch_size: int,
     seed: seed of the run, in [0, 2^32).
     start_step: number of the first batch.
     rows: positions of the global batch that this process reads, [b].
+    window, stride: of the `Sampler`; without a window a round is an epoch.
     threads: threads that decode, 0 for one on every core.
     prefetch: batches kept ready.
 
@@ -44,14 +47,13 @@ def train_batches(source: Source, groups: tuple[Views, ...], *, batch_size: int,
     'label' int32 [b], -1 where there is none. Undecodable images are zeros with valid False.
 
   Raises:
-    UserError: where there are fewer images than one batch holds.
+    UserError: where the images or the window are fewer than one batch holds.
   """
-  steps_per_epoch = sampler.steps_per_epoch(source.num_images, batch_size)
+  sampler = Sampler(source.num_images, batch_size, seed, window, stride)
 
   def read(step):
-    ids = sampler.batch_ids(seed, step, source.num_images, batch_size)[rows]
-    epoch = step // steps_per_epoch
-    return _read(source, ids, lambda shapes: crops.random_views(groups, shapes, ids, seed, epoch))
+    ids, round_number = sampler.batch_ids(step)[rows], step // sampler.steps_per_round
+    return _read(source, ids, lambda shapes: crops.random_views(groups, shapes, ids, seed, round_number))
 
   sizes = tuple((group.count, group.size) for group in groups)
   steps = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
@@ -107,6 +109,20 @@ def eval_batches(source: Source, *, size: int, resize: int, batch_size: int,
   return _batches(steps, read, ((1, size),), len(rows), 0, 2, _EVAL_ANTIALIAS)
 
 
+def check_views(source: Source, groups: tuple[Views, ...]) -> None:
+  """Looks, before training, whether crops that are to overlap do, on images as large as these.
+
+  Args:
+    source: the images; up to 64 of them are read where views are to overlap, none otherwise.
+    groups: the groups of views.
+
+  Raises:
+    UserError: as `crops.check_overlap`.
+  """
+  if any(group.overlap != 0 for group in groups):
+    crops.check_overlap(groups, _some_shapes(source))
+
+
 class Rejects:
   """The images of a source that could not be decoded, by whichever process."""
 
@@ -154,6 +170,14 @@ class Rejects:
     mine[:len(self._ids)] = sorted(self._ids)
     everyones = np.unique(multihost_utils.process_allgather(mine))
     self._ids.update(everyones[everyones >= 0].tolist())
+
+
+def _some_shapes(source):
+  """Height and width of images spread evenly over the source, int [n, 2], without the undecodable."""
+  ids = np.arange(0, source.num_images, max(1, -(-source.num_images // _MEASURED)))
+  encoded, _ = source.read(ids)
+  prepared = parallel.map_blocks(decode.prepare, encoded)
+  return np.array([shape for image, *shape in prepared if image], np.int64).reshape(-1, 2)
 
 
 def _read(source, ids, draw):

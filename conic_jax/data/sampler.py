@@ -1,8 +1,13 @@
 """Which images make up a batch: a pure function of (seed, step) that holds no array of them all."""
+import dataclasses
+
 import numpy as np
 
 from conic_jax.errors import UserError
 from conic_jax.permutation import shuffled
+
+# No round has this number: the ring's shuffle is none of theirs.
+_RING = 2**32 - 3
 
 
 def steps_per_epoch(num_images: int, batch_size: int) -> int:
@@ -17,18 +22,72 @@ def steps_per_epoch(num_images: int, batch_size: int) -> int:
   return num_images // batch_size
 
 
-def batch_ids(seed: int, step: int, num_images: int, batch_size: int) -> np.ndarray:
-  """Ids of the global batch of a step.
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+  """The batches of a run, in rounds that visit an image at most once each.
 
-  Each epoch visits every image at most once; the N mod batch_size images that are left out are
-  other ones in every epoch.
+  A round is an epoch, every image in an order of its own, or it is a sliding window. Then all images lie in
+  a shuffled order on a ring, and round r visits, in an order of its own, those at the places
+  rS … rS + W − 1 (mod N): a share 1 − S/W of them was in the round before, and an image comes back after
+  W images, not N, in W/S rounds of every N/S. The ring is not shuffled again. The last short batch of a
+  round is dropped, and which images that is changes with the round. The number of the round names the
+  random draws of its views.
 
-  Returns:
-    Ids, int64 [batch_size], the same on every host.
+  Attributes:
+    num_images: N.
+    batch_size: images of the global batch.
+    seed: seed of the run, not negative.
+    window: W; 0, or N and more, for rounds of every image.
+    stride: S, in 1 … W where there is a window.
 
   Raises:
-    UserError: where there are fewer images than one batch holds.
+    UserError: where a round is smaller than a batch, or the stride would leave images out.
+
+  Source: PIC (Cao et al., 2020), the sliding-window data scheduler.
   """
-  epoch, step_of_epoch = divmod(step, steps_per_epoch(num_images, batch_size))
-  positions = step_of_epoch * batch_size + np.arange(batch_size)
-  return shuffled(positions, num_images, seed, epoch)
+  num_images: int
+  batch_size: int
+  seed: int
+  window: int = 0
+  stride: int = 0
+
+  def __post_init__(self):
+    steps_per_epoch(self.num_images, self.batch_size)
+    if self.window and self.window < self.batch_size:
+      raise UserError(f'config.sampler.window is {self.window}, less than one batch of {self.batch_size} '
+                      'images: set it to some batches, or to 0 for every image once an epoch.')
+    if self.window and not 1 <= self.stride <= self.window:
+      raise UserError(f'config.sampler.stride is {self.stride}: a window moves on by at least 1 image and at '
+                      f'most config.sampler.window, {self.window}, an eighth of it being usual.')
+
+  @property
+  def slides(self) -> bool:
+    """Whether a round is a window, and not every image."""
+    return 0 < self.window < self.num_images
+
+  @property
+  def notice(self) -> str:
+    """What the user should know of a window that is not used; '' for nothing."""
+    if not self.window or self.slides:
+      return ''
+    return (f'config.sampler.window is {self.window} and there are {self.num_images} images: every image is '
+            'seen once an epoch')
+
+  @property
+  def steps_per_epoch(self) -> int:
+    """Steps that show as many images as there are: the unit of schedules, reports and checkpoints."""
+    return steps_per_epoch(self.num_images, self.batch_size)
+
+  @property
+  def steps_per_round(self) -> int:
+    """Number of full batches in a round."""
+    return (self.window if self.slides else self.num_images) // self.batch_size
+
+  def batch_ids(self, step: int) -> np.ndarray:
+    """Ids of the global batch of a step: int64 [batch_size], the same on every host."""
+    round_number, step_of_round = divmod(step, self.steps_per_round)
+    positions = step_of_round * self.batch_size + np.arange(self.batch_size)
+    if not self.slides:
+      return shuffled(positions, self.num_images, self.seed, round_number)
+    places = round_number * self.stride + shuffled(positions, self.window, self.seed, round_number)
+    return shuffled(places % self.num_images, self.num_images, self.seed, _RING)

@@ -12,7 +12,7 @@ from conic_jax.methods.base import Aux, Method
 __all__ = ['Aux', 'Method', 'available', 'make']
 
 
-_NO_METHODS = ('base', 'instance')
+_NO_METHODS = ('base', 'instance', 'momentum', 'network')
 
 
 def available() -> list[str]:

@@ -13,7 +13,6 @@ from jax.sharding import Mesh
 
 from conic_jax.classifier import full, sampled, swap, window
 from conic_jax.errors import UserError
-from conic_jax.methods import conic
 from conic_jax.methods.instance import InstanceMethod, mean_weights
 
 STORES = ('device', 'host', 'disk')
@@ -22,7 +21,7 @@ STORES = ('device', 'host', 'disk')
 class ConICS(InstanceMethod):
   """The method; see the module."""
 
-  def __init__(self, config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype):
+  def __init__(self, config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype, *, alpha: float):
     settings = config.classifier
     self.num_slots, self.store, self.seed = settings.window, settings.store, config.seed
     self.batch_size = config.batch_size
@@ -31,7 +30,7 @@ class ConICS(InstanceMethod):
     beta = settings.beta or (num_instances - 1) / max(1, self.num_slots - 1)
     softmax = full.Softmax(self.num_slots, config.temperature, mesh, dtype, negative_weight=beta,
                            chunk_size=settings.chunk_size)
-    super().__init__(config, num_instances, mesh, dtype, alpha=config.alpha, softmax=softmax)
+    super().__init__(config, num_instances, mesh, dtype, alpha=alpha, softmax=softmax)
 
   @property
   def on_device(self) -> bool:
@@ -39,7 +38,7 @@ class ConICS(InstanceMethod):
     return self.store == 'device'
 
   def init_classifier(self, rng):
-    return {'window': sampled.init(rng, self.classes, self.num_instances, self.head.features, self.sgd.norm,
+    return {'window': sampled.init(rng, self.classes, self.num_instances, self.dim, self.sgd.norm,
                                    self.batch_size, self.mesh, self.on_device)}
 
   def classify(self, params, method_state, features, batch, rng):
@@ -64,16 +63,26 @@ class ConICS(InstanceMethod):
     return sampled.partition_rules(self.mesh, self.on_device)
 
   def exchange_inputs(self, batch_size):
-    return sampled.inputs(batch_size, self.head.features, self.mesh, self.on_device)
+    return sampled.inputs(batch_size, self.dim, self.mesh, self.on_device)
 
   def companion(self, run):
     return swap.Swap(run, self.mesh, kind=self.store, num_instances=self.num_instances,
-                     dim=self.head.features, seed=self.seed, norm=self.sgd.norm,
+                     dim=self.dim, seed=self.seed, norm=self.sgd.norm,
                      momentum=self.sgd.momentum, weight_decay=self.sgd.weight_decay)
 
 
 def make(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype) -> InstanceMethod:
-  """Makes it with the settings of `config`; ConIC itself where the window would hold more than all classes.
+  """Makes it with the settings of `config`."""
+  return sampled_method(config, num_instances, mesh, dtype, alpha=config.alpha)
+
+
+def sampled_method(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype, *,
+                   alpha: float) -> InstanceMethod:
+  """A method on the sampled classifier; on all classes where the window would hold more than these.
+
+  Args:
+    config, num_instances, mesh, dtype: as for `make`.
+    alpha: α, the weight of the consistency loss.
 
   Raises:
     UserError: for a store that there is not, or a window smaller than the batch.
@@ -85,8 +94,8 @@ def make(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype) -> Insta
     raise UserError(f'config.classifier.beta is {settings.beta}: the weight of the negatives is above 0, or '
                     '0 for (N − 1)/(N′ − 1).')
   if settings.window > num_instances:
-    method = conic.make(config, num_instances, mesh, dtype)
+    method = InstanceMethod(config, num_instances, mesh, dtype, alpha=alpha)
     method.notice = (f'config.classifier.window is {settings.window} and there are {num_instances} images: '
-                     'the softmax is over all of them, as with config.method conic')
+                     'the softmax is over all of them')
     return method
-  return ConICS(config, num_instances, mesh, dtype)
+  return ConICS(config, num_instances, mesh, dtype, alpha=alpha)

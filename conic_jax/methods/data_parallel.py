@@ -23,7 +23,7 @@ class DataParallel(InstanceMethod):
 
   def init(self, rng, batch):
     params, batch_stats, _ = super().init(rng, batch)
-    rows = full.draw(jax.random.fold_in(rng, 0), jnp.arange(self.num_instances), self.head.features,
+    rows = full.draw(jax.random.fold_in(rng, 0), jnp.arange(self.num_instances), self.dim,
                      self.sgd.norm)
     return {**params, 'classifier': rows}, batch_stats, {}
 

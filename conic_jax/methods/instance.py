@@ -2,7 +2,8 @@
 
 L = mean over images and views of ℓs + α · mean over images and pairs of views of ℓc
 
-With α = 0 it is instance classification alone.
+With α = 0 it is instance classification alone. There may be small views beside the first group (multi-crop):
+they teach the encoder, and the rows learn from the first group alone, as in PIC's release.
 """
 import dataclasses
 from typing import Any
@@ -11,10 +12,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from conic_jax import losses, models
+from conic_jax import losses
 from conic_jax.classifier import full
 from conic_jax.mesh import split
 from conic_jax.methods.base import Aux, Method
+from conic_jax.methods.network import Network
 from conic_jax.views import Views
 
 
@@ -33,6 +35,14 @@ class Sgd:
   weight_decay: float
 
 
+def view_groups(config: Any) -> tuple[Views, ...]:
+  """The group `config.views`, and small views that differ from it as `config.small_views` says, if any."""
+  first = Views(**config.views)
+  if not config.get('small_views') or not config.small_views.count:
+    return (first,)
+  return first, dataclasses.replace(first, **config.small_views)
+
+
 def merge_views(views: jax.Array) -> jax.Array:
   """[B, V, ...] to [B·V, ...], image-major, so that images stay on their device."""
   return views.reshape(-1, *views.shape[2:])
@@ -49,9 +59,9 @@ class InstanceMethod(Method):
 
   def __init__(self, config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype, *, alpha: float,
                softmax: full.Softmax | None = None):
-    self.encoder = models.build_encoder(config.encoder, dtype)
-    self.head = models.MLP(config.head.hidden, config.head.features, config.head.norm, dtype=dtype)
-    self.views = (Views(**config.views),)
+    self.network = Network(config, dtype)
+    self.dim = config.head.features
+    self.views = view_groups(config)
     self.alpha = alpha
     settings = config.classifier
     self.softmax = softmax or full.Softmax(num_instances, config.temperature, mesh, dtype,
@@ -63,7 +73,7 @@ class InstanceMethod(Method):
 
   def init_classifier(self, rng: jax.Array) -> Any:
     """The method state."""
-    return {'rows': full.init(rng, self.num_instances, self.head.features, self.sgd.norm, self.mesh.size)}
+    return {'rows': full.init(rng, self.num_instances, self.dim, self.sgd.norm, self.mesh.size)}
 
   def classify(self, params: Any, method_state: Any, features: jax.Array, batch: dict[str, Any],
                rng: jax.Array) -> full.Batch:
@@ -78,22 +88,14 @@ class InstanceMethod(Method):
 
   def init(self, rng, batch):
     encoder_rng, head_rng, rows_rng = jax.random.split(rng, 3)
-    images = merge_views(batch['views'][0])
-    encoder = self.encoder.init(encoder_rng, images, mode='batch')
-    features = jnp.zeros((len(images), self.encoder.num_features))
-    head = self.head.init(head_rng, features, mode='batch')
-    pair = lambda collection: {'encoder': encoder.get(collection, {}),
-                               'head': head.get(collection, {})}
-    return pair('params'), pair('batch_stats'), self.init_classifier(rows_rng)
+    network = self.network.init(encoder_rng, head_rng, merge_views(batch['views'][0]))
+    return *network, self.init_classifier(rows_rng)
 
   def loss(self, params, batch_stats, method_state, batch, rng):
-    views = batch['views'][0]
-    images, count = views.shape[:2]
+    pairs, batch_stats = self.project_views(params, batch_stats, batch)
+    count = pairs.shape[1]
     valid = jnp.repeat(batch['valid'], count)
-    features, batch_stats = self.project(params, batch_stats, merge_views(views), valid, mode='batch')
-    unit = losses.normalise(features)
-    classified = self.classify(params, method_state, unit, batch, rng)
-    pairs = unit.reshape(images, count, -1)
+    classified = self.classify(params, method_state, merge_views(pairs), batch, rng)
 
     loss_instance = losses.masked_mean(classified.scores.loss, valid)
     loss_consistency = jnp.float32(0)
@@ -110,6 +112,9 @@ class InstanceMethod(Method):
       'uniformity': losses.uniformity(seen[:, 0], batch['valid']),
       'feature_std': losses.feature_std(seen[:, 0], batch['valid']),
     }
+    if len(self.views) > 1:
+      teaching = jnp.tile(jnp.arange(count) < self.views[0].count, len(pairs))
+      classified = classified._replace(sample_weights=jnp.where(teaching, classified.sample_weights, 0))
     return loss, Aux(batch_stats, metrics, jax.lax.stop_gradient(classified))
 
   def update(self, method_state, aux, params, step, lr, apply):
@@ -119,22 +124,21 @@ class InstanceMethod(Method):
     return {**method_state, 'rows': rows}
 
   def encode(self, variables, images):
-    own = {name: collection['encoder'] for name, collection in variables.items()}
-    return self.encoder.apply(own, images, mode='frozen')
+    return self.network.encode(variables, images)
 
   def partition_rules(self):
     return ((r'^rows/', split(self.mesh)),)
 
-  def project(self, params: Any, batch_stats: Any, images: jax.Array, valid: jax.Array,
-              mode: str) -> tuple[jax.Array, Any]:
-    """Head features float32 [M, D] of images [M, S, S, 3], and the running statistics after them."""
-    features, encoder = self.encoder.apply(
-      {'params': params['encoder'], 'batch_stats': batch_stats['encoder']}, images, mode=mode,
-      mask=valid, mutable=['batch_stats'])
-    features, head = self.head.apply(
-      {'params': params['head'], 'batch_stats': batch_stats['head']}, features, mode=mode,
-      mask=valid, mutable=['batch_stats'])
-    return features, {'encoder': encoder.get('batch_stats', {}), 'head': head.get('batch_stats', {})}
+  def project_views(self, params: Any, batch_stats: Any, batch: dict[str, Any]) -> tuple[jax.Array, Any]:
+    """Unit features float32 [B, V, D] of all views, each group a batch of its own for batch norm."""
+    groups = []
+    for views in batch['views']:
+      images, count = views.shape[:2]
+      valid = jnp.repeat(batch['valid'], count)
+      features, batch_stats = self.network.project(
+        params, batch_stats, merge_views(views), valid, 'batch')
+      groups.append(losses.normalise(features).reshape(images, count, -1))
+    return jnp.concatenate(groups, axis=1), batch_stats
 
 
 def mean_weights(valid: jax.Array, count: int) -> jax.Array:

@@ -63,8 +63,8 @@ class OneMillion(InstanceMethod):
     return full.Batch(features, ids, mean_weights(batch['valid'], count), scores, nearest, key)
 
   def before_training(self, state, batch):
-    features, batch_stats = self.project(state.params, state.batch_stats, merge_views(batch['views'][0]),
-                                         batch['valid'], mode=self.prior.batch_norm)
+    features, batch_stats = self.network.project(
+      state.params, state.batch_stats, merge_views(batch['views'][0]), batch['valid'], self.prior.batch_norm)
     if self.prior.normalise:
       features = losses.normalise(features)
     rows = full.write(state.method_state['rows'], batch['id'], features, batch['valid'], self.mesh)

@@ -12,44 +12,49 @@ class MLP(nn.Module):
   """A projection head of one hidden layer, or a single linear layer.
 
   With `norm` it is Linear, BN, ReLU, Linear, BN (SimCLR, Chen et al. 2020, and ConIC); without,
-  Linear, ReLU, Linear (MoCo v2). A linear layer before a batch norm has no bias, which the norm
-  would take away again.
+  Linear, ReLU, Linear (MoCo v2); with `norm` but not `norm_output`, Linear, BN, ReLU, Linear (BYOL,
+  Grill et al. 2020). A linear layer before a batch norm has no bias, which the norm would take away
+  again. On a map [B, h, w, F] its layers are 1×1 convolutions.
 
   Attributes:
     hidden: width of the hidden layer; 0 for a single linear layer, without norm.
     features: width of the output.
     norm: whether a batch norm follows each linear layer.
+    norm_output: whether one follows the last, where `norm`.
     groups: batch-norm groups in mode 'grouped'.
     dtype: type of the computation.
   """
   hidden: int
   features: int
   norm: bool = False
+  norm_output: bool = True
   groups: int = 8
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array, mode: str = 'frozen',
-               mask: jax.Array | None = None) -> jax.Array:
+               mask: jax.Array | None = None, members: jax.Array | None = None) -> jax.Array:
     """Projects.
 
     Args:
-      x: [B, F].
+      x: [B, ..., F].
       mode: batch-norm mode.
       mask: bool [B]; False keeps a row out of the batch-norm statistics.
+      members: int32 [B], the batch-norm group of each row in mode 'grouped'; else they are consecutive.
 
     Returns:
-      float32 [B, features].
+      float32 [B, ..., features].
     """
     norm = self.norm and self.hidden > 0
+    norm_output = norm and self.norm_output
     if self.hidden:
       x = linear(x, self.hidden, not norm, self.dtype, 'linear1')
       if norm:
-        x = BatchNorm(groups=self.groups, name='norm1')(x, mode, mask)
+        x = BatchNorm(groups=self.groups, name='norm1')(x, mode, mask, members)
       x = nn.relu(x)
-    x = linear(x, self.features, not norm, self.dtype, 'linear2' if self.hidden else 'linear')
-    if norm:
-      x = BatchNorm(groups=self.groups, name='norm2')(x.astype(jnp.float32), mode, mask)
+    x = linear(x, self.features, not norm_output, self.dtype, 'linear2' if self.hidden else 'linear')
+    if norm_output:
+      x = BatchNorm(groups=self.groups, name='norm2')(x.astype(jnp.float32), mode, mask, members)
     return x.astype(jnp.float32)
 
 

@@ -15,8 +15,9 @@ class BatchNorm(nn.Module):
 
   The mode says which mean and variance normalise, and whether the running ones move:
     'batch': those of the whole global batch; the running statistics are updated.
-    'grouped': those of each of `groups` equal, consecutive parts of the global batch, the same on
-      any mesh; the running statistics are updated by the mean over the groups.
+    'grouped': those of each of `groups` parts of the global batch, the same on any mesh: equal and
+      consecutive parts, or those that `members` names; the running statistics are updated by the
+      mean over the groups.
     'running': the running ones from before this batch; they are updated by the batch's.
     'frozen': the running ones, which stay as they are.
 
@@ -35,13 +36,16 @@ class BatchNorm(nn.Module):
   scale_init: Callable[..., jax.Array] = nn.initializers.ones
 
   @nn.compact
-  def __call__(self, x: jax.Array, mode: str, mask: jax.Array | None = None) -> jax.Array:
+  def __call__(self, x: jax.Array, mode: str, mask: jax.Array | None = None,
+               members: jax.Array | None = None) -> jax.Array:
     """Normalises the last axis.
 
     Args:
       x: [B, ..., C], of any floating type.
       mode: one of `MODES`.
       mask: bool [B]; False keeps an image out of every statistic.
+      members: int32 [B], in mode 'grouped' the group of each image. A shuffled batch needs no image to
+        move: that of the groups is enough.
 
     Returns:
       An array of the shape and type of `x`.
@@ -58,15 +62,22 @@ class BatchNorm(nn.Module):
     running_mean = self.variable('batch_stats', 'mean', jnp.zeros, (features,), jnp.float32)
     running_var = self.variable('batch_stats', 'var', jnp.ones, (features,), jnp.float32)
 
-    groups = self.groups if mode == 'grouped' else 1
-    if x.shape[0] % groups:
-      raise UserError(f'A batch of {x.shape[0]} images does not divide into {groups} batch-norm '
+    named = mode == 'grouped' and members is not None
+    parts = len(x) if named else self.groups if mode == 'grouped' else 1
+    if x.shape[0] % parts:
+      raise UserError(f'A batch of {x.shape[0]} images does not divide into {parts} batch-norm '
                       'groups: set config.batch_size to a multiple of them.')
-    grouped = x.reshape(groups, -1, *x.shape[1:])
+    grouped = x.reshape(parts, -1, *x.shape[1:])
     mean, var = running_mean.value[None], running_var.value[None]
     if mode != 'frozen' and not self.is_initializing():
       batch_mean, batch_var, count = _statistics(grouped, mask, running_mean.value)
+      if named:
+        batch_mean, batch_var, count = _joined(batch_mean, batch_var, count, members, self.groups)
       new_mean, new_var = _over_groups(batch_mean, batch_var, count)
+      if named:
+        belongs = jax.nn.one_hot(members, self.groups)
+        batch_mean, batch_var = (jnp.matmul(belongs, statistic, precision=jax.lax.Precision.HIGHEST)
+                                 for statistic in (batch_mean, batch_var))
       rate = jnp.where(jnp.any(count > 0), 1 - self.momentum, 0)
       running_mean.value += rate * (new_mean - running_mean.value)
       running_var.value += rate * (new_var - running_var.value)
@@ -98,6 +109,18 @@ def _statistics(x: jax.Array, mask: jax.Array | None, shift: jax.Array):
   mean = jnp.sum(x, axes) / divisor
   var = jnp.maximum(jnp.sum(x * x, axes) / divisor - mean * mean, 0)
   return mean + shift[None], var, count
+
+
+def _joined(mean: jax.Array, var: jax.Array, count: jax.Array, members: jax.Array, groups: int):
+  """Mean and biased variance [G, C] and values counted [G] of groups, from those of each image."""
+  belongs = jax.nn.one_hot(members, groups)
+  product = lambda a, b: jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+  weighted = belongs * count[:, None]
+  total = weighted.sum(0)
+  share = (weighted / jnp.maximum(total, 1)[None]).T
+  joined_mean = product(share, mean)
+  offset = mean - product(belongs, joined_mean)
+  return joined_mean, product(share, var + offset * offset), total
 
 
 def _over_groups(mean: jax.Array, var: jax.Array, count: jax.Array):

@@ -73,13 +73,14 @@ class ResNet(nn.Module):
 
   @nn.compact
   def __call__(self, images: jax.Array, mode: str = 'frozen', mask: jax.Array | None = None,
-               stages: bool = False) -> jax.Array | Mapping[str, jax.Array]:
+               members: jax.Array | None = None, stages: bool = False) -> jax.Array | Mapping[str, jax.Array]:
     """Encodes images.
 
     Args:
       images: float [B, H, W, 3], normalised.
       mode: batch-norm mode.
       mask: bool [B]; False keeps an image out of the batch-norm statistics.
+      members: int32 [B], the batch-norm group of each image in mode 'grouped'; else they are consecutive.
       stages: give the maps too.
 
     Returns:
@@ -87,7 +88,7 @@ class ResNet(nn.Module):
       of the maps [B, h, w, C] in the compute type: 'stem' (what stage 1 takes in), 'stage1', ….
     """
     x = Stem(self._channels(0), self.stem, self.groups, self.dtype, name='stem')(
-        images.astype(self.dtype), mode, mask)
+        images.astype(self.dtype), mode, mask, members)
     maps = {'stem': x}
     total_stride, dilation = 4 if self.stem == 'imagenet' else 1, 1
     for index, count in enumerate(self.blocks):
@@ -96,7 +97,7 @@ class ResNet(nn.Module):
         stride, dilation = 1, dilation * stride
       total_stride *= stride
       x = Stage(count, self._channels(index), self.bottleneck, stride, first_dilation, dilation,
-                self.zero_gamma, self.groups, self.dtype, name=f'stage{index + 1}')(x, mode, mask)
+                self.zero_gamma, self.groups, self.dtype, name=f'stage{index + 1}')(x, mode, mask, members)
       maps[f'stage{index + 1}'] = x
     features = jnp.mean(x, (1, 2), dtype=jnp.float32)
     return {**maps, 'features': features} if stages else features
@@ -113,10 +114,10 @@ class Stem(nn.Module):
   dtype: Any
 
   @nn.compact
-  def __call__(self, x, mode, mask):
+  def __call__(self, x, mode, mask, members):
     size, stride = (7, 2) if self.kind == 'imagenet' else (3, 1)
     x = conv(self.channels, size, self.dtype, 'conv', stride)(x)
-    x = nn.relu(BatchNorm(groups=self.groups, name='norm')(x, mode, mask))
+    x = nn.relu(BatchNorm(groups=self.groups, name='norm')(x, mode, mask, members))
     if self.kind == 'imagenet':
       x = max_pool(x)
     return x
@@ -135,12 +136,12 @@ class Stage(nn.Module):
   dtype: Any
 
   @nn.compact
-  def __call__(self, x, mode, mask):
+  def __call__(self, x, mode, mask, members):
     for index in range(self.count):
       stride, first_dilation = (
           (self.stride, self.first_dilation) if index == 0 else (1, self.dilation))
       x = Block(self.channels, self.bottleneck, stride, first_dilation, self.dilation,
-                self.zero_gamma, self.groups, self.dtype, name=f'block{index}')(x, mode, mask)
+                self.zero_gamma, self.groups, self.dtype, name=f'block{index}')(x, mode, mask, members)
     return x
 
 
@@ -160,7 +161,7 @@ class Block(nn.Module):
   dtype: Any
 
   @nn.compact
-  def __call__(self, x, mode, mask):
+  def __call__(self, x, mode, mask, members):
     # (size, channels, stride, dilation) of each convolution.
     if self.bottleneck:
       layers = ((1, self.channels, 1, 1),
@@ -174,11 +175,11 @@ class Block(nn.Module):
       last = index == len(layers)
       scale_init = nn.initializers.zeros if last and self.zero_gamma else nn.initializers.ones
       y = conv(channels, size, self.dtype, f'conv{index}', stride, dilation)(y)
-      y = BatchNorm(groups=self.groups, scale_init=scale_init, name=f'norm{index}')(y, mode, mask)
+      y = BatchNorm(groups=self.groups, scale_init=scale_init, name=f'norm{index}')(y, mode, mask, members)
       y = y if last else nn.relu(y)
     if self.stride != 1 or x.shape[-1] != y.shape[-1]:
       x = conv(y.shape[-1], 1, self.dtype, 'shortcut', self.stride)(x)
-      x = BatchNorm(groups=self.groups, name='shortcut_norm')(x, mode, mask)
+      x = BatchNorm(groups=self.groups, name='shortcut_norm')(x, mode, mask, members)
     return nn.relu(x + y)
 
 

@@ -15,7 +15,7 @@ from conic_jax.data.augment import augment, normalise, view_keys
 from conic_jax.views import Views
 
 NOTHING = Views(size=12, jitter=0.0, grayscale=0.0, blur=0.0)
-EVERYTHING = Views(size=12, blur_kernel=0.4)
+EVERYTHING = Views(size=12, blur_kernel=0.4, solarise=0.5)
 CHANGES = ('brightness', 'contrast', 'saturation', 'hue')
 
 
@@ -91,6 +91,8 @@ def reference(pixels, flip, keys, views):
       low, high = views.blur_sigma
       image = gaussian_blur(image, low + (high - low) * draw['sigma'],
                             int(views.blur_kernel * image.shape[1] / 2))
+    if draw['solarise'] < views.solarise:
+      image = np.where(image < 0.5, image, 1 - image)
     result[index] = (image - views.mean) / views.std
   return result
 
@@ -125,6 +127,21 @@ def test_grayscale():
   np.testing.assert_allclose(actual, np.repeat(luma(pixels / 255)[..., None], 3, -1), atol=1e-6)
 
 
+def test_solarise():
+  pixels, flip, keys = batch()
+  views = spec(solarise=1.0)
+  inverted = np.where(pixels < 128, pixels, 255 - pixels) / 255
+  actual = run(pixels, np.zeros_like(flip), keys, views)
+  np.testing.assert_allclose(actual, (inverted - views.mean) / views.std, atol=1e-5)
+
+
+def test_a_draw_at_the_end_moves_no_other():
+  """A view drawn before there was solarisation is the same view now."""
+  _, _, keys = batch()
+  nine = jax.vmap(jax.vmap(lambda key: jax.random.uniform(key, (9,))))(keys)
+  np.testing.assert_array_equal(np.stack(list(draws_of(keys).values())[:9], -1), nine)
+
+
 def test_whole_augmentation():
   pixels, flip, keys = batch(images=24)
   actual = run(pixels, flip, keys, EVERYTHING)
@@ -142,7 +159,7 @@ def test_every_order_comes_as_often():
 @pytest.mark.parametrize(('views', 'probability'), [
     (only('brightness'), 1.0), (dataclasses.replace(only('brightness'), jitter=0.8), 0.8),
     (dataclasses.replace(only('hue'), jitter=0.3), 0.3), (spec(grayscale=0.2), 0.2),
-    (spec(blur=0.5, blur_kernel=0.5, blur_sigma=(1.0, 2.0)), 0.5)])
+    (spec(blur=0.5, blur_kernel=0.5, blur_sigma=(1.0, 2.0)), 0.5), (spec(solarise=0.2), 0.2)])
 def test_probabilities(views, probability):
   pixels = np.broadcast_to(batch(side=8)[0][-1, -1], (1000, 2, 8, 8, 3))
   flip = np.zeros((1000, 2), bool)

@@ -1,7 +1,13 @@
+import dataclasses
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from samples import FakeSource, encode, smooth
 
-from conic_jax.data import crops
+from conic_jax.data import crops, pipeline
+from conic_jax.errors import UserError
 from conic_jax.views import Views
 
 
@@ -69,3 +75,95 @@ def test_fractions():
   got = crops.fractions(np.array([[[10, 20, 30, 40]]]), np.array([[100, 200]]))
   np.testing.assert_allclose(got, [[[0.1, 0.1, 0.4, 0.3]]], rtol=1e-6)
   assert got.dtype == np.float32
+
+
+# ---- Crops that overlap -------------------------------------------------------------------------
+
+LARGE, SMALL = Views(count=2, crop=(0.08, 0.4), overlap=0.3), Views(count=1, crop=(0.2, 0.5))
+SHAPES = np.random.default_rng(0).integers(20, 300, (64, 2))
+
+
+def shared(pairs):
+  """Pixels that two boxes share, and those of the smaller one, by painting both, of boxes [b, 2, 4]."""
+  counts = []
+  for pair in pairs:
+    painted = np.zeros((2, 300, 300), bool)
+    for canvas, (y, x, height, width) in zip(painted, pair, strict=True):
+      canvas[y:y + height, x:x + width] = True
+    counts.append((painted.all(axis=0).sum(), painted.sum(axis=(1, 2)).min()))
+  return np.array(counts).T
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), epoch=st.integers(0, 2**20),
+       overlap=st.sampled_from([1e-6, 0.3, 0.9, 1.0]),
+       crop=st.sampled_from([(0.02, 0.1), (0.08, 1.0), (0.5, 1.0)]))
+def test_two_crops_overlap_as_asked(seed, epoch, overlap, crop):
+  group = dataclasses.replace(LARGE, overlap=overlap, crop=crop)
+  boxes, _ = crops.random_views((SMALL, group), SHAPES, np.arange(64), seed, epoch)
+  both, smaller = shared(boxes[:, 1:])
+  assert (both >= 1).all()
+  assert (both >= overlap * smaller).all()
+  assert (boxes[..., :2] >= 0).all()
+  assert (boxes[..., :2] + boxes[..., 2:] <= SHAPES[:, None]).all()
+
+
+def test_only_pairs_apart_are_drawn_anew_and_nothing_else():
+  free = dataclasses.replace(LARGE, overlap=0.0)
+  ids = np.arange(64)
+  first, flips = crops.random_views((SMALL, free, SMALL), SHAPES, ids, 3, 1)
+  boxes, same_flips = crops.random_views((SMALL, LARGE, SMALL), SHAPES, ids, 3, 1)
+  both, smaller = shared(first[:, 1:3])
+  kept = both >= LARGE.overlap * smaller
+  assert 10 < kept.sum() < 54
+  np.testing.assert_array_equal(flips, same_flips)
+  np.testing.assert_array_equal(boxes[:, [0, 3]], first[:, [0, 3]])
+  np.testing.assert_array_equal((boxes == first).all(axis=(1, 2)), kept)
+  # The whole group is drawn anew; on a few pixels a box may fall where it was.
+  assert (boxes != first)[~kept, 1:3].any(axis=-1).mean() > 0.95
+
+
+def test_an_overlapping_pair_does_not_depend_on_the_batch():
+  ids = np.arange(64) + 7
+  boxes, _ = crops.random_views((SMALL, LARGE), SHAPES, ids, 1, 2)
+  some = np.random.default_rng(1).permutation(64)[:20]
+  fewer, _ = crops.random_views((SMALL, LARGE), SHAPES[some], ids[some], 1, 2)
+  np.testing.assert_array_equal(fewer, boxes[some])
+
+
+def test_two_crops_that_never_meet_become_one():
+  tiny = dataclasses.replace(LARGE, crop=(1e-4, 1e-4), overlap=1.0)
+  boxes, _ = crops.random_views((tiny,), np.full((3, 2), 300), np.arange(3), 0, 0)
+  np.testing.assert_array_equal(boxes[:, 0], boxes[:, 1])
+
+
+@pytest.mark.parametrize(('changes', 'shapes', 'message'), [
+  ({'count': 3}, SHAPES, r'config\.views\.count is 3'),
+  ({'overlap': 1.5}, SHAPES, r'config\.views\.overlap is 1\.5'),
+  ({'overlap': -0.1}, SHAPES, r'config\.views\.overlap is -0\.1'),
+  ({'crop': (0.01, 0.02)}, SHAPES, r'enough in \d\.\d% of the draws: .*config\.views\.crop \(0\.01, 0\.02\)'),
+  ({'crop': (0.3, 0.3), 'overlap': 1.0}, np.full((8, 2), 300), r'config\.views\.overlap 1\.0'),
+  ({}, np.vstack([SHAPES, [[2, 500]]]), 'image of 2×500 pixels is too small'),
+])
+def test_views_that_cannot_overlap_are_told_before_training(changes, shapes, message):
+  with pytest.raises(UserError, match=message):
+    crops.check_overlap((SMALL, dataclasses.replace(LARGE, **changes)), shapes)
+
+
+@pytest.mark.parametrize('shapes', [SHAPES, np.array([[32, 32]]), np.empty((0, 2), int)])
+def test_usual_views_can_overlap(shapes):
+  usual = Views(crop=(0.2, 1.0), overlap=1e-6)
+  crops.check_overlap((usual, SMALL), shapes)
+  crops.check_overlap((Views(count=3),), shapes)
+
+
+def test_the_sizes_of_a_sample_are_looked_at_where_views_overlap():
+  images = [encode(smooth(2, 9) if i == 192 else smooth(40, 50)) if i % 7 else b'broken' for i in range(200)]
+  source = FakeSource(images)
+  pipeline.check_views(source, (SMALL,))
+  assert source.reads == 0
+  with pytest.raises(UserError, match='2×9 pixels'):
+    pipeline.check_views(source, (SMALL, LARGE))
+  assert 40 < source.reads <= 64
+  pipeline.check_views(FakeSource(images[:190]), (LARGE,))
+  pipeline.check_views(FakeSource([b'broken']), (LARGE,))

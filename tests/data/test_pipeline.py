@@ -5,7 +5,8 @@ import pytest
 from samples import FakeSource, encode, smooth
 
 from conic_jax import mesh as meshes
-from conic_jax.data import crops, pipeline, sampler
+from conic_jax.data import crops, pipeline
+from conic_jax.data.sampler import Sampler
 from conic_jax.errors import UserError
 from conic_jax.views import Views
 
@@ -42,7 +43,7 @@ def test_fields(colour_source):
       ((8, 2, 16, 16, 3), np.uint8), ((8, 3, 8, 8, 3), np.uint8)]
   assert {key: batch[key].shape for key in shapes} == shapes
   assert {key: batch[key].dtype for key in dtypes} == dtypes
-  np.testing.assert_array_equal(batch['id'], sampler.batch_ids(0, 0, 40, 8))
+  np.testing.assert_array_equal(batch['id'], Sampler(40, 8, seed=0).batch_ids(0))
   np.testing.assert_array_equal(batch['label'], batch['id'] % 4)
   assert batch['valid'].all()
 
@@ -65,6 +66,14 @@ def test_an_epoch_is_every_image_and_the_next_has_other_views(colour_source):
   first, second = (by_id(batches(colour_source, 8, start, 5)) for start in (0, 5))
   assert first.keys() == second.keys() == set(range(40))
   assert not any(np.array_equal(first[i][2], second[i][2]) for i in range(40))
+
+
+def test_an_image_has_other_views_in_every_window_that_holds_it(colour_source):
+  """Windows of 16 images move on by 4: two batches of 8 each, and 12 images in common."""
+  rounds = [by_id(batches(colour_source, 8, start, 2, window=16, stride=4)) for start in (0, 2)]
+  common = rounds[0].keys() & rounds[1].keys()
+  assert len(common) == 12
+  assert not any(np.array_equal(rounds[0][i][2], rounds[1][i][2]) for i in common)
 
 
 @pytest.mark.parametrize('batch_size', [4, 10, 20])

@@ -1,0 +1,77 @@
+"""BYOL, "Bootstrap Your Own Latent: A New Approach to Self-Supervised Learning" (Grill et al. 2020).
+
+  python -m conic_jax.main --config=configs/byol.py                      ImageNet, 1000 epochs (74.3)
+  python -m conic_jax.main --config=configs/byol.py:photos               minutes on a laptop, no download
+  python -m conic_jax.main --config=configs/byol.py:cifar10 --config.data.dir=TFDS_DIR
+  python -m conic_jax.main --config=configs/byol.py:folder --config.data.dir=IMAGES
+
+The figure is linear top-1 on ImageNet, of 512 TPU v3 cores in about 8 hours (the paper, §3.3). Changed:
+nothing known. What is not named here is as in configs/conic.py.
+"""
+from ml_collections import ConfigDict
+
+from configs import conic
+
+
+def get_config(preset: str = 'imagenet') -> ConfigDict:
+  """The paper's settings; a preset changes what its data set needs."""
+  if preset not in PRESETS:
+    raise ValueError(f"There is no preset '{preset}' of configs/byol.py; there is: {', '.join(PRESETS)}.")
+  config = conic.get_config(preset)
+  config.method = 'byol'
+  config.run = 'runs/byol' if preset == 'imagenet' else f'runs/byol_{preset}'
+  del config.alpha
+  del config.classifier
+  del config.temperature
+
+  # The first view of an image, and in what its second is another.
+  config.views.count = 1
+  config.views.solarise = 0.0
+  config.second_view = ConfigDict()
+  config.second_view.blur = config.views.blur
+
+  # Projector and predictor: Linear-BN-ReLU-Linear.
+  config.predictor = ConfigDict()
+  config.predictor.hidden = config.head.hidden
+  config.predictor.norm = True
+
+  # Target network.
+  config.momentum = ConfigDict()
+  config.momentum.start = 0.996
+  config.momentum.schedule = 'cosine'     # to 1; or 'constant'
+
+  PRESETS[preset](config)
+  return config
+
+
+def paper(config: ConfigDict) -> None:
+  """Appendix B and J of the paper."""
+  folder(config)
+  config.batch_size = 4096
+  config.epochs = 1000
+  config.optimizer.name = 'lars'
+  config.optimizer.learning_rate = 3.2    # 0.2 for 256 images
+  config.optimizer.warmup_epochs = 10
+  config.optimizer.weight_decay = 1.5e-6
+  config.optimizer.decay_vectors = False
+
+
+def folder(config: ConfigDict) -> None:
+  """The paper's views and network, with SGD in batches of 512; LARS is for thousands."""
+  config.views.crop = (0.08, 1.0)
+  config.views.strength = 1.0
+  config.views.brightness = config.views.contrast = 0.4
+  config.views.saturation, config.views.hue = 0.2, 0.1
+  config.views.blur = 1.0
+  config.second_view.blur = 0.1
+  config.second_view.solarise = 0.2
+  config.head.hidden = config.predictor.hidden = 4096
+  config.head.features = 256
+
+
+def small(config: ConfigDict) -> None:
+  """Data sets of a laptop: the target follows faster, as there are few steps."""
+  config.momentum.start = 0.95
+
+
+PRESETS = {'imagenet': paper, 'imagenet100': folder, 'cifar10': small, 'photos': small, 'folder': folder}

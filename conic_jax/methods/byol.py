@@ -1,0 +1,87 @@
+"""BYOL: the online network predicts of one view what a moving average of itself makes of the other.
+
+L = ‖p̄₁ − z̄′₂‖² + ‖p̄₂ − z̄′₁‖²,  p the prediction, z′ the target's projection, without gradient
+ξ ← m ξ + (1 − m) θ after each update, m from m₀ to 1 on a cosine
+
+Source: "Bootstrap Your Own Latent" (Grill et al. 2020), Eq. 2, §3.
+"""
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from conic_jax import losses, memory, models
+from conic_jax.errors import UserError
+from conic_jax.methods.base import Aux, Method
+from conic_jax.methods.instance import merge_views
+from conic_jax.methods.momentum import pair_metrics
+from conic_jax.methods.network import Network
+from conic_jax.views import Views
+
+_TARGET = ('encoder', 'head')
+
+
+class BYOL(Method):
+  """The method; see the module.
+
+  Batch norm is over all images of the global batch, for the first and for the second views apart. The method
+  state is {'target': {'params', 'batch_stats'}}.
+  """
+
+  def __init__(self, config: Any, num_instances: int, dtype: jnp.dtype):
+    self.network = Network(config, dtype, groups=2, norm_output=False)
+    predictor = config.predictor
+    self.predictor = models.MLP(predictor.hidden, config.head.features, predictor.norm, norm_output=False,
+                                groups=2, dtype=dtype)
+    first = {**config.views, 'count': 1}
+    self.views: tuple[Views, ...] = (Views(**first), Views(**{**first, **config.second_view}))
+    self.momentum = config.momentum
+    self.total_steps = config.epochs * max(1, num_instances // config.batch_size)
+
+  def init(self, rng, batch):
+    encoder_rng, head_rng, predictor_rng = jax.random.split(rng, 3)
+    params, batch_stats = self.network.init(encoder_rng, head_rng, batch['views'][0][:, 0])
+    predictor = self.predictor.init(predictor_rng, jnp.zeros((1, self.predictor.features)), mode='batch')
+    target = {'params': params, 'batch_stats': batch_stats}
+    return ({**params, 'predictor': predictor['params']},
+            {**batch_stats, 'predictor': predictor.get('batch_stats', {})}, {'target': target})
+
+  def loss(self, params, batch_stats, method_state, batch, rng):
+    views, target = jnp.concatenate(batch['views'], axis=1), method_state['target']
+    images, valid = merge_views(views), jnp.repeat(batch['valid'], 2)
+    members = jnp.tile(jnp.arange(2, dtype=jnp.int32), len(views))
+    projected, batch_stats = self.network.project(params, batch_stats, images, valid, 'grouped', members)
+    predictions, updated = self.predictor.apply(
+      {'params': params['predictor'], 'batch_stats': batch_stats['predictor']}, projected, mode='grouped',
+      mask=valid, members=members, mutable=['batch_stats'])
+    batch_stats = {**batch_stats, 'predictor': updated.get('batch_stats', {})}
+    targets, target_stats = jax.lax.stop_gradient(self.network.project(
+      target['params'], target['batch_stats'], images, valid, 'grouped', members))
+    paired = lambda features: features.reshape(*views.shape[:2], -1)
+    distances = losses.negative_cosine(paired(predictions), paired(targets)[:, ::-1])
+    loss = losses.masked_mean(distances.sum(axis=1), batch['valid'])
+    pairs = losses.normalise(paired(projected))
+    return loss, Aux(batch_stats, pair_metrics(pairs[:, 0], pairs[:, 1], batch['valid']), target_stats)
+
+  def update(self, method_state, aux, params, step, lr, apply):
+    momentum = memory.ema_momentum(self.momentum.start, self.momentum.schedule, step, self.total_steps)
+    target, online = method_state['target'], {name: params[name] for name in _TARGET}
+    after = {'params': memory.ema(target['params'], online, momentum), 'batch_stats': aux.for_update}
+    return {'target': jax.tree.map(lambda new, old: jnp.where(apply, new, old), after, target)}
+
+  def encode(self, variables, images):
+    return self.network.encode(variables, images)
+
+
+def make(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype) -> BYOL:
+  """Makes it with the settings of `config`.
+
+  Raises:
+    UserError: for views of two sizes.
+  """
+  del mesh
+  if 'size' in config.second_view or 'count' in config.second_view:
+    raise UserError('config.second_view has no size and no count of its own: both views are one of '
+                    'config.views.size.')
+  return BYOL(config, num_instances, dtype)

@@ -1,0 +1,43 @@
+"""CO2: MoCo with consistent contrast, a query and its key being equally near to each of the negatives.
+
+L = ℓ + α·½ (KL(P‖Q) + KL(Q‖P)),  P(i) = e^{k₊·kᵢ/τ_con} / Σⱼ e^{k₊·kⱼ/τ_con},  Q(i) likewise of the query
+
+Both are over the keys of the queue, without the positive. P carries no gradient, as keys carry none.
+
+Source: "CO2: Consistent Contrast for Unsupervised Visual Representation Learning" (Wei et al. 2021).
+"""
+from typing import Any
+
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from conic_jax import losses
+from conic_jax.errors import UserError
+from conic_jax.methods.moco import MoCo
+
+
+class CO2(MoCo):
+  """The method; see the module."""
+
+  def __init__(self, config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype):
+    super().__init__(config, num_instances, mesh, dtype)
+    self.alpha, self.consistency_temperature = config.consistency.alpha, config.consistency.temperature
+
+  def contrast(self, queries, keys, queue, batch):
+    loss_contrast, metrics = super().contrast(queries, keys, queue, batch)
+    p, q = (self.negatives(queue, vectors, self.consistency_temperature, batch)
+            for vectors in (keys, queries))
+    loss_consistency = losses.masked_mean(losses.symmetric_kl(p, q), batch['valid'])
+    metrics |= {'loss_contrast': loss_contrast, 'loss_consistency': loss_consistency}
+    return loss_contrast + self.alpha * loss_consistency, metrics
+
+
+def make(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype) -> CO2:
+  """Makes it with the settings of `config`.
+
+  Raises:
+    UserError: for a temperature that is none.
+  """
+  if config.consistency.temperature <= 0:
+    raise UserError(f'config.consistency.temperature is {config.consistency.temperature}: it is above 0.')
+  return CO2(config, num_instances, mesh, dtype)

@@ -1,0 +1,227 @@
+"""InsCon: MoCo v2 with a head for images of several instances and one for cells of an image.
+
+L = L_single + L_multi + L_cell, the sum of Eq. 1, 2 and 3, each
+    −log [Σᵢ e^{qᵢ·kᵢ/τ} / (Σᵢ e^{qᵢ·kᵢ/τ} + Σᵢ Σ₋ e^{qᵢ·k₋/τ})]
+
+Single: a query and its key. Multi: a mosaic of four views of different images, each quadrant of its map a
+query for the key of its own image. Cell: the overlap of the two crops, cut into 3×3 cells in both maps.
+
+Source: "InsCon: Instance Consistency Feature Representation via Self-Supervised Learning" (Yang et al. 2022).
+"""
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from conic_jax import losses, memory, models
+from conic_jax.errors import UserError
+from conic_jax.methods.base import Aux
+from conic_jax.methods.moco import MoCo
+from conic_jax.methods.momentum import check_queue, pair_metrics
+from conic_jax.models import roi
+
+# Views of a mosaic, in the order upper left, upper right, lower left, lower right.
+_QUADRANTS = 4
+# Which stage of the network a position of Table 9 is, from the end.
+POSITIONS = {'res5': 0, 'res4': 1}
+
+
+class InsCon(MoCo):
+  """The method; see the module.
+
+  The quadrants are a third view of each image at half the side, cut for the mosaics alone, and the four
+  images of a mosaic follow one another in the batch: its order is random, and no image moves. Every image is
+  in one mosaic of a step. The head of the mosaics is its own; the keys that its quadrants are matched with,
+  and the queue, are the single head's.
+  """
+
+  def __init__(self, config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype):
+    super().__init__(config, num_instances, mesh, dtype)
+    self.has_multi, self.cell = config.multi.enabled, config.cell
+    head = config.head
+    self.multi_head = models.MLP(head.hidden, head.features, dtype=dtype)
+    self.cell_head = models.MLP(config.cell.hidden, config.cell.features, dtype=dtype)
+    if self.has_multi:
+      self.views += (dataclasses.replace(self.views[0], count=1, size=self.views[0].size // 2, overlap=0.0),)
+    last = len(self.network.encoder.blocks)
+    self.last_stage, self.cell_stage = f'stage{last}', f'stage{last - POSITIONS[config.cell.position]}'
+
+  # ---- The heads -----------------------------------------------------------------------------------
+
+  def multi_queries(self, params: Any, batch_stats: Any, batch: dict[str, Any]) -> tuple[jax.Array, Any]:
+    """The quadrant of each image in its mosaic, float32 [B, D] of unit norm, and the statistics after."""
+    whole = mosaics(batch['views'][1][:, 0])
+    maps, batch_stats = self.network.maps(params, batch_stats, whole, of_mosaics(batch['valid']), self.mode)
+    quadrants = roi.adaptive_pool(maps[self.last_stage], 2)
+    features = self.multi_head.apply({'params': params['multi_head']}, quadrants)
+    return losses.normalise(features.reshape(len(batch['id']), -1)), batch_stats
+
+  def multi_loss(self, queries: jax.Array, keys: jax.Array, queue: memory.Queue, batch: dict[str, Any]
+                 ) -> jax.Array:
+    """Eq. 2, [], the mean over mosaics of which all images are valid."""
+    positives = jnp.sum(queries * keys, axis=1) / self.temperature
+    negatives = self.negatives(queue, queries, self.temperature, batch)
+    grouped = lambda logits: logits.reshape(-1, _QUADRANTS, *logits.shape[1:])
+    loss = losses.contrast(grouped(positives), grouped(negatives))
+    return losses.masked_mean(loss, of_mosaics(batch['valid']))
+
+  def cells(self, params: Any, maps: Any, boxes: jax.Array, flip: jax.Array) -> jax.Array:
+    """The cells of a view's part of the overlap, as the source image has them.
+
+    Args:
+      params: has 'cell_head'.
+      maps: the stages of the view.
+      boxes: float32 [B, 4], the overlap in fractions of the view; flip: bool [B].
+
+    Returns:
+      float32 [B, size², D] of unit norm.
+    """
+    stage = maps[self.cell_stage]
+    pooled = roi.precise_pool(stage, boxes * stage.shape[1], self.cell.size)
+    features = self.cell_head.apply({'params': params['cell_head']}, roi.unflip_cells(pooled, flip))
+    return losses.normalise(features.reshape(len(features), -1, self.cell.features))
+
+  def cell_loss(self, queries: jax.Array, keys: jax.Array, queue: memory.Queue, batch: dict[str, Any]
+                ) -> jax.Array:
+    """Eq. 3, [], the mean over valid images."""
+    positives = jnp.sum(queries * keys, axis=2) / self.cell.temperature
+    images, cells, dim = queries.shape
+    own = jnp.repeat(batch['id'], cells) if self.queue.mask_own else None
+    negatives = memory.negative_logits(queue, queries.reshape(-1, dim), self.cell.temperature, self.mesh, own)
+    loss = losses.contrast(positives, negatives.reshape(images, cells, -1))
+    return losses.masked_mean(loss, batch['valid'])
+
+  # ---- The contract --------------------------------------------------------------------------------
+
+  def init(self, rng, batch):
+    own_rng, multi_rng, cell_rng, queue_rng = jax.random.split(rng, 4)
+    params, batch_stats, state = super().init(own_rng, batch)
+    if self.has_multi:
+      features = jnp.zeros((1, self.network.encoder.num_features))
+      params = {**params, 'multi_head': self.multi_head.init(multi_rng, features)['params']}
+    if self.cell.enabled:
+      stage = map_shapes(self.network.encoder, batch['views'][0].shape[2])[self.cell_stage]
+      cell_head = self.cell_head.init(cell_rng, jnp.zeros((1, stage.shape[-1])))
+      params = {**params, 'cell_head': cell_head['params']}
+      key = {**state['key'], 'params': {**state['key']['params'], 'cell_head': params['cell_head']}}
+      queue = memory.init_queue(queue_rng, self.cell.queue, self.cell.features, self.mesh, self.queue.split)
+      state = {**state, 'key': key, 'cell_queue': queue}
+    return params, batch_stats, state
+
+  def loss(self, params, batch_stats, method_state, batch, rng):
+    views, valid, key_encoder = batch['views'][0], batch['valid'], method_state['key']
+    members = self.members(rng, len(valid))
+    query_maps, batch_stats = self.network.maps(params, batch_stats, views[:, 0], valid, self.mode)
+    queries, batch_stats = self.network.head_of(params, batch_stats, query_maps['features'], valid, self.mode)
+    key_maps, key_stats = jax.lax.stop_gradient(self.network.maps(
+      key_encoder['params'], key_encoder['batch_stats'], views[:, 1], valid, self.mode, members))
+    keys, key_stats = jax.lax.stop_gradient(self.network.head_of(
+      key_encoder['params'], key_stats, key_maps['features'], valid, self.mode, members))
+    queries, keys = losses.normalise(queries), losses.normalise(keys)
+
+    parts, metrics = {}, pair_metrics(queries, keys, valid)
+    parts['loss_single'], top1 = self.contrast(queries, keys, method_state['queue'], batch)
+    for_update = {'push': {'keys': keys, 'ids': batch['id'], 'valid': valid}}
+    if self.has_multi:
+      quadrants, batch_stats = self.multi_queries(params, batch_stats, batch)
+      parts['loss_multi'] = self.multi_loss(quadrants, keys, method_state['queue'], batch)
+    if self.cell.enabled:
+      flip, boxes = batch['flip'], roi.overlap_boxes(batch['crop'][:, :2], batch['flip'][:, :2])
+      query_cells = self.cells(params, query_maps, boxes[:, 0], flip[:, 0])
+      key_cells = jax.lax.stop_gradient(
+        self.cells(key_encoder['params'], key_maps, boxes[:, 1], flip[:, 1]))
+      parts['loss_cell'] = self.cell_loss(query_cells, key_cells, method_state['cell_queue'], batch)
+      repeated = lambda values: jnp.repeat(values, key_cells.shape[1])
+      for_update['push_cells'] = {'keys': key_cells.reshape(-1, self.cell.features),
+                                  'ids': repeated(batch['id']), 'valid': repeated(valid)}
+    metrics = {**parts, **top1, **metrics}
+    return sum(parts.values()), Aux(batch_stats, metrics, {'batch_stats': key_stats, **for_update})
+
+  def update(self, method_state, aux, params, step, lr, apply):
+    kept = {name: params[name] for name in method_state['key']['params']}
+    state = super().update(method_state, aux, kept, step, lr, apply)
+    if self.cell.enabled:
+      state['cell_queue'] = memory.push(
+        method_state['cell_queue'], **aux.for_update['push_cells'], mesh=self.mesh, apply=apply)
+    return state
+
+  def partition_rules(self):
+    rules = super().partition_rules()
+    return (*rules, *memory.queue_rules(self.mesh, 'cell_queue')) if self.queue.split else rules
+
+
+def mosaics(views: jax.Array) -> jax.Array:
+  """Mosaics of four consecutive views: upper left, upper right, lower left, lower right.
+
+  Args:
+    views: [B, h, w, C], B a multiple of 4.
+
+  Returns:
+    [B / 4, 2h, 2w, C].
+  """
+  images, height, width, channels = views.shape
+  tiles = views.reshape(images // _QUADRANTS, 2, 2, height, width, channels)
+  return tiles.transpose(0, 1, 3, 2, 4, 5).reshape(images // _QUADRANTS, 2 * height, 2 * width, channels)
+
+
+def of_mosaics(valid: jax.Array) -> jax.Array:
+  """Whether all images of each mosaic are valid: bool [B / 4] of bool [B]."""
+  return valid.reshape(-1, _QUADRANTS).all(axis=1)
+
+
+def map_shapes(encoder: models.ResNet, size: int) -> Any:
+  """The shapes of the maps of one view of this side, by stage."""
+  view = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+  return jax.eval_shape(
+    lambda image: encoder.init_with_output(jax.random.key(0), image, stages=True)[0], view)
+
+
+def make(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype) -> InsCon:
+  """Makes it with the settings of `config`.
+
+  Raises:
+    UserError: where mosaics do not divide the batch or the view, or a map or a queue is too small for cells.
+  """
+  size, batch_size, cell = config.views.size, config.batch_size, config.cell
+  if cell.position not in POSITIONS:
+    raise UserError(f"config.cell.position is '{cell.position}'; there is: {', '.join(POSITIONS)}.")
+  if config.multi.enabled and (batch_size % _QUADRANTS or size % 2):
+    raise UserError(f'Mosaics of four half-size views need config.batch_size, {batch_size}, to be a multiple '
+                    f'of 4 and config.views.size, {size}, of 2; or set config.multi.enabled=False.')
+  if config.multi.enabled and config.batch_norm.groups:
+    _check_mosaic_groups(config.batch_norm.groups, batch_size)
+  method = InsCon(config, num_instances, mesh, dtype)
+  if cell.enabled:
+    check_queue(cell.queue, batch_size * cell.size ** 2, 'config.cell.queue')
+    if config.views.overlap <= 0:
+      raise UserError('config.views.overlap is 0: the cells are cut from the overlap of two crops; set it to '
+                      'the least share of the smaller crop that they have in common, above 0.')
+  _check_maps(method, config)
+  return method
+
+
+def _check_mosaic_groups(groups: int, batch_size: int) -> None:
+  """Raises a `UserError` where the mosaics of a batch cannot be parted into batch-norm groups."""
+  if batch_size // _QUADRANTS % groups:
+    raise UserError(f'The {batch_size // _QUADRANTS} mosaics of a batch of {batch_size} do not divide into '
+                    f'config.batch_norm.groups {groups}: set config.batch_size to a multiple of '
+                    f'{_QUADRANTS * groups}, or the groups lower.')
+
+
+def _check_maps(method: InsCon, config: Any) -> None:
+  """Raises a `UserError` where a feature map has fewer pixels a side than cells are cut from it."""
+  stages = len(method.network.encoder.blocks)
+  if config.cell.enabled and stages <= POSITIONS[config.cell.position]:
+    raise UserError(f"config.cell.position is '{config.cell.position}' and the network has {stages} stage: "
+                    'set it to res5, or give config.encoder.blocks more stages.')
+  maps = map_shapes(method.network.encoder, config.views.size)
+  wanted = [(method.cell_stage, config.cell.size)] if config.cell.enabled else []
+  wanted += [(method.last_stage, 2)] if method.has_multi else []
+  for name, cells in wanted:
+    side = maps[name].shape[1]
+    if side < cells:
+      raise UserError(f'The map of {name} is {side}×{side} for views of {config.views.size} pixels, too '
+                      f'small for {cells}×{cells} cells: set config.views.size larger, config.encoder.stem '
+                      'to cifar, or config.cell.position to res4.')

@@ -1,0 +1,105 @@
+"""InstDisc: an image is told from all others by the features that it had before, kept in a bank.
+
+  'nce':   against noise rows of the bank, with the normaliser estimated on the first batch
+  'full':  ℓ = −log [ e^{vᵢᵀf/τ} / Σⱼ e^{vⱼᵀf/τ} ], the softmax over the whole bank, its rows normalised
+  bank:    vᵢ ← m vᵢ + (1 − m) f, then normalised, for the images of the batch
+
+Source: "Unsupervised Feature Learning via Non-Parametric Instance Discrimination" (Wu et al. 2018), Eq. 2 to
+8, and its public code. In neither does the bank learn by gradient.
+"""
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from conic_jax import losses, memory
+from conic_jax.classifier import full, noise
+from conic_jax.errors import UserError
+from conic_jax.mesh import split
+from conic_jax.methods.base import Aux, Method
+from conic_jax.methods.network import Network
+from conic_jax.views import Views
+
+
+class InstDisc(Method):
+  """The method; see the module.
+
+  The method state is {'bank': float32 [N', D]}, and with the noise 'normaliser': Z, float32 [], 0 until it is
+  estimated.
+  """
+
+  def __init__(self, config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype):
+    self.network = Network(config, dtype)
+    self.views = (Views(**config.views),)
+    self.dim, self.num_instances, self.mesh = config.head.features, num_instances, mesh
+    self.momentum = config.bank.momentum
+    self.softmax = full.Softmax(num_instances, config.temperature, mesh, dtype)
+    self.noise = None
+    if config.loss.name == 'nce':
+      self.noise = noise.Noise(num_instances, config.loss.noise, config.temperature, mesh)
+
+  def init(self, rng, batch):
+    encoder_rng, head_rng, bank_rng = jax.random.split(rng, 3)
+    params, batch_stats = self.network.init(encoder_rng, head_rng, batch['views'][0][:, 0])
+    bank = noise.init_bank(bank_rng, full.padded_rows(self.num_instances, self.mesh.size), self.dim)
+    state = {'bank': bank, 'normaliser': jnp.float32(0)} if self.noise else {'bank': bank}
+    return params, batch_stats, state
+
+  def loss(self, params, batch_stats, method_state, batch, rng):
+    valid = batch['valid']
+    features, batch_stats = self.network.project(
+      params, batch_stats, batch['views'][0][:, 0], valid, mode='batch')
+    unit = losses.normalise(features)
+    each, figures = self.discriminate(method_state, unit, batch, rng)
+    seen = jax.lax.stop_gradient(unit)
+    metrics = {**figures, 'uniformity': losses.uniformity(seen, valid),
+               'feature_std': losses.feature_std(seen, valid)}
+    written = {'features': seen, 'ids': batch['id'], 'valid': valid, **figures}
+    return losses.masked_mean(each, valid), Aux(batch_stats, metrics, written)
+
+  def discriminate(self, method_state: Any, features: jax.Array, batch: dict[str, Any], rng: jax.Array
+                   ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The loss of each image, float32 [B], and its figures by name: features [B, D] are of unit norm."""
+    bank, ids, valid = method_state['bank'], batch['id'], batch['valid']
+    if self.noise is None:
+      scores = full.scores(bank, features, ids, self.softmax)
+      return scores.loss, {'instance_top1': losses.masked_mean(scores.correct.astype(jnp.float32), valid)}
+    told = noise.nce(bank, features, ids, valid, method_state['normaliser'], rng, self.noise)
+    return told.loss, {'normaliser': told.normaliser}
+
+  def update(self, method_state, aux, params, step, lr, apply):
+    bank, batch = method_state['bank'], aux.for_update
+    own = noise.rows_of(bank, batch['ids'], self.mesh)
+    mixed = losses.normalise(self.momentum * own + (1 - self.momentum) * batch['features'])
+    places = jnp.where(batch['valid'] & apply, batch['ids'], -1)
+    state = {'bank': memory.write_rows(bank, places, mixed, self.mesh)}
+    if self.noise:
+      state['normaliser'] = jnp.where(apply, batch['normaliser'], method_state['normaliser'])
+    return state
+
+  def encode(self, variables, images):
+    return self.network.encode(variables, images)
+
+  def partition_rules(self):
+    return ((r'^bank$', split(self.mesh)),)
+
+
+def make(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype) -> InstDisc:
+  """Makes it with the settings of `config`.
+
+  Raises:
+    UserError: for a loss or numbers that there are not.
+  """
+  if config.loss.name not in ('nce', 'full'):
+    raise UserError(f"config.loss.name is '{config.loss.name}'; there is: nce, full.")
+  if config.loss.noise < 1:
+    raise UserError(f'config.loss.noise is {config.loss.noise}: it is at least 1; for a loss without noise '
+                    'set config.loss.name to full.')
+  if not 0 <= config.bank.momentum < 1:
+    raise UserError(f'config.bank.momentum is {config.bank.momentum}: it is at least 0 and below 1, where '
+                    'the bank would never change.')
+  if config.views.count != 1:
+    raise UserError(f'config.views.count is {config.views.count}: instdisc compares one view of an image '
+                    'with its row of the bank; set it to 1.')
+  return InstDisc(config, num_instances, mesh, dtype)

@@ -1,0 +1,56 @@
+"""SimCLR: each of two views of an image among all views of the batch, over the whole global batch.
+
+ℓ(i, j) = −log [e^{x̄ᵢᵀx̄ⱼ/τ} / Σ_{k≠i} e^{x̄ᵢᵀx̄ₖ/τ}]
+
+Source: "A Simple Framework for Contrastive Learning of Visual Representations" (Chen et al. 2020).
+"""
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from conic_jax import losses
+from conic_jax.errors import UserError
+from conic_jax.methods.base import Aux, Method
+from conic_jax.methods.instance import merge_views
+from conic_jax.methods.momentum import pair_metrics
+from conic_jax.methods.network import Network
+from conic_jax.views import Views
+
+
+class SimCLR(Method):
+  """The method; it keeps no state. Batch norm is over all views of the global batch."""
+
+  def __init__(self, config: Any, dtype: jnp.dtype):
+    self.network = Network(config, dtype)
+    self.views: tuple[Views, ...] = (Views(**config.views),)
+    self.temperature = config.temperature
+
+  def init(self, rng, batch):
+    encoder_rng, head_rng = jax.random.split(rng)
+    return *self.network.init(encoder_rng, head_rng, merge_views(batch['views'][0])), {}
+
+  def loss(self, params, batch_stats, method_state, batch, rng):
+    views, valid = batch['views'][0], batch['valid']
+    features, batch_stats = self.network.project(
+      params, batch_stats, merge_views(views), jnp.repeat(valid, 2), 'batch')
+    pairs = losses.normalise(features).reshape(*views.shape[:2], -1)
+    loss = losses.masked_mean(losses.nt_xent(pairs, valid, self.temperature), valid)
+    return loss, Aux(batch_stats, pair_metrics(pairs[:, 0], pairs[:, 1], valid), {})
+
+  def encode(self, variables, images):
+    return self.network.encode(variables, images)
+
+
+def make(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype) -> SimCLR:
+  """Makes it with the settings of `config`.
+
+  Raises:
+    UserError: for another number of views than two.
+  """
+  del num_instances, mesh
+  if config.views.count != 2:
+    raise UserError(f'config.views.count is {config.views.count}: SimCLR compares two views of an image; set '
+                    'it to 2.')
+  return SimCLR(config, dtype)

@@ -1,0 +1,167 @@
+"""The picture of what a method sees: images, their crops, the augmented views; InsCon's cells and mosaics.
+
+  python -m conic_jax.preview --config=configs/conic.py:photos --out=views.png --images=8
+
+The images are the first of the first batch, through the training's own pipeline and augmentation. Cells of
+one number and colour are the same part of the image: they are cut and turned back by what the loss calls.
+"""
+import dataclasses
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+from absl import flags
+from ml_collections import config_flags
+
+from conic_jax import command_line, methods, train, visualise
+from conic_jax import mesh as meshes
+from conic_jax.data import decode, pipeline, sources
+from conic_jax.errors import Help, UserError
+from conic_jax.methods import Method
+from conic_jax.methods.inscon import InsCon, mosaics
+from conic_jax.models import roi
+from conic_jax.views import Views
+from conic_jax.visualise import Column
+
+_USAGE = ('usage: python -m conic_jax.preview --config=FILE[:PRESET] [--out=views.png] [--images=8] '
+          '[--config.FIELD=VALUE …].')
+
+
+def first_batch(config: Any, source: sources.Source, method: Method, images: int) -> dict[str, Any]:
+  """The first images of the first batch, augmented as in training: the batch that `Method.loss` gets."""
+  batch = next(pipeline.train_batches(
+    source, method.views, batch_size=config.batch_size, seed=config.seed, start_step=0,
+    rows=np.arange(images), **config.sampler))
+  batch.pop('label')
+  return jax.jit(train.augment_batch, static_argnums=(0, 2))(method.views, batch, config.seed, jnp.int32(0))
+
+
+def columns(source: sources.Source, method: Method, batch: dict[str, Any]) -> list[Column]:
+  """The columns of the picture: the images, then each view; with cells where the method has them."""
+  encoded, _ = source.read(np.asarray(batch['id']))
+  drawn = [Column('image', [decoded(data) for data in encoded])]
+  for group, views in zip(method.views, batch['views'], strict=True):
+    drawn += [Column(f'view {len(drawn) + i} ({group.size}×{group.size})', list(pixels(views[:, i], group)))
+              for i in range(group.count)]
+  if isinstance(method, InsCon) and method.cell.enabled:
+    crop, flip = np.asarray(batch['crop'][:, :2]), np.asarray(batch['flip'][:, :2])
+    cells = image_cells(crop, method.cell.size), *view_cells(crop, flip, method.cell.size)
+    drawn[:3] = [dataclasses.replace(column, cells=each) for column, each in zip(drawn, cells)]
+  return drawn
+
+
+def drawn_mosaics(method: Method, batch: dict[str, Any]) -> np.ndarray | None:
+  """The mosaics of every four images, uint8 [images // 4, S, S, 3]; None where the method has none."""
+  if not (isinstance(method, InsCon) and method.has_multi):
+    return None
+  views = batch['views'][1][:, 0]
+  whole = len(views) // 4 * 4
+  return pixels(mosaics(views[:whole]), method.views[1]) if whole else None
+
+
+def view_cells(crop: np.ndarray, flip: np.ndarray, size: int) -> np.ndarray:
+  """Where the cells of the overlap lie in two views, in the order that makes them the same part of the image.
+
+  Args:
+    crop: y0, x0, y1, x1 as fractions of the image, float32 [n, 2, 4].
+    flip: bool [n, 2].
+    size: cells a side.
+
+  Returns:
+    y0, x0, y1, x1 as fractions of the view as the network sees it, float32 [2, n, size, size, 4].
+  """
+  boxes = jax.jit(roi.overlap_boxes)(crop, flip)
+  return np.stack([jax.jit(roi.unflip_cells)(_grid(boxes[:, view], size), flip[:, view])
+                   for view in range(2)])
+
+
+def image_cells(crop: np.ndarray, size: int) -> np.ndarray:
+  """The same cells as fractions of the image, [n, size, size, 4]."""
+  start, stop = np.max(crop[..., :2], axis=1), np.min(crop[..., 2:], axis=1)
+  return _grid(np.concatenate([start, stop], axis=-1), size)
+
+
+def pixels(views: jax.Array, spec: Views) -> np.ndarray:
+  """Undoes the normalisation: uint8 [..., 3]."""
+  values = np.asarray(views) * np.asarray(spec.std) + np.asarray(spec.mean)
+  return np.clip(255 * values, 0, 255).round().astype(np.uint8)
+
+
+def decoded(data: bytes) -> np.ndarray:
+  """An encoded image whole, uint8 [H, W, 3]; a black pixel where it cannot be decoded, as its views are."""
+  prepared, _, _ = decode.prepare(data)
+  try:
+    with PIL.Image.open(io.BytesIO(prepared)) as image:
+      return np.asarray(image.convert('RGB'))
+  except OSError:
+    return np.zeros((1, 1, 3), np.uint8)
+
+
+def _grid(boxes, size):
+  """Boxes y0, x0, y1, x1 [n, 4] cut into cells, float32 [n, size, size, 4], row by row."""
+  boxes = np.asarray(boxes, np.float32)
+  edges = np.arange(size + 1, dtype=np.float32)[:, None] / size
+  y, x = (boxes[:, i] + edges * (boxes[:, i + 2] - boxes[:, i]) for i in range(2))
+  lows = np.stack(np.broadcast_arrays(y[:-1, None], x[None, :-1]), axis=-1)
+  highs = np.stack(np.broadcast_arrays(y[1:, None], x[None, 1:]), axis=-1)
+  return np.moveaxis(np.concatenate([lows, highs], axis=-1), 2, 0)
+
+
+# ---- The command --------------------------------------------------------------------------------
+
+
+def define_flags(argv: list[str]) -> flags.FlagValues:
+  """The command's flags, not parsed yet."""
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file(
+    'config', None, 'A file of configs/, with a preset after a colon.', flag_values=values, sys_argv=argv)
+  flags.DEFINE_string('out', 'views.png', 'The picture to write.', flag_values=values)
+  flags.DEFINE_integer('images', 8, 'Images of the first batch to draw.', flag_values=values)
+  return values
+
+
+def run(values: flags.FlagValues) -> None:
+  """Draws the picture that the flags ask for."""
+  config, out = values.config, Path(values.out)
+  if config.task != 'pretrain':
+    raise UserError(f"config.task is '{config.task}': views are drawn of a pretraining.")
+  train.check_settings(config)
+  if not 1 <= values.images <= config.batch_size:
+    raise UserError(f'--images={values.images}: from 1 to all {config.batch_size} of a batch are drawn.')
+  if out.suffix != '.png':
+    raise UserError(f'--out={out}: the picture is a PNG; give it a name that ends in .png.')
+  source = sources.open_source(config.data, config.data.train)
+  mesh = meshes.make_mesh(devices=jax.devices()[:1])
+  method = methods.make(config, source.num_images, mesh, meshes.compute_dtype(config.dtype))
+  pipeline.check_views(source, method.views)
+  batch = first_batch(config, source, method, values.images)
+  names = [source.name(int(id)) for id in batch['id']]
+  try:
+    visualise.views_picture(columns(source, method, batch), np.asarray(batch['crop']), names,
+                            drawn_mosaics(method, batch), out)
+  except OSError as error:
+    raise UserError(f'--out={out} cannot be written: {error}.') from error
+  print(f'{out}: the first {values.images} images of the first batch, as {config.method} sees them')
+
+
+def command() -> None:
+  """The whole command, with its exit code: 0, 1 for a user's error, 130 when interrupted."""
+  try:
+    values = define_flags(sys.argv)
+    command_line.parse(sys.argv, values)
+    run(values)
+  except Help:
+    print(_USAGE)
+  except UserError as error:
+    sys.exit(f'conic_jax: {error}')
+  except KeyboardInterrupt:
+    sys.exit(130)
+
+
+if __name__ == '__main__':
+  command()
