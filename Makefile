@@ -12,16 +12,20 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
+$(VENV)/.developed: $(VENV)/.installed requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
 ## Pretrains, evaluates and draws on photographs that are on this machine already.
 quickstart: $(VENV)/.installed
 	$(BIN)/python -m conic_jax.main --config=configs/conic.py:photos
 
 ## The whole test suite.
-test: $(VENV)/.installed
+test: $(VENV)/.developed
 	$(BIN)/python -m pytest
 
 ## Style and types.
-lint: $(VENV)/.installed
+lint: $(VENV)/.developed
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 

@@ -6,7 +6,7 @@
   python -m conic_jax.main --config=configs/byol.py:folder --config.data.dir=IMAGES
 
 The figure is linear top-1 on ImageNet, of 512 TPU v3 cores in about 8 hours (the paper, §3.3). Changed:
-nothing known. What is not named here is as in configs/conic.py.
+the linear protocol is configs/conic.py's, as is what is not named here.
 """
 from ml_collections import ConfigDict
 

@@ -6,9 +6,9 @@
   python -m conic_jax.main --config=configs/co2_moco_v2.py:photos        minutes on a laptop, no download
   python -m conic_jax.main --config=configs/co2_moco_v2.py:folder --config.data.dir=IMAGES
 
-The figure is linear top-1 on ImageNet; the slides give no hours, and a step costs one product of the keys
-with the queue more than MoCo's. α and τ_con are not in the slides: they are remembered from the paper and
-were not checked. Of Figure 2's grids the slides show a part; the rest is ours. All else is as in
+The figure is linear top-1 on ImageNet; the slides give neither hardware nor hours; a step has one product of
+the keys with the queue more than MoCo's. α and τ_con are not in the slides: they are remembered from the
+paper and were not checked. Of Figure 2's grids the slides show a part; the rest is ours. All else is as in
 configs/moco_v2.py.
 """
 from ml_collections import ConfigDict

@@ -12,8 +12,10 @@
 The paper trained on 8 V100 and gives no hours; its figures are of detection (Mask R-CNN R50-FPN 1x on COCO:
 40.9 box AP), 70.3 is linear top-1 on ImageNet. Ours to choose, as the paper is silent: the width of the
 cells' hidden layer is the head's; each image is in one mosaic of a step; the mosaics' queries have a head of
-their own and the single head's keys. Table 8 has the cell head beside the single one, without mosaics. All
-else is as in configs/moco_v2.py.
+their own and the single head's keys; two crops share a hundredth of the smaller one at least. Changed: beyond
+the outermost features the surface under the cells goes on, where precise RoI pooling's falls to zero
+(config.cell.outside=zero). Table 8 has the cell head beside the single one, without mosaics. All else is as
+in configs/moco_v2.py.
 """
 from ml_collections import ConfigDict
 
@@ -50,6 +52,7 @@ def get_config(preset: str = 'imagenet') -> ConfigDict:
   config.cell.position = 'res5'   # the last stage; 'res4' is the one before
   config.cell.hidden = config.head.hidden
   config.cell.features = 256
+  config.cell.outside = 'edge'    # beyond the outermost features: the same ('edge'), or 'zero'
   config.cell.queue = 64_512      # 28 batches of 256 images with 9 cells
   config.cell.temperature = 0.2
 

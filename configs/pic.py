@@ -2,7 +2,8 @@
 
   python -m conic_jax.main --config=configs/pic.py                       ImageNet, 200 epochs, one view of 224
   python -m conic_jax.main --config=configs/pic.py:multi_crop            one of 160 and three of 96 (68.6)
-  python -m conic_jax.main --config=configs/pic.py:multi_crop --config.epochs=400             (70.3)
+  python -m conic_jax.main --config=configs/pic.py:multi_crop --config.epochs=400 \
+    --config.optimizer.warmup_epochs=10                                  (70.3)
   python -m conic_jax.main --config=configs/pic.py:photos                minutes on a laptop, no download
   python -m conic_jax.main --config=configs/pic.py:cifar10 --config.data.dir=TFDS_DIR
   python -m conic_jax.main --config=configs/pic.py:folder --config.data.dir=IMAGES
@@ -16,7 +17,7 @@ do not overlap as the paper wants; ours do. It has neither recent negative sampl
 ours are ConIC-S's window, exact where float32 is. It passes each view alone through the network, we a group
 of views at once, which shares its batch-norm statistics; and its rows start of unequal norms, N(0, 0.01²)
 in each place, ours of their mean norm. Its warm-up begins at a hundredth of the rate, ours at the first
-step's share of it. What is not named here is as in configs/conic.py.
+step's share of it. The linear protocol is configs/conic.py's, as is what is not named here.
 """
 from ml_collections import ConfigDict
 

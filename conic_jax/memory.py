@@ -13,6 +13,8 @@ from conic_jax.mesh import replicated, split
 
 # The image of a key that is noise, as the queue begins with.
 NOISE = -1
+# How the momentum of an average may go.
+SCHEDULES = ('constant', 'cosine')
 
 
 @flax.struct.dataclass
@@ -70,29 +72,27 @@ def push(queue: Queue, keys: jax.Array, ids: jax.Array, valid: jax.Array, mesh: 
                        position=(queue.position + order[-1]) % queue.size)
 
 
-def negative_logits(queue: Queue, queries: jax.Array, temperature: float, mesh: Mesh,
-                    ids: jax.Array | None = None) -> jax.Array:
-  """q·k₋/τ of every query with every key of the queue, where the keys lie.
+def cosines(queue: Queue, queries: jax.Array, mesh: Mesh, ids: jax.Array | None = None) -> jax.Array:
+  """q·k₋ of every query with every key of the queue, where the keys lie.
 
   Args:
     queue: the queue; its keys carry no gradient.
     queries: float32 [B, D], of unit norm.
-    temperature: τ.
     mesh: the mesh.
     ids: int32 [B]; given, the keys of a query's own image are no negatives.
 
   Returns:
     float32 [B, K'], split over the keys (over the queries where every device has all keys); `MASKED` for
-    what is no negative.
+    what is no negative, which it stays after a division by τ.
   """
   where = PartitionSpec(None, mesh.axis_names) if queue.is_split else split(mesh)
   keys = jax.lax.stop_gradient(queue.keys)
-  logits = jnp.matmul(queries / temperature, keys.T, precision=jax.lax.Precision.HIGHEST)
-  logits = jax.lax.with_sharding_constraint(logits, NamedSharding(mesh, where))
+  products = jnp.matmul(queries, keys.T, precision=jax.lax.Precision.HIGHEST)
+  products = jax.lax.with_sharding_constraint(products, NamedSharding(mesh, where))
   counted = (jnp.arange(len(keys)) < queue.size)[None]
   if ids is not None:
     counted = counted & (ids[:, None] != queue.ids[None])
-  return jnp.where(counted, logits, MASKED)
+  return jnp.where(counted, products, MASKED)
 
 
 def write_rows(rows: jax.Array, places: jax.Array, values: jax.Array, mesh: Mesh,
@@ -139,8 +139,13 @@ def ema_momentum(start: float, schedule: str, step: jax.Array, total_steps: int)
   Returns:
     float32 [].
 
+  Raises:
+    ValueError: for another schedule.
+
   Source: BYOL (Grill et al. 2020), §3.3.
   """
+  if schedule not in SCHEDULES:
+    raise ValueError(f'The schedule is {schedule!r}; there is: {", ".join(SCHEDULES)}.')
   if schedule == 'constant':
     return jnp.float32(start)
   progress = jnp.minimum(step / total_steps, 1.0)

@@ -139,12 +139,15 @@ def make_schedule(config: Any, epochs: int, steps_per_epoch: int) -> Schedule:
     steps_per_epoch: steps of an epoch.
 
   Raises:
-    UserError: where there is none of that name.
+    UserError: where there is none of that name, or a milestone comes after the end.
   """
   peak, warmup_steps = config.learning_rate, round(config.warmup_epochs * steps_per_epoch)
   if config.schedule == 'cosine':
     schedule = cosine_schedule(peak, epochs * steps_per_epoch, warmup_steps, config.end)
   elif config.schedule == 'steps':
+    if late := [milestone for milestone in config.milestones if milestone >= epochs]:
+      raise UserError(f'config.optimizer.milestones has epoch {late[0]} and the run ends after {epochs}: '
+                      'give milestones before its end, 60% and 80% of it being usual, or an empty ().')
     milestones = tuple(epoch * steps_per_epoch for epoch in config.milestones)
     schedule = step_schedule(peak, milestones, warmup_steps)
   else:

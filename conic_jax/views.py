@@ -17,8 +17,8 @@ class Views:
     size: side of the view in pixels.
     crop: smallest and largest area of the crop as a share of the image.
     aspect: narrowest and widest ratio of width to height of the crop.
-    overlap: least share of the smaller of the group's two crops that both share, at least one pixel along
-      either side; 0 lets them lie anywhere, so crops that need only touch have any tiny share.
+    overlap: the part that the group's two crops have in common, as a share of the smaller one, is at least
+      this, and at least a pixel; at 0 they may lie apart.
     flip: probability of a horizontal flip.
     jitter: probability of the colour jitter.
     strength: factor on the four jitter ranges.

@@ -6,6 +6,14 @@ from ml_collections import ConfigDict
 
 from conic_jax.command_line import load
 
+_SMALL_QUEUE = {'queue.size': 37, 'batch_norm.groups': 2}
+# What methods need to fit the tiny network, batches of 16 and some forty images.
+_TINY = {
+  'conic_s': {'classifier.window': 24}, 'pic': {'classifier.window': 24}, 'one_million': {'smoothing.k': 5},
+  'instdisc': {'views.count': 1, 'loss.noise': 12}, 'byol': {'views.count': 1, 'predictor.hidden': 16},
+  'moco': _SMALL_QUEUE, 'co2': _SMALL_QUEUE, 'align_uniform': _SMALL_QUEUE,
+  'inscon': {**_SMALL_QUEUE, 'head.norm': False, 'cell.hidden': 16, 'cell.features': 8, 'cell.queue': 150}}
+
 
 def config_of(name):
   """The file of a method's config; of several the first."""
@@ -20,6 +28,11 @@ def as_method(config, name, **changes):
   config.method = name
   config.update_from_flattened_dict(changes)
   return config
+
+
+def tiny_method(config, name, **changes):
+  """Makes the tiny config of ConIC one of another method, as small."""
+  return as_method(config, name, **{**_TINY.get(name, {}), **changes})
 
 
 def _take_fields(config, own):

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support import as_method, flags_of
+from support import flags_of, tiny_method
 
 from conic_jax import main
 
@@ -70,7 +70,7 @@ def long_config(tiny_config):
   (['--config=configs/conic.py:folder', '--config.data.dir=/no/such'], r'/no/such'),
   (['--config=configs/conic.py', '--config.data.name=imagenet2013'], r'imagenet2012'),
   (['--config=configs/conic.py:cifar10', '--config.data.dir=/no/such'], r'tfds build cifar10'),
-  (['--config=configs/conic.py:photos', '--config.method=moko'], r"'moko'; there is: conic"),
+  (['--config=configs/conic.py:photos', '--config.method=moko'], r"'moko'; there is: align_uniform, byol"),
   (['--config=configs/conic.py:photos', '--config.encoder.name=resnet9'], r'resnet9.*resnet18'),
   (['--config=configs/conic.py:photos', '--config.task=dance'], r'there is: pretrain, knn, linear'),
   (['--config=configs/knn.py'], r'Which encoder\? --config\.encoder=RUN'),
@@ -101,7 +101,7 @@ def test_a_mistake_prints_no_traceback_and_fails():
 def test_after_kill_9_the_losses_are_those_of_an_undisturbed_run(long_config, tmp_path, method):
   """ConIC-S with its rows on disk: store and checkpoint agree whatever was being written."""
   if method == 'conic_s':
-    as_method(long_config, method, **{'classifier.window': 24, 'classifier.store': 'disk'})
+    tiny_method(long_config, method, **{'classifier.store': 'disk'})
   run = Path(long_config.run)
   undisturbed = long_config.copy_and_resolve_references()
   undisturbed.run = str(tmp_path / 'undisturbed')
@@ -168,10 +168,9 @@ def finish_pair(*arguments):
     assert code == 0, err
 
 
-@pytest.mark.parametrize('method', ['conic', 'conic_s'])
-def test_two_processes_learn_what_one_does(tiny_config, tmp_path, method):
-  if method == 'conic_s':
-    as_method(tiny_config, method, **{'classifier.window': 24, 'classifier.store': 'disk'})
+@pytest.mark.parametrize(('method', 'changes'), [('conic_s', {'classifier.store': 'disk'}), ('inscon', {})])
+def test_two_processes_learn_what_one_does(tiny_config, tmp_path, method, changes):
+  tiny_method(tiny_config, method, **changes)
   alone = tiny_config.copy_and_resolve_references()
   alone.run = str(tmp_path / 'alone')
   single = start(*flags_of(alone), devices=4)

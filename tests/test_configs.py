@@ -3,7 +3,7 @@ import importlib
 
 import pytest
 
-from conic_jax import methods
+from conic_jax import methods, optim
 from conic_jax.command_line import load
 
 DATA = ('photos', 'cifar10', 'imagenet100', 'folder')
@@ -29,6 +29,7 @@ def test_every_method_has_a_config():
 def test_presets_load(name, preset):
   config = load(f'configs/{name}.py:{preset}')
   assert (config.task, config.method, config.num_instances) == ('pretrain', METHODS.get(name, name), 0)
+  assert optim.make_schedule(config.optimizer, config.epochs, 10)(0) > 0
   small = preset in ('photos', 'cifar10')
   assert config.data.name == {'photos': 'photos', 'cifar10': 'cifar10', 'imagenet100': 'folder',
                               'folder': 'folder'}.get(preset, 'imagenet2012')
@@ -104,8 +105,8 @@ def test_inscon_is_the_papers():
   assert (config.head.features, config.cell.features) == (128, 256)
   assert (config.queue.size, config.cell.queue, config.cell.size) == (65536, 64512, 3)
   heads = {preset: load(f'configs/inscon.py:{preset}') for preset in INSCON}
-  assert {name: (own.multi.enabled, own.cell.enabled) for name, own in heads.items() if name in INSCON[:3]} == {
-    'single': (False, False), 'multi': (True, False), 'cell': (False, True)}
+  assert [(heads[name].multi.enabled, heads[name].cell.enabled) for name in ('single', 'multi', 'cell')] == [
+    (False, False), (True, False), (False, True)]
   assert [heads[f'tau_{temperature}'].cell.temperature for temperature in (0.1, 0.2, 0.3, 0.4)] == [
     0.1, 0.2, 0.3, 0.4]
   assert [heads[position].cell.position for position in ('res4', 'res5')] == ['res4', 'res5']

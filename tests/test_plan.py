@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import config_of
 
 from conic_jax import hlo, methods, plan, topology, train
 from conic_jax import mesh as meshes
@@ -22,11 +23,13 @@ KEYS = {'fits', 'peak_bytes', 'limit_bytes', 'arguments_bytes', 'temp_bytes', 'f
 
 def tiny(name):
   """A method's config with a network of one block."""
-  config = load(f'configs/{name}.py:folder')
+  config = load(config_of(name))
   config.batch_size, config.views.size = 16, 16
   config.encoder.name, config.encoder.stem = 'resnet18', 'cifar'
   config.encoder.blocks, config.encoder.width = (1,), 0.125
   config.head.hidden, config.head.features = 16, 8
+  if 'batch_norm' in config:
+    config.batch_norm.groups = 2
   return config
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import tiny_method
 
 from conic_jax import mesh as meshes
 from conic_jax import methods, optim, train
@@ -58,7 +59,12 @@ def test_an_unlabelled_folder_is_enough(tiny_config, capsys):
   assert (Path(tiny_config.run) / 'figures' / 'neighbours.png').exists()
 
 
-def test_a_resumed_run_equals_an_undisturbed_one_to_the_bit(tiny_config, tmp_path):
+@pytest.mark.parametrize(('name', 'changes'), [
+  ('conic', {}), ('inscon', {}), ('instdisc', {}), ('byol', {}),
+  ('pic', {'sampler.window': 32, 'sampler.stride': 16})])
+def test_a_resumed_run_equals_an_undisturbed_one_to_the_bit(tiny_config, tmp_path, name, changes):
+  """Rows, queues, bank, target network and the sampler's window go on where they were."""
+  tiny_method(tiny_config, name, **changes)
   tiny_config.eval.knn = tiny_config.eval.linear = False
   undisturbed = tiny_config.copy_and_resolve_references()
   undisturbed.run = str(tmp_path / 'undisturbed')

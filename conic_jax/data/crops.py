@@ -10,7 +10,7 @@ _TRIES = 10
 # Draws of two crops until they overlap. Where a draw in 20 does, one image in 170 meets none of them.
 _PAIR_DRAWS, _LEAST_OVERLAPPING = 100, 1 / 20
 _CHECKED_DRAWS = 32  # Of each image.
-_SMALLEST_OVERLAP = 3  # Pixels along a side: 3×3 cells.
+_SMALLEST_OVERLAP = 3  # Pixels along a side, one for each of InsCon's cells.
 _MULTIPLIERS = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _KEY_STEPS = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
 _WORD = np.uint64(0xFFFFFFFF)
@@ -87,8 +87,7 @@ def overlaps(pairs: np.ndarray, least: float) -> np.ndarray:
 def check_overlap(groups: tuple[Views, ...], shapes: np.ndarray) -> None:
   """Looks, before training, whether the groups whose views are to overlap can be drawn.
 
-  Two crops do practically never overlap where fewer than a draw in 20 does: then more than one image in
-  170 would end with twice the same crop.
+  Where fewer than one draw in 20 overlaps, more than one image in 170 would end with the same crop twice.
 
   Args:
     groups: the groups of views.
@@ -145,7 +144,7 @@ def _check_draws(group, shapes):
   length = np.median(_shared_sides(boxes).min(axis=-1).reshape(-1, _CHECKED_DRAWS), axis=1)
   if (length < _SMALLEST_OVERLAP).any():
     height, width = shapes[::_CHECKED_DRAWS][length.argmin()]
-    raise UserError(f'An image of {height}×{width} pixels is too small for 3×3 cells: most overlaps of its '
+    raise UserError(f'An image of {height}×{width} pixels is too small: most overlaps of its '
                     f'crops are under {_SMALLEST_OVERLAP} pixels long. Leave such images out, or raise the '
                     f'smallest area of config.views.crop {tuple(group.crop)}.')
 

@@ -121,7 +121,7 @@ def linear_accuracy(encode: Encode, variables: Any, train_source: sources.Source
   settings = dataclasses.replace(settings, batch_size=min(settings.batch_size, largest))
   check_batch_size(settings.batch_size, mesh, 'config.linear.batch_size')
   view = dataclasses.replace(spec, count=1, size=size, crop=settings.crop, flip=0.5, jitter=0.,
-                             grayscale=0., blur=0.)
+                             grayscale=0., blur=0., solarise=0., overlap=0.)
   heads = _train(encode, variables, train_source, view, settings, seed, mesh, report)
 
   def test(source):

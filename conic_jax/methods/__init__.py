@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from conic_jax.errors import UserError
-from conic_jax.methods.base import Aux, Method
+from conic_jax.methods.base import Aux, Method, check_positive
 
 __all__ = ['Aux', 'Method', 'available', 'make']
 
@@ -30,9 +30,11 @@ def make(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype) -> Metho
     dtype: the compute type.
 
   Raises:
-    UserError: where there is no such method.
+    UserError: where there is no such method, or its settings do not go together.
   """
   if config.method not in available():
     raise UserError(f"config.method is '{config.method}'; there is: {', '.join(available())}.")
+  if 'temperature' in config:
+    check_positive(config.temperature, 'config.temperature')
   return importlib.import_module(f'{__name__}.{config.method}').make(
     config, num_instances, mesh, dtype)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from conic_jax import losses
+from conic_jax.methods.base import check_positive
 from conic_jax.methods.momentum import MomentumMethod
 
 
@@ -24,12 +25,17 @@ class AlignUniform(MomentumMethod):
   def contrast(self, queries, keys, queue, batch):
     valid, t = batch['valid'], self.weights.t
     alignment = losses.alignment(jnp.stack([queries, keys], axis=1), valid)
-    key_logits = self.negatives(queue, queries, 1 / (2 * t), batch)
+    key_logits = 2 * t * self.cosines(queue, queries, batch['id'])
     uniformity = losses.queue_uniformity(queries, valid, key_logits, t)
-    return (self.weights.align * alignment + self.weights.uniform * uniformity,
-            {'loss_alignment': alignment, 'loss_uniformity': uniformity})
+    loss = self.weights.align * alignment + self.weights.uniform * uniformity
+    return loss, {'loss_uniformity': uniformity}
 
 
 def make(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype) -> AlignUniform:
-  """Makes it with the settings of `config`."""
+  """Makes it with the settings of `config`.
+
+  Raises:
+    UserError: for a kernel that has no width.
+  """
+  check_positive(config.align_uniform.t, 'config.align_uniform.t')
   return AlignUniform(config, num_instances, mesh, dtype)

@@ -7,7 +7,9 @@ import flax.struct
 import jax
 from jax.sharding import PartitionSpec
 
+from conic_jax import memory
 from conic_jax.companion import Companion, Run
+from conic_jax.errors import UserError
 from conic_jax.views import Views
 
 
@@ -140,3 +142,23 @@ class Method(abc.ABC):
     """The host's side of a run; see `companion.py`."""
     del run
     return Companion()
+
+
+def total_steps(config: Any, num_instances: int) -> int:
+  """Steps of the whole run, for what is scheduled over it."""
+  return config.epochs * max(1, num_instances // config.batch_size)
+
+
+def check_positive(value: float, field: str) -> None:
+  """Raises a `UserError` where a setting, a temperature say, is not above 0."""
+  if not value > 0:
+    raise UserError(f'{field} is {value}: it is above 0.')
+
+
+def check_momentum(settings: Any) -> None:
+  """Raises a `UserError` for a `config.momentum` that there is not."""
+  if settings.schedule not in memory.SCHEDULES:
+    raise UserError(f"config.momentum.schedule is '{settings.schedule}'; there is: "
+                    f"{', '.join(memory.SCHEDULES)}.")
+  if not 0 <= settings.start <= 1:
+    raise UserError(f'config.momentum.start is {settings.start}: it lies from 0 to 1.')

@@ -5,6 +5,7 @@ L = ‖p̄₁ − z̄′₂‖² + ‖p̄₂ − z̄′₁‖²,  p the predicti
 
 Source: "Bootstrap Your Own Latent" (Grill et al. 2020), Eq. 2, §3.
 """
+import dataclasses
 from typing import Any
 
 import jax
@@ -13,10 +14,8 @@ from jax.sharding import Mesh
 
 from conic_jax import losses, memory, models
 from conic_jax.errors import UserError
-from conic_jax.methods.base import Aux, Method
-from conic_jax.methods.instance import merge_views
-from conic_jax.methods.momentum import pair_metrics
-from conic_jax.methods.network import Network
+from conic_jax.methods.base import Aux, Method, check_momentum, total_steps
+from conic_jax.methods.network import Network, merge_views, pair_metrics
 from conic_jax.views import Views
 
 _TARGET = ('encoder', 'head')
@@ -34,10 +33,10 @@ class BYOL(Method):
     predictor = config.predictor
     self.predictor = models.MLP(predictor.hidden, config.head.features, predictor.norm, norm_output=False,
                                 groups=2, dtype=dtype)
-    first = {**config.views, 'count': 1}
-    self.views: tuple[Views, ...] = (Views(**first), Views(**{**first, **config.second_view}))
+    first = Views(**config.views)
+    self.views: tuple[Views, ...] = (first, dataclasses.replace(first, **config.second_view))
     self.momentum = config.momentum
-    self.total_steps = config.epochs * max(1, num_instances // config.batch_size)
+    self.total_steps = total_steps(config, num_instances)
 
   def init(self, rng, batch):
     encoder_rng, head_rng, predictor_rng = jax.random.split(rng, 3)
@@ -78,10 +77,11 @@ def make(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype) -> BYOL:
   """Makes it with the settings of `config`.
 
   Raises:
-    UserError: for views of two sizes.
+    UserError: for another number of views, or a momentum that there is not.
   """
   del mesh
-  if 'size' in config.second_view or 'count' in config.second_view:
-    raise UserError('config.second_view has no size and no count of its own: both views are one of '
-                    'config.views.size.')
+  check_momentum(config.momentum)
+  if config.views.count != 1:
+    raise UserError(f'config.views.count is {config.views.count}: BYOL takes one view as config.views has it '
+                    'and one as config.second_view changes it; set it to 1.')
   return BYOL(config, num_instances, dtype)

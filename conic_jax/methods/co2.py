@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from conic_jax import losses
-from conic_jax.errors import UserError
+from conic_jax.methods.base import check_positive
 from conic_jax.methods.moco import MoCo
 
 
@@ -24,9 +24,9 @@ class CO2(MoCo):
     self.alpha, self.consistency_temperature = config.consistency.alpha, config.consistency.temperature
 
   def contrast(self, queries, keys, queue, batch):
-    loss_contrast, metrics = super().contrast(queries, keys, queue, batch)
-    p, q = (self.negatives(queue, vectors, self.consistency_temperature, batch)
-            for vectors in (keys, queries))
+    of_queries, of_keys = (self.cosines(queue, vectors, batch['id']) for vectors in (queries, keys))
+    loss_contrast, metrics = self.info_nce(queries, keys, of_queries, batch['valid'])
+    p, q = (cosines / self.consistency_temperature for cosines in (of_keys, of_queries))
     loss_consistency = losses.masked_mean(losses.symmetric_kl(p, q), batch['valid'])
     metrics |= {'loss_contrast': loss_contrast, 'loss_consistency': loss_consistency}
     return loss_contrast + self.alpha * loss_consistency, metrics
@@ -38,6 +38,5 @@ def make(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype) -> CO2:
   Raises:
     UserError: for a temperature that is none.
   """
-  if config.consistency.temperature <= 0:
-    raise UserError(f'config.consistency.temperature is {config.consistency.temperature}: it is above 0.')
+  check_positive(config.consistency.temperature, 'config.consistency.temperature')
   return CO2(config, num_instances, mesh, dtype)

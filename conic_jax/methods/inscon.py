@@ -17,9 +17,10 @@ from jax.sharding import Mesh
 
 from conic_jax import losses, memory, models
 from conic_jax.errors import UserError
-from conic_jax.methods.base import Aux
+from conic_jax.methods.base import Aux, check_positive
 from conic_jax.methods.moco import MoCo
-from conic_jax.methods.momentum import check_queue, pair_metrics
+from conic_jax.methods.momentum import check_queue
+from conic_jax.methods.network import pair_metrics
 from conic_jax.models import roi
 
 # Views of a mosaic, in the order upper left, upper right, lower left, lower right.
@@ -32,9 +33,9 @@ class InsCon(MoCo):
   """The method; see the module.
 
   The quadrants are a third view of each image at half the side, cut for the mosaics alone, and the four
-  images of a mosaic follow one another in the batch: its order is random, and no image moves. Every image is
-  in one mosaic of a step. The head of the mosaics is its own; the keys that its quadrants are matched with,
-  and the queue, are the single head's.
+  images of a mosaic follow one another in the batch: its order is random, and no image moves as long as the
+  images of a device are a multiple of four. Every image is in one mosaic of a step. The head of the mosaics
+  is its own; the keys that its quadrants are matched with, and the queue, are the single head's.
   """
 
   def __init__(self, config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype):
@@ -61,9 +62,8 @@ class InsCon(MoCo):
   def multi_loss(self, queries: jax.Array, keys: jax.Array, queue: memory.Queue, batch: dict[str, Any]
                  ) -> jax.Array:
     """Eq. 2, [], the mean over mosaics of which all images are valid."""
-    positives = jnp.sum(queries * keys, axis=1) / self.temperature
-    negatives = self.negatives(queue, queries, self.temperature, batch)
-    grouped = lambda logits: logits.reshape(-1, _QUADRANTS, *logits.shape[1:])
+    positives, negatives = jnp.sum(queries * keys, axis=1), self.cosines(queue, queries, batch['id'])
+    grouped = lambda cosines: cosines.reshape(-1, _QUADRANTS, *cosines.shape[1:]) / self.temperature
     loss = losses.contrast(grouped(positives), grouped(negatives))
     return losses.masked_mean(loss, of_mosaics(batch['valid']))
 
@@ -79,18 +79,18 @@ class InsCon(MoCo):
       float32 [B, size², D] of unit norm.
     """
     stage = maps[self.cell_stage]
-    pooled = roi.precise_pool(stage, boxes * stage.shape[1], self.cell.size)
+    pooled = roi.precise_pool(stage, boxes * stage.shape[1], self.cell.size, self.cell.outside)
     features = self.cell_head.apply({'params': params['cell_head']}, roi.unflip_cells(pooled, flip))
     return losses.normalise(features.reshape(len(features), -1, self.cell.features))
 
   def cell_loss(self, queries: jax.Array, keys: jax.Array, queue: memory.Queue, batch: dict[str, Any]
                 ) -> jax.Array:
     """Eq. 3, [], the mean over valid images."""
-    positives = jnp.sum(queries * keys, axis=2) / self.cell.temperature
     images, cells, dim = queries.shape
-    own = jnp.repeat(batch['id'], cells) if self.queue.mask_own else None
-    negatives = memory.negative_logits(queue, queries.reshape(-1, dim), self.cell.temperature, self.mesh, own)
-    loss = losses.contrast(positives, negatives.reshape(images, cells, -1))
+    positives = jnp.sum(queries * keys, axis=2)
+    negatives = self.cosines(queue, queries.reshape(-1, dim), jnp.repeat(batch['id'], cells))
+    negatives = negatives.reshape(images, cells, -1)
+    loss = losses.contrast(positives / self.cell.temperature, negatives / self.cell.temperature)
     return losses.masked_mean(loss, batch['valid'])
 
   # ---- The contract --------------------------------------------------------------------------------
@@ -111,33 +111,27 @@ class InsCon(MoCo):
     return params, batch_stats, state
 
   def loss(self, params, batch_stats, method_state, batch, rng):
-    views, valid, key_encoder = batch['views'][0], batch['valid'], method_state['key']
-    members = self.members(rng, len(valid))
-    query_maps, batch_stats = self.network.maps(params, batch_stats, views[:, 0], valid, self.mode)
-    queries, batch_stats = self.network.head_of(params, batch_stats, query_maps['features'], valid, self.mode)
-    key_maps, key_stats = jax.lax.stop_gradient(self.network.maps(
-      key_encoder['params'], key_encoder['batch_stats'], views[:, 1], valid, self.mode, members))
-    keys, key_stats = jax.lax.stop_gradient(self.network.head_of(
-      key_encoder['params'], key_stats, key_maps['features'], valid, self.mode, members))
-    queries, keys = losses.normalise(queries), losses.normalise(keys)
-
-    parts, metrics = {}, pair_metrics(queries, keys, valid)
-    parts['loss_single'], top1 = self.contrast(queries, keys, method_state['queue'], batch)
-    for_update = {'push': {'keys': keys, 'ids': batch['id'], 'valid': valid}}
+    valid, key_encoder = batch['valid'], method_state['key']
+    pairs = self.pairs(params, batch_stats, key_encoder, batch, rng)
+    batch_stats, losses_by_head = pairs.batch_stats, {}
+    losses_by_head['loss_single'], metrics = self.contrast(
+      pairs.queries, pairs.keys, method_state['queue'], batch)
+    for_update = {'batch_stats': pairs.key_stats,
+                  'push': {'keys': pairs.keys, 'ids': batch['id'], 'valid': valid}}
     if self.has_multi:
       quadrants, batch_stats = self.multi_queries(params, batch_stats, batch)
-      parts['loss_multi'] = self.multi_loss(quadrants, keys, method_state['queue'], batch)
+      losses_by_head['loss_multi'] = self.multi_loss(quadrants, pairs.keys, method_state['queue'], batch)
     if self.cell.enabled:
       flip, boxes = batch['flip'], roi.overlap_boxes(batch['crop'][:, :2], batch['flip'][:, :2])
-      query_cells = self.cells(params, query_maps, boxes[:, 0], flip[:, 0])
+      query_cells = self.cells(params, pairs.query_maps, boxes[:, 0], flip[:, 0])
       key_cells = jax.lax.stop_gradient(
-        self.cells(key_encoder['params'], key_maps, boxes[:, 1], flip[:, 1]))
-      parts['loss_cell'] = self.cell_loss(query_cells, key_cells, method_state['cell_queue'], batch)
+        self.cells(key_encoder['params'], pairs.key_maps, boxes[:, 1], flip[:, 1]))
+      losses_by_head['loss_cell'] = self.cell_loss(query_cells, key_cells, method_state['cell_queue'], batch)
       repeated = lambda values: jnp.repeat(values, key_cells.shape[1])
       for_update['push_cells'] = {'keys': key_cells.reshape(-1, self.cell.features),
                                   'ids': repeated(batch['id']), 'valid': repeated(valid)}
-    metrics = {**parts, **top1, **metrics}
-    return sum(parts.values()), Aux(batch_stats, metrics, {'batch_stats': key_stats, **for_update})
+    metrics = {**losses_by_head, **metrics, **pair_metrics(pairs.queries, pairs.keys, valid)}
+    return sum(losses_by_head.values()), Aux(batch_stats, metrics, for_update)
 
   def update(self, method_state, aux, params, step, lr, apply):
     kept = {name: params[name] for name in method_state['key']['params']}
@@ -192,14 +186,26 @@ def make(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype) -> InsCo
                     f'of 4 and config.views.size, {size}, of 2; or set config.multi.enabled=False.')
   if config.multi.enabled and config.batch_norm.groups:
     _check_mosaic_groups(config.batch_norm.groups, batch_size)
+  if config.head.norm:
+    raise UserError('config.head.norm is True: InsCon has no batch norm in its heads; set it to False.')
   method = InsCon(config, num_instances, mesh, dtype)
   if cell.enabled:
-    check_queue(cell.queue, batch_size * cell.size ** 2, 'config.cell.queue')
-    if config.views.overlap <= 0:
-      raise UserError('config.views.overlap is 0: the cells are cut from the overlap of two crops; set it to '
-                      'the least share of the smaller crop that they have in common, above 0.')
+    _check_cells(config)
   _check_maps(method, config)
   return method
+
+
+def _check_cells(config: Any) -> None:
+  """Raises a `UserError` for cells that there cannot be."""
+  cell = config.cell
+  check_positive(cell.temperature, 'config.cell.temperature')
+  check_positive(cell.size, 'config.cell.size')
+  check_queue(cell.queue, config.batch_size * cell.size ** 2, 'config.cell.queue')
+  if cell.outside not in roi.OUTSIDE:
+    raise UserError(f"config.cell.outside is '{cell.outside}'; there is: {', '.join(roi.OUTSIDE)}.")
+  if config.views.overlap <= 0:
+    raise UserError('config.views.overlap is 0: the cells are cut from the overlap of two crops; set it to '
+                    'the least share of the smaller crop that they have in common, above 0.')
 
 
 def _check_mosaic_groups(groups: int, batch_size: int) -> None:
@@ -223,5 +229,5 @@ def _check_maps(method: InsCon, config: Any) -> None:
     side = maps[name].shape[1]
     if side < cells:
       raise UserError(f'The map of {name} is {side}×{side} for views of {config.views.size} pixels, too '
-                      f'small for {cells}×{cells} cells: set config.views.size larger, config.encoder.stem '
-                      'to cifar, or config.cell.position to res4.')
+                      f'small for {cells}×{cells} cells: set config.views.size larger, or make the network '
+                      'shrink it less by config.encoder.output_stride or config.encoder.stem.')

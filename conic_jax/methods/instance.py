@@ -16,7 +16,7 @@ from conic_jax import losses
 from conic_jax.classifier import full
 from conic_jax.mesh import split
 from conic_jax.methods.base import Aux, Method
-from conic_jax.methods.network import Network
+from conic_jax.methods.network import Network, merge_views
 from conic_jax.views import Views
 
 
@@ -41,11 +41,6 @@ def view_groups(config: Any) -> tuple[Views, ...]:
   if not config.get('small_views') or not config.small_views.count:
     return (first,)
   return first, dataclasses.replace(first, **config.small_views)
-
-
-def merge_views(views: jax.Array) -> jax.Array:
-  """[B, V, ...] to [B·V, ...], image-major, so that images stay on their device."""
-  return views.reshape(-1, *views.shape[2:])
 
 
 class InstanceMethod(Method):

@@ -1,6 +1,7 @@
 """InstDisc: an image is told from all others by the features that it had before, kept in a bank.
 
-  'nce':   against noise rows of the bank, with the normaliser estimated on the first batch
+  'nce':   J = −log h(i) − Σ_{j in noise} log(1 − h(j)),  h(j) = P(j|f) / (P(j|f) + m/N)
+           with P(j|f) = e^{vⱼᵀf/τ}/Z, Z estimated on the first batch
   'full':  ℓ = −log [ e^{vᵢᵀf/τ} / Σⱼ e^{vⱼᵀf/τ} ], the softmax over the whole bank, its rows normalised
   bank:    vᵢ ← m vᵢ + (1 − m) f, then normalised, for the images of the batch
 
@@ -55,7 +56,11 @@ class InstDisc(Method):
     seen = jax.lax.stop_gradient(unit)
     metrics = {**figures, 'uniformity': losses.uniformity(seen, valid),
                'feature_std': losses.feature_std(seen, valid)}
-    written = {'features': seen, 'ids': batch['id'], 'valid': valid, **figures}
+    # That a row is written for a loss that is a number also says that all reading of the bank comes before:
+    # else XLA copies it.
+    written = {'features': seen, 'ids': batch['id'], 'writes': valid & jnp.isfinite(each)}
+    if self.noise:
+      written['normaliser'] = figures['normaliser']
     return losses.masked_mean(each, valid), Aux(batch_stats, metrics, written)
 
   def discriminate(self, method_state: Any, features: jax.Array, batch: dict[str, Any], rng: jax.Array
@@ -72,7 +77,7 @@ class InstDisc(Method):
     bank, batch = method_state['bank'], aux.for_update
     own = noise.rows_of(bank, batch['ids'], self.mesh)
     mixed = losses.normalise(self.momentum * own + (1 - self.momentum) * batch['features'])
-    places = jnp.where(batch['valid'] & apply, batch['ids'], -1)
+    places = jnp.where(batch['writes'] & apply, batch['ids'], -1)
     state = {'bank': memory.write_rows(bank, places, mixed, self.mesh)}
     if self.noise:
       state['normaliser'] = jnp.where(apply, batch['normaliser'], method_state['normaliser'])

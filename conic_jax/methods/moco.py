@@ -23,11 +23,15 @@ class MoCo(MomentumMethod):
     self.temperature = config.temperature
 
   def contrast(self, queries, keys, queue, batch):
-    positives = jnp.sum(queries * keys, axis=1, keepdims=True) / self.temperature
-    negatives = self.negatives(queue, queries, self.temperature, batch)
-    loss = losses.masked_mean(losses.contrast(positives, negatives[:, None]), batch['valid'])
-    nearest = jax.lax.stop_gradient(positives[:, 0] > negatives.max(axis=1))
-    return loss, {'contrast_top1': losses.masked_mean(nearest.astype(jnp.float32), batch['valid'])}
+    return self.info_nce(queries, keys, self.cosines(queue, queries, batch['id']), batch['valid'])
+
+  def info_nce(self, queries: jax.Array, keys: jax.Array, cosines: jax.Array, valid: jax.Array
+               ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """InfoNCE, the mean over valid queries [], and how often the own key is the nearest; cosines: [B, K']."""
+    positives = jnp.sum(queries * keys, axis=1)
+    loss = losses.contrast(positives[:, None] / self.temperature, cosines[:, None] / self.temperature)
+    nearest = jax.lax.stop_gradient(positives > cosines.max(axis=1)).astype(jnp.float32)
+    return losses.masked_mean(loss, valid), {'contrast_top1': losses.masked_mean(nearest, valid)}
 
 
 def make(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype) -> MoCo:

@@ -2,11 +2,10 @@
 
   k = f(x'; θk), without gradient;  θk ← m θk + (1 − m) θq
 
-The keys of a step come from the average that already has the queries' encoder as it is before the step's
-update: so the average is taken at the end of each step, of the encoder after its update.
+MoCo averages at the start of a step; here the same average is taken at the end of the step before.
 """
 import abc
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +13,25 @@ from jax.sharding import Mesh
 
 from conic_jax import losses, memory
 from conic_jax.errors import UserError
-from conic_jax.methods.base import Aux, Method
-from conic_jax.methods.network import Network
+from conic_jax.methods.base import Aux, Method, check_momentum, total_steps
+from conic_jax.methods.network import Network, pair_metrics
 from conic_jax.views import Views
+
+
+class Pairs(NamedTuple):
+  """The two views of a batch, seen by the two encoders. What is of the keys carries no gradient.
+
+  Attributes:
+    queries, keys: float32 [B, D] of unit norm.
+    query_maps, key_maps: the stages of the networks.
+    batch_stats, key_stats: their batch-norm statistics after the batch.
+  """
+  queries: jax.Array
+  keys: jax.Array
+  query_maps: Any
+  key_maps: Any
+  batch_stats: Any
+  key_stats: Any
 
 
 class MomentumMethod(Method):
@@ -31,6 +46,7 @@ class MomentumMethod(Method):
 
   def __init__(self, config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype):
     check_queue(config.queue.size, config.batch_size, 'config.queue.size')
+    check_momentum(config.momentum)
     self.groups, self.shuffle = config.batch_norm.groups, config.batch_norm.shuffle
     check_groups(self.groups, config.batch_size)
     self.mode = 'grouped' if self.groups else 'batch'
@@ -41,7 +57,7 @@ class MomentumMethod(Method):
                       'image, a query and a key; set it to 2.')
     self.queue, self.momentum = config.queue, config.momentum
     self.dim, self.mesh = config.head.features, mesh
-    self.total_steps = config.epochs * max(1, num_instances // config.batch_size)
+    self.total_steps = total_steps(config, num_instances)
 
   @abc.abstractmethod
   def contrast(self, queries: jax.Array, keys: jax.Array, queue: memory.Queue, batch: dict[str, Any]
@@ -59,17 +75,28 @@ class MomentumMethod(Method):
 
   # ---- What they share -----------------------------------------------------------------------------
 
-  def negatives(self, queue: memory.Queue, queries: jax.Array, temperature: float, batch: dict[str, Any]
-                ) -> jax.Array:
-    """The logits [B, K'] of queries with the queue, without those of the own image if so asked."""
-    ids = batch['id'] if self.queue.mask_own else None
-    return memory.negative_logits(queue, queries, temperature, self.mesh, ids)
+  def cosines(self, queue: memory.Queue, vectors: jax.Array, ids: jax.Array) -> jax.Array:
+    """The cosines [B, K'] of vectors [B, D] with the queue, without those of the own image if so asked."""
+    return memory.cosines(queue, vectors, self.mesh, ids if self.queue.mask_own else None)
 
   def members(self, rng: jax.Array, size: int) -> jax.Array | None:
     """The batch-norm groups of the keys, shuffled: int32 [B]."""
     if not (self.groups and self.shuffle):
       return None
     return jax.random.permutation(rng, jnp.arange(size, dtype=jnp.int32) // (size // self.groups))
+
+  def pairs(self, params: Any, batch_stats: Any, key_encoder: Any, batch: dict[str, Any], rng: jax.Array
+            ) -> Pairs:
+    """Both encoders on their views of the batch."""
+    views, valid = batch['views'][0], batch['valid']
+    query_maps, batch_stats = self.network.maps(params, batch_stats, views[:, 0], valid, self.mode)
+    queries, batch_stats = self.network.head_of(params, batch_stats, query_maps['features'], valid, self.mode)
+    members, own = self.members(rng, len(valid)), key_encoder['params']
+    key_maps, key_stats = self.network.maps(
+      own, key_encoder['batch_stats'], views[:, 1], valid, self.mode, members)
+    keys, key_stats = self.network.head_of(own, key_stats, key_maps['features'], valid, self.mode, members)
+    keys, key_maps, key_stats = jax.lax.stop_gradient((losses.normalise(keys), key_maps, key_stats))
+    return Pairs(losses.normalise(queries), keys, query_maps, key_maps, batch_stats, key_stats)
 
   # ---- The contract --------------------------------------------------------------------------------
 
@@ -80,16 +107,11 @@ class MomentumMethod(Method):
     return params, batch_stats, {'key': {'params': params, 'batch_stats': batch_stats}, 'queue': queue}
 
   def loss(self, params, batch_stats, method_state, batch, rng):
-    views, valid, key_encoder = batch['views'][0], batch['valid'], method_state['key']
-    queries, batch_stats = self.network.project(params, batch_stats, views[:, 0], valid, self.mode)
-    keys, key_stats = jax.lax.stop_gradient(self.network.project(
-      key_encoder['params'], key_encoder['batch_stats'], views[:, 1], valid, self.mode,
-      self.members(rng, len(valid))))
-    queries, keys = losses.normalise(queries), losses.normalise(keys)
-    loss, metrics = self.contrast(queries, keys, method_state['queue'], batch)
-    metrics |= pair_metrics(queries, keys, valid)
-    pushed = {'keys': keys, 'ids': batch['id'], 'valid': valid}
-    return loss, Aux(batch_stats, metrics, {'batch_stats': key_stats, 'push': pushed})
+    pairs = self.pairs(params, batch_stats, method_state['key'], batch, rng)
+    loss, metrics = self.contrast(pairs.queries, pairs.keys, method_state['queue'], batch)
+    metrics |= pair_metrics(pairs.queries, pairs.keys, batch['valid'])
+    pushed = {'keys': pairs.keys, 'ids': batch['id'], 'valid': batch['valid']}
+    return loss, Aux(pairs.batch_stats, metrics, {'batch_stats': pairs.key_stats, 'push': pushed})
 
   def update(self, method_state, aux, params, step, lr, apply):
     key_encoder = self.next_key_encoder(method_state['key'], aux, params, step, apply)
@@ -111,14 +133,6 @@ class MomentumMethod(Method):
     return memory.queue_rules(self.mesh) if self.queue.split else ()
 
 
-def pair_metrics(queries: jax.Array, keys: jax.Array, valid: jax.Array) -> dict[str, jax.Array]:
-  """Alignment of the two views of an image, uniformity and spread of the first."""
-  queries, keys = jax.lax.stop_gradient((queries, keys))
-  return {'alignment': losses.alignment(jnp.stack([queries, keys], axis=1), valid),
-          'uniformity': losses.uniformity(queries, valid),
-          'feature_std': losses.feature_std(queries, valid)}
-
-
 def check_queue(size: int, batch_keys: int, field: str) -> None:
   """Raises a `UserError` where a queue cannot take in the keys of one batch."""
   if size < batch_keys:
@@ -127,7 +141,10 @@ def check_queue(size: int, batch_keys: int, field: str) -> None:
 
 
 def check_groups(groups: int, batch_size: int) -> None:
-  """Raises a `UserError` where batch-norm groups do not divide the batch."""
+  """Raises a `UserError` where batch-norm groups do not divide the batch, or have one image each."""
   if groups < 0 or (groups and batch_size % groups):
     raise UserError(f'config.batch_norm.groups {groups} does not divide config.batch_size {batch_size}: set '
                     'one of them so that it does, or the groups to 0 for batch norm over the whole batch.')
+  if groups == batch_size:
+    raise UserError(f'config.batch_norm.groups {groups} leaves one image of the batch to a group: set it to '
+                    f'at most {batch_size // 2}.')

@@ -1,10 +1,10 @@
-"""What most methods train: an encoder with a projection head."""
+"""What most methods train, an encoder with a projection head, and what they say of its features."""
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from conic_jax import models
+from conic_jax import losses, models
 
 
 class Network:
@@ -63,4 +63,16 @@ class Network:
   def encode(self, variables: dict[str, Any], images: jax.Array) -> jax.Array:
     """Pooled features float32 [M, F] under the running statistics: what goes on after training."""
     own = {name: collection['encoder'] for name, collection in variables.items()}
-    return self.encoder.apply(own, images, mode='frozen')
+    return self.encoder.apply(own, images, mode='frozen')  # pyright: ignore[reportReturnType]
+
+
+def merge_views(views: jax.Array) -> jax.Array:
+  """[B, V, ...] to [B·V, ...], image-major, so that images stay on their device."""
+  return views.reshape(-1, *views.shape[2:])
+
+
+def pair_metrics(first: jax.Array, second: jax.Array, valid: jax.Array) -> dict[str, jax.Array]:
+  """Alignment of two views of an image, uniformity and spread of the first: float32 [B, D] of unit norm."""
+  first, second = jax.lax.stop_gradient((first, second))
+  return {'alignment': losses.alignment(jnp.stack([first, second], axis=1), valid),
+          'uniformity': losses.uniformity(first, valid), 'feature_std': losses.feature_std(first, valid)}

@@ -14,7 +14,8 @@ from conic_jax import losses
 from conic_jax.classifier import full, hardest, smoothing
 from conic_jax.errors import UserError
 from conic_jax.mesh import split
-from conic_jax.methods.instance import InstanceMethod, mean_weights, merge_views
+from conic_jax.methods.instance import InstanceMethod, mean_weights
+from conic_jax.methods.network import merge_views
 
 PRIORS = ('none', 'running', 'frozen')
 TABLES = ('auto', 'epoch', 'batch')

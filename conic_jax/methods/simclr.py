@@ -13,9 +13,7 @@ from jax.sharding import Mesh
 from conic_jax import losses
 from conic_jax.errors import UserError
 from conic_jax.methods.base import Aux, Method
-from conic_jax.methods.instance import merge_views
-from conic_jax.methods.momentum import pair_metrics
-from conic_jax.methods.network import Network
+from conic_jax.methods.network import Network, merge_views, pair_metrics
 from conic_jax.views import Views
 
 

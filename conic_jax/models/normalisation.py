@@ -62,8 +62,8 @@ class BatchNorm(nn.Module):
     running_mean = self.variable('batch_stats', 'mean', jnp.zeros, (features,), jnp.float32)
     running_var = self.variable('batch_stats', 'var', jnp.ones, (features,), jnp.float32)
 
-    named = mode == 'grouped' and members is not None
-    parts = len(x) if named else self.groups if mode == 'grouped' else 1
+    members = members if mode == 'grouped' else None
+    parts = 1 if mode != 'grouped' else self.groups if members is None else len(x)
     if x.shape[0] % parts:
       raise UserError(f'A batch of {x.shape[0]} images does not divide into {parts} batch-norm '
                       'groups: set config.batch_size to a multiple of them.')
@@ -71,10 +71,11 @@ class BatchNorm(nn.Module):
     mean, var = running_mean.value[None], running_var.value[None]
     if mode != 'frozen' and not self.is_initializing():
       batch_mean, batch_var, count = _statistics(grouped, mask, running_mean.value)
-      if named:
-        batch_mean, batch_var, count = _joined(batch_mean, batch_var, count, members, self.groups)
+      if members is not None:
+        batch_mean, batch_var, count = _joined(
+          batch_mean, batch_var, count, members, self.groups, running_mean.value)
       new_mean, new_var = _over_groups(batch_mean, batch_var, count)
-      if named:
+      if members is not None:
         belongs = jax.nn.one_hot(members, self.groups)
         batch_mean, batch_var = (jnp.matmul(belongs, statistic, precision=jax.lax.Precision.HIGHEST)
                                  for statistic in (batch_mean, batch_var))
@@ -111,16 +112,17 @@ def _statistics(x: jax.Array, mask: jax.Array | None, shift: jax.Array):
   return mean + shift[None], var, count
 
 
-def _joined(mean: jax.Array, var: jax.Array, count: jax.Array, members: jax.Array, groups: int):
-  """Mean and biased variance [G, C] and values counted [G] of groups, from those of each image."""
-  belongs = jax.nn.one_hot(members, groups)
-  product = lambda a, b: jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
-  weighted = belongs * count[:, None]
-  total = weighted.sum(0)
-  share = (weighted / jnp.maximum(total, 1)[None]).T
-  joined_mean = product(share, mean)
-  offset = mean - product(belongs, joined_mean)
-  return joined_mean, product(share, var + offset * offset), total
+def _joined(mean: jax.Array, var: jax.Array, count: jax.Array, members: jax.Array, groups: int,
+            shift: jax.Array):
+  """Mean and biased variance [G, C] and values counted [G] of groups, from those of each image: one sum."""
+  shift = jax.lax.stop_gradient(shift)
+  weighted = jax.nn.one_hot(members, groups) * count[:, None]
+  offset = mean - shift[None]
+  values = jnp.concatenate([jnp.ones_like(mean[:, :1]), offset, var + offset * offset], axis=1)
+  sums = jnp.matmul(weighted.T, values, precision=jax.lax.Precision.HIGHEST)
+  total, joined, squares = jnp.split(sums, (1, 1 + mean.shape[1]), axis=1)
+  joined, squares = joined / jnp.maximum(total, 1), squares / jnp.maximum(total, 1)
+  return joined + shift[None], jnp.maximum(squares - joined * joined, 0), total[:, 0]
 
 
 def _over_groups(mean: jax.Array, var: jax.Array, count: jax.Array):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import as_method, collective_sizes
+from support import collective_sizes, tiny_method
 
 from conic_jax import mesh as meshes
 from conic_jax import methods, optim, train
@@ -18,21 +18,16 @@ NUM_IMAGES, BATCH = 37, 16
 SCHEDULE = optim.cosine_schedule(0.03, 10)
 
 
-SMALL_QUEUE = {'queue.size': 37, 'batch_norm.groups': 2}
-CHANGES = {
-  'conic_s': {'classifier.window': 24}, 'pic': {'classifier.window': 24}, 'one_million': {'smoothing.k': 5},
-  'instdisc': {'views.count': 1, 'loss.noise': 12}, 'moco': SMALL_QUEUE, 'co2': SMALL_QUEUE, 'align_uniform': SMALL_QUEUE,
-  'byol': {'predictor.hidden': 16},
-  'inscon': {**SMALL_QUEUE, 'cell.hidden': 16, 'cell.features': 8, 'cell.queue': 150}}
-
-# Copying the rows to every device, and adding their gradients up, is what this baseline is about.
-PARTITIONED = [name for name in methods.available() if name != 'data_parallel']
+# Copying the rows to every device, and adding their gradients up, is what data_parallel is about; byol and
+# simclr keep nothing that grows; the others are as conic and conic_s.
+PARTITIONED = [name for name in methods.available()
+               if name not in ('data_parallel', 'byol', 'simclr', 'exemplar', 'pic', 'co2', 'align_uniform')]
 
 
 @pytest.fixture
 def method_config(tiny_config, name):
   """The tiny network with the settings that the method's own config has beside ConIC's."""
-  return as_method(tiny_config, name, **CHANGES.get(name, {}))
+  return tiny_method(tiny_config, name)
 
 
 def batch_ids(step):
@@ -102,21 +97,22 @@ def test_one_and_eight_devices_agree_and_keep_their_shardings(settings, name):
     chex.assert_tree_all_finite(metrics)
     jax.tree.map(lambda leaf, want: chex.assert_equal(leaf.sharding.is_equivalent_to(want, leaf.ndim), True),
                  setting.state, setting.shardings)
-    floats = [leaf for leaf in jax.tree.leaves(setting.state.method_state)
-              if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    cut = lambda leaf: np.asarray(leaf)[:NUM_IMAGES] if leaf.ndim == 2 else np.asarray(leaf)
-    results.append(jax.device_get((metrics, [cut(leaf) for leaf in floats],
-                                   setting.state.params)))
+    kept = [leaf for leaf in jax.tree.leaves(setting.state.method_state)
+            if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)]
+    results.append(jax.device_get((metrics, kept, setting.state.params)))
   chex.assert_trees_all_close(*results, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(('name', 'dtype'), [
   ('conic', jnp.float16), *((name, jnp.float32) for name in PARTITIONED)])
-def test_no_collective_of_the_whole_step_grows_with_n(method_config, name, dtype, mesh8):
-  """The step of 4,096 images needs the communication of that of 256: rows stay where they are."""
+def test_no_collective_of_the_whole_step_grows_with_what_is_kept(method_config, name, dtype, mesh8):
+  """4,096 images or keys need the communication of 256: rows and queues stay where they are."""
   dtype, largest = jnp.dtype(dtype), []
-  for num_images in (256, 4096):
-    method = methods.make(method_config, num_images, mesh8, dtype)
+  for kept in (256, 4096):
+    queues = {'queue.size': kept, 'cell.queue': 9 * kept}
+    method_config.update_from_flattened_dict(
+      {field: size for field, size in queues.items() if field.split('.')[0] in method_config})
+    method = methods.make(method_config, NUM_IMAGES if 'queue' in method_config else kept, mesh8, dtype)
     optimizer = optim.make_optimizer(method_config.optimizer)
     shapes = jax.eval_shape(functools.partial(train.init_state, method, optimizer, 0, dtype))
     shardings = train.state_shardings(shapes, method, mesh8)
@@ -178,5 +174,5 @@ def test_encode_gives_finite_features(settings, name, mesh8):
 
 def test_an_unknown_method_says_what_there_is(tiny_config, mesh8):
   tiny_config.method = 'moko'
-  with pytest.raises(UserError, match="'moko'; there is: conic, conic_s, data_p"):
+  with pytest.raises(UserError, match="'moko'; there is: align_uniform, byol, co2, conic, conic_s"):
     methods.make(tiny_config, NUM_IMAGES, mesh8, jnp.float32)

@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 from support import as_method
 
-from conic_jax import losses, methods
+from conic_jax import methods
 from conic_jax.errors import UserError
 from conic_jax.methods import inscon
 from conic_jax.models import roi
 
-SMALL = {'queue.size': 40, 'batch_norm.groups': 2, 'cell.hidden': 16, 'cell.features': 8, 'cell.queue': 150}
+SMALL = {'head.norm': False, 'queue.size': 40, 'batch_norm.groups': 2, 'cell.hidden': 16,
+         'cell.features': 8, 'cell.queue': 150}
 
 
 def unit(x):
@@ -36,20 +37,6 @@ def test_a_mosaic_is_four_consecutive_views_row_by_row():
   np.testing.assert_array_equal(inscon.of_mosaics(jnp.arange(8) != 5), [True, False])
 
 
-def test_a_quadrant_is_the_query_of_its_own_image(make):
-  """Where the map is the mosaic itself, the query of an image is the head's of its quadrant's mean."""
-  method = make()
-  views = np.random.default_rng(0).normal(size=(8, 1, 8, 8, 3)).astype(np.float32)
-  maps = lambda params, stats, whole, valid, mode: ({'stage1': whole}, stats)
-  method.network.maps = maps
-  features = jnp.asarray(views[:, 0].mean((1, 2)))
-  params = {'multi_head': method.multi_head.init(jax.random.key(0), features)['params']}
-  batch = {'views': (None, jnp.asarray(views)), 'valid': jnp.ones(8, bool), 'id': jnp.arange(8)}
-  queries, _ = method.multi_queries(params, {}, batch)
-  expected = losses.normalise(method.multi_head.apply({'params': params['multi_head']}, features))
-  np.testing.assert_allclose(queries, expected, rtol=1e-4, atol=1e-5)
-
-
 def test_losses_are_equations_2_and_3(make):
   method, rng = make(), np.random.default_rng(1)
   state = jax.jit(lambda: method.init(jax.random.key(0), {'views': tuple(
@@ -72,26 +59,75 @@ def test_losses_are_equations_2_and_3(make):
   np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize('flips', [(False, False), (True, False), (False, True), (True, True)])
-def test_cells_of_both_views_are_the_same_place_of_the_image(make, flips):
-  """A map of the source's coordinates gives the same cells in both views, however these are mirrored."""
-  crop, side = np.array([[[0.1, 0.0, 0.7, 0.6], [0.2, 0.25, 1.0, 0.95]]], np.float32), 24
-  method = make()
-  method.cell_head = type('Same', (), {'apply': staticmethod(lambda variables, cells: cells)})()
-  method.cell = type('Cell', (), {'size': 3, 'features': 3})()
-  flip = np.array([flips])
-  boxes = roi.overlap_boxes(jnp.asarray(crop), jnp.asarray(flip))
-  cells = []
-  for view in range(2):
-    top, left, bottom, right = crop[0, view]
-    centre = (np.arange(side) + 0.5) / side
-    y, x = np.meshgrid(top + centre * (bottom - top), left + centre * (right - left), indexing='ij')
-    source = np.stack([y, x, np.ones_like(x)], axis=-1).astype(np.float32)[None]
-    source = source[:, :, ::-1] if flips[view] else source
-    maps = {'stage1': jnp.asarray(source)}
-    cells.append(method.cells({'cell_head': {}}, maps, boxes[:, view], jnp.asarray(flip[:, view])))
-  np.testing.assert_allclose(*cells, atol=5e-3)
-  assert np.ptp(np.asarray(cells[0])[0, :, 1]) > 0.05
+def test_a_step_is_that_of_plain_passes(make):
+  """The sum of the three losses, the keys that enter both queues, the average, on random crops and flips."""
+  method, rng = make(**{'batch_norm.groups': 0}), np.random.default_rng(2)
+  groups = method.views
+  params, stats, state = jax.jit(lambda: method.init(jax.random.key(0), {'views': tuple(
+    jnp.zeros((1, group.count, group.size, group.size, 3)) for group in groups)}))()
+  own = jax.tree.map(lambda leaf: leaf + 0.05 * rng.normal(size=leaf.shape), state['key']['params'])
+  own = jax.tree.map(jnp.float32, own)
+  state = {**state, 'key': {**state['key'], 'params': own}}
+  corner = rng.uniform(0, 0.3, (8, 3, 2))
+  batch = {
+    'views': tuple(jnp.asarray(rng.normal(size=(8, group.count, group.size, group.size, 3)), jnp.float32)
+                   for group in groups),
+    'id': jnp.arange(8, dtype=jnp.int32) + 20, 'valid': jnp.ones(8, bool),
+    'crop': jnp.concatenate([corner, corner + rng.uniform(0.4, 0.7, (8, 3, 2))], axis=-1, dtype=jnp.float32),
+    'flip': jnp.asarray(rng.random((8, 3)) < 0.5)}
+  loss, aux = jax.jit(method.loss)(params, stats, state, batch, jax.random.key(1))
+  after = jax.jit(method.update)(state, aux, params, jnp.int32(0), jnp.float32(0), jnp.bool(True))
+
+  maps_of = jax.jit(lambda params, images: method.network.encoder.apply(
+    {'params': params['encoder'], 'batch_stats': stats['encoder']}, images, mode='batch', stages=True,
+    mutable=['batch_stats'])[0])
+  head = lambda module, params, features: unit(np.asarray(module.apply({'params': params}, features)))
+
+  def nce(queries, keys, queue, count, temperature):
+    """[n, P, D] against [n, P, D] and the first keys of a queue."""
+    positives = np.exp((queries * keys).sum(-1) / temperature).sum(-1)
+    negatives = np.exp(queries @ np.asarray(queue.keys)[:count].T / temperature).sum((-1, -2))
+    return -np.log(positives / (positives + negatives)).mean()
+
+  def cells_of(params, maps, view):
+    """By the edges of the overlap in the image, one image at a time."""
+    found = []
+    for image in range(8):
+      y0, x0, y1, x1 = np.asarray(batch['crop'][image, view], np.float64)
+      both = np.asarray(batch['crop'][image, :2], np.float64)
+      top, left, bottom, right = *both[:, :2].max(0), *both[:, 2:].min(0)
+      box = np.array([(top - y0) / (y1 - y0), (left - x0) / (x1 - x0),
+                      (bottom - y0) / (y1 - y0), (right - x0) / (x1 - x0)])
+      flipped = bool(batch['flip'][image, view])
+      if flipped:
+        box[[1, 3]] = 1 - box[[3, 1]]
+      pooled = roi.precise_pool(maps['stage1'][image:image + 1], jnp.float32(box * 16)[None], 3)
+      pooled = np.asarray(pooled)[0]
+      found.append((pooled[:, ::-1] if flipped else pooled).reshape(9, -1))
+    return head(method.cell_head, params['cell_head'], jnp.asarray(found))
+
+  query_maps, key_maps = maps_of(params, batch['views'][0][:, 0]), maps_of(own, batch['views'][0][:, 1])
+  queries = head(method.network.head, params['head'], query_maps['features'])
+  keys = head(method.network.head, own['head'], key_maps['features'])
+  small = np.asarray(batch['views'][1][:, 0])
+  rows = [np.concatenate(small[first:first + 2], axis=1) for first in (0, 2, 4, 6)]
+  whole = np.stack([np.concatenate(rows[:2]), np.concatenate(rows[2:])])
+  quarter = np.asarray(maps_of(params, jnp.asarray(whole))['stage1']).reshape(2, 2, 8, 2, 8, -1).mean((2, 4))
+  quadrants = head(method.multi_head, params['multi_head'], jnp.asarray(quarter.reshape(8, -1)))
+  query_cells, key_cells = cells_of(params, query_maps, 0), cells_of(own, key_maps, 1)
+  expected = (nce(queries[:, None], keys[:, None], state['queue'], 40, 0.1)
+              + nce(quadrants.reshape(2, 4, -1), keys.reshape(2, 4, -1), state['queue'], 40, 0.1)
+              + nce(query_cells, key_cells, state['cell_queue'], 150, 0.2))
+  np.testing.assert_allclose(loss, expected, rtol=1e-4)
+
+  np.testing.assert_allclose(after['queue'].keys[:8], keys, atol=1e-4)
+  np.testing.assert_array_equal(after['queue'].ids[:8], batch['id'])
+  np.testing.assert_allclose(after['cell_queue'].keys[:72], key_cells.reshape(72, -1), atol=1e-4)
+  np.testing.assert_array_equal(after['cell_queue'].ids[:72], np.repeat(batch['id'], 9))
+  momentum = method.momentum.start
+  jax.tree.map(lambda new, old, ours: np.testing.assert_allclose(
+    new, momentum * old + (1 - momentum) * ours, rtol=1e-5, atol=1e-6),
+    after['key']['params'], own, {name: params[name] for name in own})
 
 
 @pytest.mark.parametrize(('changes', 'message'), [

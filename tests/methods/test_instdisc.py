@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from support import as_method
 
-from conic_jax import losses, methods
+from conic_jax import losses, methods, optim, train
 from conic_jax import mesh as meshes
 from conic_jax.classifier import noise
 from conic_jax.command_line import load
@@ -40,10 +40,10 @@ def test_the_bank_against_a_dictionary_over_forty_steps(config, mesh):
     state, Aux({}, {}, {**batch, 'normaliser': constant}), {}, jnp.int32(0), jnp.float32(0), apply))
   for step in range(40):
     batch = {'features': some_features(rng), 'ids': rng.permutation(NUM_IMAGES)[:BATCH].astype(np.int32),
-             'valid': rng.random(BATCH) < 0.8}
+             'writes': rng.random(BATCH) < 0.8}
     state = update(state, meshes.to_global(batch, mesh), np.float32(step), np.bool_(step % 5 != 2))
-    for feature, image, valid in zip(batch['features'], batch['ids'], batch['valid'], strict=True):
-      if valid and step % 5 != 2:
+    for feature, image, writes in zip(batch['features'], batch['ids'], batch['writes'], strict=True):
+      if writes and step % 5 != 2:
         mixed = 0.5 * by_hand[image] + 0.5 * feature
         by_hand[image] = mixed / np.linalg.norm(mixed)
     assert state['normaliser'] == (step - 1 if step % 5 == 2 else step)
@@ -59,7 +59,7 @@ def test_the_constant_is_that_of_the_first_batch(config, mesh8):
   @jax.jit
   def take(state, features, batch, key):
     _, figures = method.discriminate(state, features, batch, key)
-    written = {'features': features, 'ids': batch['id'], 'valid': batch['valid'], **figures}
+    written = {'features': features, 'ids': batch['id'], 'writes': batch['valid'], **figures}
     return method.update(state, Aux({}, {}, written), {}, jnp.int32(0), jnp.float32(0), jnp.bool(True))
 
   for step in range(3):
@@ -68,6 +68,24 @@ def test_the_constant_is_that_of_the_first_batch(config, mesh8):
     constants.append(float(state['normaliser']))
   assert constants[0] > 0
   assert constants[0] == constants[1] == constants[2]
+
+
+@pytest.mark.parametrize('loss', ['nce', 'full'])
+def test_a_step_holds_the_bank_once(config, mesh8, loss):
+  """The bank is written where it is read: no copy of it is made."""
+  config.loss.name, num_images, dtype = loss, 2 ** 20, jnp.dtype('float32')
+  method, optimizer = methods.make(config, num_images, mesh8, dtype), optim.make_optimizer(config.optimizer)
+  shapes = jax.eval_shape(lambda: train.init_state(method, optimizer, 0, dtype))
+  shardings = train.state_shardings(shapes, method, mesh8)
+  step = jax.jit(train.make_step(method, optimizer, lambda step: jnp.float32(0.1), 0, 2, dtype),
+                 in_shardings=(shardings, meshes.batch_sharding(mesh8)),
+                 out_shardings=(shardings, meshes.replicated(mesh8), meshes.replicated(mesh8)),
+                 donate_argnums=0)
+  batch = {'views': (np.zeros((BATCH, 1, 16, 16, 3), np.uint8),), 'id': np.arange(BATCH, dtype=np.int32),
+           'valid': np.ones(BATCH, bool), 'crop': np.zeros((BATCH, 1, 4), np.float32),
+           'flip': np.zeros((BATCH, 1), bool)}
+  compiled = step.lower(shapes, batch).compile()
+  assert compiled.memory_analysis().temp_size_in_bytes < num_images // 8 * DIM * 4 / 2
 
 
 def test_the_full_loss_is_the_softmax_over_the_bank(config, mesh8):

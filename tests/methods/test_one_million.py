@@ -55,7 +55,7 @@ def test_the_pass_writes_the_features_of_every_image(config, mesh8, batch_norm):
   rows = np.array(before.method_state['rows'].weights)
   for batch in batches:
     views = train.augment_batch(view, batch, config.seed, np.uint32(train._PASS_EPOCH))['views'][0][:, 0]
-    features, new = method.project(before.params, statistics, views, batch['valid'], mode=batch_norm)
+    features, new = method.network.project(before.params, statistics, views, batch['valid'], mode=batch_norm)
     statistics = new if batch_norm == 'running' else statistics
     rows[batch['id'][batch['valid']]] = np.asarray(features)[batch['valid']]
     seen += batch['id'][batch['valid']].tolist()

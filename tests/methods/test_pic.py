@@ -46,7 +46,7 @@ def test_multi_crop_is_the_mean_over_all_views_and_rows_learn_from_the_first(con
   by_view, stats = [], batch_stats
   for group in views:
     count = group.shape[1]
-    features, stats = method.project(params, stats, group.reshape(-1, *group.shape[2:]),
+    features, stats = method.network.project(params, stats, group.reshape(-1, *group.shape[2:]),
                                      jnp.repeat(batch['valid'], count), mode='batch')
     for view in range(count):
       unit = losses.normalise(features[view::count])

@@ -1,0 +1,1 @@
+"""Every method on the photographs; see README.md."""
