@@ -20,12 +20,10 @@ COLUMNS = (('knn_top1', 'kNN'), ('linear_top1', 'linear'))
 
 
 def read(run: Path) -> dict[str, Any]:
-  """What a run left: its summary, versions, speed and kNN accuracy by epoch."""
+  """What a run left: its summary, versions and kNN accuracy by epoch."""
   config, summary = (json.loads((run / name).read_text()) for name in ('config.json', 'summary.json'))
   reports = [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
-  speed = sorted(report['images_per_second'] for report in reports if 'images_per_second' in report)
   return {'name': run.name, 'summary': summary, 'versions': config['versions'],
-          'speed': speed[len(speed) // 2],
           'knn': [(report['epoch'], report['knn_top1']) for report in reports if 'knn_top1' in report]}
 
 
@@ -35,12 +33,12 @@ def table(runs: list[dict[str, Any]]) -> str:
   lines = [f'Measured on {cpu_name()} (jax {versions["jax"]}, device: {versions["device"]}) by '
            '`python -m experiments.photos`.', '',
            f'Raw pixels: kNN {pixels["knn_top1"]:.1%}, linear {pixels["linear_top1"]:.1%}.',
-           '', '| config | kNN | linear | kNN, network at random | linear, at random | images/s |',
-           '| --- | ---: | ---: | ---: | ---: | ---: |']
+           '', '| config | kNN | linear | kNN, network at random | linear, at random |',
+           '| --- | ---: | ---: | ---: | ---: |']
   for run in sorted(runs, key=lambda run: -run['summary']['knn_top1']):
     summary = run['summary']
     cells = [f'{of[name]:.1%}' for of in (summary, summary['random_init']) for name, _ in COLUMNS]
-    lines.append(f'| {run["name"]} | {" | ".join(cells)} | {run["speed"]:.0f} |')
+    lines.append(f'| {run["name"]} | {" | ".join(cells)} |')
   return '\n'.join(lines) + '\n'
 
 
