@@ -36,9 +36,12 @@ _STYLE: dict[Any, Any] = {'font.size': 9, 'axes.titlesize': 10, 'axes.titlelocat
                           'legend.frameon': False}
 # Title of the panel, factor on the values and the series (name in the file, legend, colour) in it.
 _PANELS = (
-    ('Loss (nats)', 1, (('loss', 'total', BLUE), ('loss_instance', 'instance', ORANGE))),
+    ('Loss (nats)', 1, (('loss', 'total', BLUE), ('loss_instance', 'instance', ORANGE),
+                        ('loss_contrast', 'contrast', ORANGE), ('loss_single', 'single', ORANGE),
+                        ('loss_multi', 'mosaics', GREEN), ('loss_cell', 'cells', '#CC79A7'))),
     ('Consistency loss', 1, (('loss_consistency', '', GREEN),)),
     ('Instance top-1 (%)', 100, (('instance_top1', '', BLUE),)),
+    ('Own key nearest (%)', 100, (('contrast_top1', '', BLUE),)),
     ('kNN top-1 (%)', 100, (('knn_top1', '', ORANGE),)),
     ('Alignment (lower: views closer)', 1, (('alignment', '', BLUE),)),
     ('Uniformity (lower: more spread)', 1, (('uniformity', '', BLUE),)),
@@ -208,7 +211,7 @@ def _draw_panel(axis, rows, title, factor, series):
       axis.plot(epochs, values, color=colour, linewidth=1.4, label=legend,
                 marker='o' if len(values) < 20 else '', markersize=3)
   if len(series) > 1:
-    axis.legend(handlelength=1.2, borderaxespad=0.1)
+    axis.legend(handlelength=1.2, borderaxespad=0.1, ncols=1 + (len(axis.lines) > 2), columnspacing=1)
   axis.set_title(title)
   axis.set_xlim(left=0)
   axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
