@@ -56,7 +56,7 @@ def long_config(tiny_config):
 
 @pytest.mark.parametrize(('arguments', 'answer'), [
   ([], r'Which config\? .*configs/conic\.py'),
-  (['--config=configs/nope.py'], r"no config file 'configs/nope.py'; there is: configs/conic.py"),
+  (['--config=configs/nope.py'], r"no config file 'configs/nope.py'; there is: .*configs/conic.py"),
   (['--config=configs/conic.py:foto'], r"no preset 'foto' .*there is: imagenet, .*photos, folder"),
   (['--config=configs/conic.py', '--config.batchsize=3'],
    r'no config\.batchsize: .*it has: alpha, batch_size, '),

@@ -60,10 +60,10 @@ def test_an_unlabelled_folder_is_enough(tiny_config, capsys):
 
 
 @pytest.mark.parametrize(('name', 'changes'), [
-  ('conic', {}), ('inscon', {}), ('instdisc', {}), ('byol', {}),
+  ('conic', {}), ('inscon', {}), ('instdisc', {}),
   ('pic', {'sampler.window': 32, 'sampler.stride': 16})])
 def test_a_resumed_run_equals_an_undisturbed_one_to_the_bit(tiny_config, tmp_path, name, changes):
-  """Rows, queues, bank, target network and the sampler's window go on where they were."""
+  """Rows, queues, key encoder, bank and the sampler's window go on where they were."""
   tiny_method(tiny_config, name, **changes)
   tiny_config.eval.knn = tiny_config.eval.linear = False
   undisturbed = tiny_config.copy_and_resolve_references()

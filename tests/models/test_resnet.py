@@ -96,11 +96,11 @@ def test_convolutions_are_padded_as_pytorch_pads(size, stride, dilation, side):
 @pytest.mark.parametrize('side', [13, 16])
 def test_imagenet_stem(side):
   stem, x = Stem(4, 'imagenet', 1, jnp.float32), images(2, side, side)
-  state = draw_variables(stem, x, 'frozen', None)
+  state = draw_variables(stem, x, 'frozen', None, None)
   y = normalise(convolve(x, state['params']['conv']['kernel'], 2, 3), state, 'norm')
   y = np.pad(np.maximum(y, 0), ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
   expected = np.lib.stride_tricks.sliding_window_view(y, (3, 3), (1, 2))[:, ::2, ::2].max((-1, -2))
-  actual = jax.jit(lambda x: stem.apply(state, x, 'frozen', None))(x)
+  actual = jax.jit(lambda x: stem.apply(state, x, 'frozen', None, None))(x)
   np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
 
