@@ -3,9 +3,9 @@
   python -m conic_jax.main --config=configs/linear.py --config.encoder=runs/photos
   python -m conic_jax.main --config=configs/linear.py:photos --config.encoder=random
 
-A field that is None, or an empty name of the data, is taken from the encoder's own run. A random
-encoder has no run: the preset (photos, cifar10, imagenet) gives it a network and data. The result is
-printed and written to linear.json in the encoder's run, or in config.run.
+A field that is None, or an empty name of the data, is taken from the encoder's own run. An encoder that is
+random, or a file of weights, has no run: the preset (photos, cifar10, imagenet) gives it data, and a random
+one its network. The result is printed and written to linear.json in the encoder's run, or in config.run.
 """
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
@@ -15,7 +15,7 @@ def get_config(preset: str = 'run') -> ConfigDict:
   """As the run's own config says: of configs/conic.py 100 epochs, no weight decay, cosine from 75."""
   config = ConfigDict()
   config.task = 'linear'
-  config.encoder = ''             # a run folder, or random
+  config.encoder = ''             # a run folder, a file of weights, or random
   config.run = ''                 # where the result goes; '' is the encoder's run
   config.seed = 0
   config.dtype = 'auto'

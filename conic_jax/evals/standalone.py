@@ -1,4 +1,4 @@
-"""The tasks 'knn' and 'linear': an evaluation of an encoder that a run left, or of a random one."""
+"""The tasks 'knn' and 'linear': an evaluation of an encoder of a run, of a file, or of a random one."""
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from conic_jax.checkpoint import read_config, restore_model
 from conic_jax.data import sources
 from conic_jax.errors import UserError
 from conic_jax.evals import protocols
+from conic_jax.export import read
 from conic_jax.metrics import write_json
 
 
@@ -19,16 +20,24 @@ def evaluate(config: Any) -> dict[str, Any]:
   """Measures `config.encoder` by the protocol `config.task`, prints and writes the figures.
 
   Raises:
-    UserError: where the encoder is no run, or the data has no labels.
+    UserError: where the encoder is no run and no file of weights, or the data has no labels.
   """
   if not config.encoder:
-    raise UserError('Which encoder? --config.encoder=RUN, the folder of a pretraining run, or '
-                    '--config.encoder=random.')
+    raise UserError('Which encoder? --config.encoder=RUN, the folder of a pretraining run, or a file of '
+                    'weights, or --config.encoder=random.')
   if '://' in config.run:
     raise UserError('config.run is a folder of this machine or of a shared file system, not a bucket.')
   random = config.encoder == 'random'
-  run = Path(config.run or (f'runs/{config.task}-random' if random else config.encoder))
-  config = complete(config) if random else inherit(config, pretraining_config(Path(config.encoder)))
+  file = not random and Path(config.encoder).is_file()
+  if random or file:
+    run = Path(config.run or f'runs/{config.task}-{Path(config.encoder).stem}')
+    config = complete(config)
+  else:
+    run = Path(config.run or config.encoder)
+    config = inherit(config, pretraining_config(Path(config.encoder)))
+  if file:
+    network, variables = read.load(Path(config.encoder))
+    config.network = ConfigDict(network)
   mesh = meshes.make_mesh(config.mesh)
   train_source = sources.open_source(config.data, config.data.train)
   test_source = sources.open_source(config.data, config.data.test) if config.data.test else None
@@ -42,7 +51,7 @@ def evaluate(config: Any) -> dict[str, Any]:
   if random:
     images = jnp.zeros((1, config.views.size, config.views.size, 3))
     variables = jax.jit(lambda: encoder.init(jax.random.key(config.seed), images))()
-  else:
+  elif not file:
     model = restore_model(Path(config.encoder))
     variables = {name: part['encoder'] for name, part in model.items()}
   variables = jax.device_put(variables, meshes.replicated(mesh))
@@ -89,13 +98,13 @@ def inherit(config: Any, pretraining: Any) -> Any:
 
 
 def complete(config: Any) -> Any:
-  """The config of a random encoder, whose preset must have said everything.
+  """The config of an encoder that has no run, whose preset must have said everything.
 
   Raises:
     UserError: where the data or the sizes are open.
   """
   config = config.copy_and_resolve_references()
   if not config.data.name or not config.views.size or config.eval.resize is None:
-    raise UserError('A random encoder has no run to take its data and sizes from: give a preset, '
-                    f'such as --config=configs/{config.task}.py:photos.')
+    raise UserError('An encoder that is random or a file has no run to take its data and sizes from: give a '
+                    f'preset, such as --config=configs/{config.task}.py:photos.')
   return config

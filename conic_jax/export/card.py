@@ -1,0 +1,171 @@
+"""The model card: what was trained on what, how, and how well."""
+import copy
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flax import traverse_util
+
+from conic_jax.errors import UserError
+from conic_jax.export import names
+from conic_jax.models import ResNet
+from conic_jax.views import IMAGENET_MEAN, IMAGENET_STD
+
+_CARD = '''\
+---
+license: unknown
+tags:
+- image-feature-extraction
+- self-supervised
+---
+# {name}, {title}
+
+| | |
+| --- | --- |
+{facts}
+
+## Use
+
+```python
+{use}
+```
+
+## Figures
+
+{figures}
+
+## Licence
+
+Not stated yet: whoever publishes these weights fills in `license` at the top, minding that of the data.
+
+## Settings
+
+{settings}
+'''
+_USE = {
+  'torchvision': '''\
+model = torchvision.models.{name}()
+model.fc = torch.nn.Identity()
+model.load_state_dict(safetensors.torch.load_file('{file}'))
+features = model.eval()(images)''',
+  'transformers': '''\
+model = transformers.ResNetModel.from_pretrained('{file}')
+features = model.eval()(images).pooler_output.flatten(1)''',
+  'detectron2': '''\
+cfg.MODEL.WEIGHTS = '{file}'
+cfg.MODEL.RESNETS.DEPTH = {depth}
+cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = {channels}
+cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False
+cfg.MODEL.PIXEL_MEAN = {mean255}
+cfg.MODEL.PIXEL_STD = {std255}
+cfg.INPUT.FORMAT = 'RGB\'''',
+  'safetensors': '''\
+weights = safetensors.torch.load_file('{file}')  # by the names of torchvision's ResNet''',
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+  """Where an encoder comes from.
+
+  Attributes:
+    title: the card's, after the network's name.
+    facts: what is known, by name.
+    figures: numbers of evaluations, by file and name.
+    settings: those of the training.
+    mean, std: what the images are normalised by, on the scale 0 to 1.
+  """
+  title: str
+  facts: Mapping[str, str]
+  figures: Mapping[tuple[str, str], float] = dataclasses.field(default_factory=dict)
+  settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  mean: tuple[float, ...] = IMAGENET_MEAN
+  std: tuple[float, ...] = IMAGENET_STD
+
+
+def of_run(run: Path, config: Mapping[str, Any]) -> Origin:
+  """The origin of a pretraining's encoder, from its folder and its config.json.
+
+  Raises:
+    UserError: where a file of figures cannot be read.
+  """
+  settings, figures, views = _public(config), read_figures(run), config['views']
+  data, images = settings['data'], figures.get(('summary', 'num_images'))
+  amount = f'{config["max_steps"]} steps' if config.get('max_steps') else f'{config["epochs"]} epochs'
+  mean, std = views.get('mean', IMAGENET_MEAN), views.get('std', IMAGENET_STD)
+  facts = {
+    'data': ', '.join([data['name'], *([data['dir']] if data.get('dir') else []), f'split {data["train"]!r}',
+                       *([f'{images:,} images'] if images else [])]),
+    'method': config['method'],
+    'training': f'without labels, {amount}, batch {config["batch_size"]}, seed {config["seed"]}; '
+                f'conic_jax {config.get("versions", {}).get("conic_jax", "")}'.rstrip(),
+    'input': f'RGB in 0 … 1, less {tuple(mean)}, over {tuple(std)}; {views["size"]} × {views["size"]} pixels '
+             'in pretraining'}
+  return Origin(f'pretrained with {config["method"]}', facts, figures, settings, tuple(mean), tuple(std))
+
+
+def of_file(path: Path) -> Origin:
+  """The origin of an encoder that was read from a file, which does not tell data or method."""
+  unknown = 'not told by the file: to be filled in'
+  return Origin(f'from {path.name}', {
+    'data': unknown, 'method': unknown, 'training': unknown,
+    'input': f'RGB; the normalisation is not told by the file, and usually less {IMAGENET_MEAN}, over '
+             f'{IMAGENET_STD} on the scale 0 … 1'})
+
+
+def text(target: str, network: ResNet, origin: Origin, out: Path) -> str:
+  """The card in Markdown, with the fields that model hubs read.
+
+  Args:
+    target: what the encoder is exported to.
+    network: the encoder.
+    origin: where it comes from.
+    out: the file or folder of the weights.
+  """
+  name = names.architecture(network.blocks, network.bottleneck) or 'ResNet'
+  facts = {
+    **origin.facts,
+    'encoder': f'blocks {", ".join(map(str, network.blocks))}, stem {network.stem!r}, '
+               f'width {network.width:g}, output stride {network.output_stride}, without a head',
+    'output': f'{network.num_features} features, the mean of the last map'}
+  figures = '\n'.join(f'| {file} | {figure} | {value:.6g} |'
+                      for (file, figure), value in origin.figures.items())
+  use = _USE[target].format(
+    name=name, file=out.name, depth=name.removeprefix('resnet'), channels=256 if network.bottleneck else 64,
+    mean255=[round(255 * value, 3) for value in origin.mean],
+    std255=[round(255 * value, 3) for value in origin.std])
+  return _CARD.format(
+    name=name, title=origin.title, use=use,
+    facts='\n'.join(f'| {fact} | {value} |' for fact, value in facts.items()),
+    figures=f'| file | figure | value |\n| --- | --- | --- |\n{figures}' if figures else 'There are none.',
+    settings=f'```json\n{json.dumps(origin.settings, indent=2)}\n```' if origin.settings else 'Unknown.')
+
+
+def read_figures(run: Path) -> dict[tuple[str, str], float]:
+  """The numbers of a run's summary and evaluations, by file and name.
+
+  Raises:
+    UserError: where a file is no JSON object.
+  """
+  figures = {}
+  for path in sorted(run.glob('*.json')):
+    if path.name == 'config.json':
+      continue
+    try:
+      content = traverse_util.flatten_dict(json.loads(path.read_text()), sep='.')
+    except (ValueError, AssertionError) as error:
+      raise UserError(f'{path} cannot be read ({error}): delete it, or evaluate again.') from error
+    figures |= {(path.stem, name): value for name, value in content.items() if type(value) in (int, float)}
+  return figures
+
+
+def _public(config: Mapping[str, Any]) -> dict[str, Any]:
+  """The settings without the paths of the machine, as cards are published."""
+  settings = copy.deepcopy(dict(config))
+  settings.pop('run', None)
+  settings['data'].pop('cache', None)
+  if settings['data'].get('dir'):
+    settings['data']['dir'] = Path(settings['data']['dir']).name
+  return settings

@@ -1,0 +1,110 @@
+"""The way in: encoders from files of other tools, read without running what is pickled in them."""
+import collections
+import re
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax import traverse_util
+
+from conic_jax import models
+from conic_jax.errors import UserError
+from conic_jax.export import names
+
+# Before the names of torchvision's ResNet: nothing, and what DataParallel and MoCo's checkpoints have.
+_PREFIXES = ('', 'module.', 'module.encoder_q.')
+_STEMS = {7: 'imagenet', 3: 'cifar'}
+
+
+def load(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Reads a ResNet of torchvision's names, or of MoCo's checkpoints.
+
+  The file does not tell strides: a bottleneck's is taken to be on its 3×3, as in torchvision, and a stem of
+  3×3 to have none and no pool, as is usual for small images.
+
+  Args:
+    path: a .safetensors file, or one of torch.save.
+
+  Returns:
+    The settings that `models.build_encoder` takes, and the variables {'params', 'batch_stats'}, float32.
+
+  Raises:
+    UserError: where the file cannot be read, holds pickled objects, or is no such ResNet.
+  """
+  if not path.is_file():
+    raise UserError(f"There is no file '{path}'.")
+  arrays = _read_safetensors(path) if path.suffix == '.safetensors' else _read_torch(path)
+  arrays = _encoder_alone(arrays, path)
+  config = _describe(arrays, path)
+  return config, _variables(config, arrays, path)
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+  try:
+    return safetensors.numpy.load_file(path)
+  except (safetensors.SafetensorError, OSError, KeyError, TypeError) as error:
+    raise UserError(f'{path} cannot be read as safetensors ({error}).') from error
+
+
+def _read_torch(path: Path) -> dict[str, np.ndarray]:
+  try:
+    import torch
+  except ModuleNotFoundError as error:
+    raise UserError(f'{path} is read by PyTorch: pip install torch, or save it as .safetensors.') from error
+  try:
+    content = torch.load(path, map_location='cpu', weights_only=True)
+  except Exception as error:  # A broken pickle can raise anything.
+    raise UserError(f'{path} is no file of torch.save with arrays alone; other pickled objects could run '
+                    'code and are refused: save its state_dict(), or .safetensors.') from error
+  content = content.get('state_dict', content) if isinstance(content, dict) else None
+  if not isinstance(content, dict):
+    raise UserError(f'{path} holds no arrays by name: save the state_dict() of the network.')
+  return {name: value.detach().float().numpy() for name, value in content.items()
+          if isinstance(name, str) and isinstance(value, torch.Tensor)}
+
+
+def _encoder_alone(arrays: Mapping[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
+  """The arrays of the encoder by torchvision's names, without heads and counters."""
+  prefix = next((prefix for prefix in _PREFIXES if f'{prefix}conv1.weight' in arrays), None)
+  if prefix is None:
+    raise UserError(f"{path} is no ResNet of torchvision's names or MoCo's: it has no conv1.weight.")
+  inside = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+  return {name: array for name, array in inside.items()
+          if not name.startswith('fc.') and not name.endswith('num_batches_tracked')}
+
+
+def _describe(arrays: Mapping[str, np.ndarray], path: Path) -> dict[str, Any]:
+  """The settings of the encoder, from names and shapes."""
+  stem = arrays['conv1.weight']
+  if stem.ndim != 4 or stem.shape[-1] not in _STEMS:
+    raise UserError(f'{path} has a stem that is not of 7×7 or 3×3: conv1.weight is {stem.shape}.')
+  matches = (re.match(r'layer(\d+)\.(\d+)\.', name) for name in arrays)
+  places = {match.groups() for match in matches if match}
+  counts = collections.Counter(int(stage) for stage, _ in places)
+  blocks = tuple(counts[stage] for stage in sorted(counts))
+  bottleneck = 'layer1.0.conv3.weight' in arrays
+  name = names.architecture(blocks, bottleneck)
+  return {'name': name or ('resnet50' if bottleneck else 'resnet18'), 'blocks': () if name else blocks,
+          'stem': _STEMS[stem.shape[-1]], 'width': stem.shape[0] / 64, 'zero_gamma': False,
+          'output_stride': 32}
+
+
+def _variables(config: Mapping[str, Any], arrays: Mapping[str, np.ndarray], path: Path) -> dict[str, Any]:
+  """The arrays in the places that the network has for them, all of them and no others."""
+  network = models.build_encoder(types.SimpleNamespace(**config), jnp.float32)
+  shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+  places = traverse_util.flatten_dict(shapes, sep='/')
+  wanted = {names.array_name(place, names.torchvision): place for place in places}
+  found = {name: names.from_torch(np.asarray(array, np.float32)) for name, array in arrays.items()}
+  wrong = [name for name in sorted(wanted.keys() | found.keys())
+           if name not in wanted or name not in found or found[name].shape != places[wanted[name]].shape]
+  if wrong:
+    raise UserError(f"{path} is no ResNet that is known here: of {config['name']}'s arrays {len(wrong)} are "
+                    f'missing, of another shape, or too many, the first of them {wrong[0]}.')
+  return traverse_util.unflatten_dict({place: found[name] for name, place in wanted.items()}, sep='/')

@@ -1,0 +1,142 @@
+"""The files: which encoders a target can express, and how each target's weights are written."""
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save
+
+from conic_jax.errors import UserError
+from conic_jax.export import names
+from conic_jax.models import ResNet
+from conic_jax.models.resnet import ARCHITECTURES, EXPANSION
+
+# The end of the file's name; Transformers reads a folder.
+SUFFIXES = {'torchvision': '.safetensors', 'transformers': '', 'detectron2': '.pkl',
+            'safetensors': '.safetensors'}
+
+
+def check(target: str, network: ResNet) -> None:
+  """Refuses an encoder that the target cannot express.
+
+  Raises:
+    UserError: naming what stands in the way.
+  """
+  if obstacle := _obstacle(target, network):
+    raise UserError(f'{target} cannot express this encoder: {obstacle}. --to=safetensors writes any.')
+
+
+def check_out(target: str, out: Path) -> None:
+  """Refuses a name that the target would not read, or that is taken.
+
+  Raises:
+    UserError: saying which.
+  """
+  if SUFFIXES[target] and out.suffix != SUFFIXES[target]:
+    raise UserError(f'--out={out}: {target} reads a file whose name ends in {SUFFIXES[target]}.')
+  for path in (out, card_path(target, out)):
+    if path.exists():
+      raise UserError(f'{path} is there already: delete it or give another --out.')
+
+
+def card_path(target: str, out: Path) -> Path:
+  """Where the card lies: beside a file, in a folder."""
+  return out / 'README.md' if target == 'transformers' else out.with_suffix('.md')
+
+
+def write(target: str, network: ResNet, variables: Mapping[str, Any], card: str, out: Path) -> list[Path]:
+  """Writes the weights and the card, each whole or not at all.
+
+  Args:
+    target: one of SUFFIXES.
+    network: the encoder.
+    variables: its {'params', 'batch_stats'}.
+    card: text of the model card.
+    out: the file, or Transformers' folder.
+
+  Returns:
+    What was written.
+
+  Raises:
+    UserError: where the disk does not take it.
+  """
+  try:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if target == 'transformers':
+      _whole(out, lambda folder: _write_transformers(network, variables, card, folder))
+      return sorted(out.iterdir())
+    def weights_then_card(path: Path) -> None:
+      (_write_detectron2 if target == 'detectron2' else _write_torchvision)(variables, path)
+      _whole(card_path(target, out), lambda path: path.write_text(card))
+    _whole(out, weights_then_card)
+  except OSError as error:
+    raise UserError(f'--out={out} cannot be written: {error}.') from error
+  return [out, card_path(target, out)]
+
+
+def _obstacle(target: str, network: ResNet) -> str | None:
+  if target == 'safetensors':
+    return None
+  if network.stem != 'imagenet':
+    return f"its stem is '{network.stem}', of 3×3 without a pool, and there it is of 7×7 with one"
+  if 4 * 2**(len(network.blocks) - 1) > network.output_stride:
+    return f'its last stages dilate (output_stride {network.output_stride}), and there they stride'
+  if target == 'transformers':
+    return None
+  if network.width != 1:
+    return f'its width is {network.width}, and there it is 1'
+  if names.architecture(network.blocks, network.bottleneck) is None:
+    return f'it has blocks {network.blocks}, and there it is one of {", ".join(ARCHITECTURES)}'
+  return None
+
+
+def _whole(path: Path, write: Callable[[Path], Any]) -> None:
+  """Lets `write` make a file or folder under another name first."""
+  temporary = path.with_name(f'{path.name}.tmp{os.getpid()}')
+  try:
+    write(temporary)
+    temporary.replace(path)
+  except BaseException:
+    if temporary.is_dir():
+      shutil.rmtree(temporary)
+    temporary.unlink(missing_ok=True)
+    raise
+
+
+def _write_torchvision(variables: Mapping[str, Any], path: Path) -> None:
+  _write_safetensors(names.named(variables, names.torchvision), path)
+
+
+def _write_transformers(network: ResNet, variables: Mapping[str, Any], card: str, folder: Path) -> None:
+  channels, expansion = int(64 * network.width), EXPANSION if network.bottleneck else 1
+  config = {
+    'architectures': ['ResNetModel'], 'model_type': 'resnet', 'num_channels': 3, 'hidden_act': 'relu',
+    'layer_type': 'bottleneck' if network.bottleneck else 'basic', 'depths': list(network.blocks),
+    'embedding_size': channels,
+    'hidden_sizes': [channels * expansion * 2**stage for stage in range(len(network.blocks))],
+    'downsample_in_first_stage': False, 'downsample_in_bottleneck': False}
+  folder.mkdir()
+  (folder / 'README.md').write_text(card)
+  (folder / 'config.json').write_text(json.dumps(config, indent=2) + '\n')
+  _write_safetensors(names.named(variables, names.transformers), folder / 'model.safetensors')
+
+
+def _write_detectron2(variables: Mapping[str, Any], path: Path) -> None:
+  content = {'model': names.named(variables, names.detectron2), '__author__': 'conic_jax',
+             'matching_heuristics': True}
+  # NumPy 2 names a module that NumPy 1 lacks, which many installations of Detectron2 still have; the name
+  # from before is known to both. The first mention is the only one: pickle refers back to it.
+  path.write_bytes(pickle.dumps(content, protocol=3).replace(
+    b'cnumpy._core.multiarray\n', b'cnumpy.core.multiarray\n', 1))
+
+
+def _write_safetensors(arrays: Mapping[str, np.ndarray], path: Path) -> None:
+  # The counter of updates that PyTorch's batch norm has, and reads only without a momentum.
+  counters = {name.replace('running_mean', 'num_batches_tracked'): np.zeros((), np.int64)
+              for name in arrays if name.endswith('running_mean')}
+  # Not by `save_file`, whose files only their owner can read.
+  path.write_bytes(save({**arrays, **counters}, metadata={'format': 'pt'}))

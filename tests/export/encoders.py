@@ -1,0 +1,36 @@
+"""Encoders with random weights and statistics, for the tests of this folder."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from conic_jax.models import ResNet
+from conic_jax.models.resnet import ARCHITECTURES
+
+
+def network_of(name='resnet18', **changes):
+  blocks, bottleneck = ARCHITECTURES[name]
+  return ResNet(**{'blocks': blocks, 'bottleneck': bottleneck, **changes})
+
+
+def draw_variables(network, seed=0):
+  """Parameters and running statistics, all of them random."""
+  rng = np.random.default_rng(seed)
+  def draw(path, leaf):
+    if path[-1].key == 'kernel':
+      scale = np.sqrt(2 / np.prod(leaf.shape[:-1]))
+      return rng.standard_normal(leaf.shape, np.float32) * np.float32(scale)
+    low, high = (0.5, 1.5) if path[-1].key in ('scale', 'var') else (-0.5, 0.5)
+    return rng.uniform(low, high, leaf.shape).astype(np.float32)
+  shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3))))
+  return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def draw_images(side, seed=1):
+  return np.random.default_rng(seed).standard_normal((1, side, side, 3), np.float32)
+
+
+def difference(features, expected):
+  """The largest difference as a share of the largest feature."""
+  features, expected = np.asarray(features), np.asarray(expected)
+  assert features.shape == expected.shape
+  return np.abs(features - expected).max() / np.abs(expected).max()
