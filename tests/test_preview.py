@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from support import as_method, flags_of
+from support import flags_of, tiny_method
 
 from conic_jax import mesh as meshes
 from conic_jax import methods, preview, visualise
@@ -15,7 +15,6 @@ from conic_jax.views import Views
 
 # No colours are changed, so that a pixel tells where it lies, and little is compiled.
 PLAIN = {'views.jitter': 0., 'views.grayscale': 0., 'views.blur': 0.}
-CHANGES = {**PLAIN, 'batch_norm.groups': 4, 'queue.size': 16, 'cell.queue': 144, 'cell.features': 8}
 SIDES = 120, 200
 
 
@@ -81,7 +80,7 @@ def ramps(tmp_path_factory):
 
 
 def test_cells_and_mosaics_of_the_training_batch_show_the_same_part_of_the_image(tiny_config, ramps):
-  config = as_method(tiny_config, 'inscon', **CHANGES, **{'views.size': 64})
+  config = tiny_method(tiny_config, 'inscon', **PLAIN, **{'views.size': 64})
   config.data.dir, config.data.train = str(ramps), ''
   source, method = opened(config)
   batch = preview.first_batch(config, source, method, 16)
@@ -107,7 +106,7 @@ def test_cells_and_mosaics_of_the_training_batch_show_the_same_part_of_the_image
 
 
 def test_the_command_draws_cells_and_mosaics_of_inscon(command, tiny_config, tmp_path):
-  config = as_method(tiny_config, 'inscon', **CHANGES)
+  config = tiny_method(tiny_config, 'inscon', **PLAIN)
   out = tmp_path / 'pictures' / 'views.png'
   figure, = command(*flags_of(config), f'--out={out}', '--images=4')
   axes = np.array(figure.axes).reshape(-1, 4)
