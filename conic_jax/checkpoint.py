@@ -25,12 +25,13 @@ def _split(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
   return model, fields
 
 
-def _manager(folder: Path, keep: int | None, read_only: bool = False) -> ocp.CheckpointManager:
+def _manager(folder: Path, keep: int | None, read_only: bool = False,
+             clean: bool = False) -> ocp.CheckpointManager:
   # Orbax logs the traceback of a failed save from each of its threads; the one error that counts
   # is raised and told by `Checkpoints`.
   logging.getLogger('absl').addFilter(lambda record: 'orbax' not in record.pathname)
   options = ocp.CheckpointManagerOptions(
-    max_to_keep=keep, cleanup_tmp_directories=not read_only, read_only=read_only)
+    max_to_keep=keep, cleanup_tmp_directories=clean, read_only=read_only)
   handlers = {'model': ocp.StandardCheckpointHandler(), 'training': ocp.StandardCheckpointHandler(),
               'identity': ocp.JsonCheckpointHandler()}
   return ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handlers)
@@ -43,7 +44,7 @@ class Checkpoints:
   """
 
   def __init__(self, folder: Path, keep: int):
-    self._folder, self._keep, self._manager = folder, keep, _manager(folder, keep)
+    self._folder, self._keep, self._manager = folder, keep, _manager(folder, keep, clean=True)
     self._last_failed = False
     self.failure: str | None = None
 
@@ -79,8 +80,12 @@ class Checkpoints:
       identity=ocp.args.JsonSave(dict(identity))), force=True))
 
   def wait(self) -> None:
-    """Waits for the save under way; what it left when it failed is removed."""
+    """Waits for the save under way, and removes what failed ones left."""
     self._guard(lambda: self._manager.wait_until_finished())
+    if self.failure and jax.process_index() == 0:
+      # A failed save has threads that may go on to write for a while: each wait looks again.
+      for unfinished in self._folder.glob('*.orbax-checkpoint-tmp*'):
+        shutil.rmtree(unfinished, ignore_errors=True)
 
   def discard(self, step: int) -> None:
     """Deletes the checkpoint of a step, if there is one: its state turned out to be bad."""
@@ -135,8 +140,7 @@ class Checkpoints:
   def _guard(self, action: Callable[[], Any]) -> None:
     """Runs an action of the manager; whatever fails in saving, the training must go on.
 
-    A manager that failed raises the same error for ever: a new one takes its place, and removes what
-    it left unfinished.
+    A manager that failed raises the same error for ever: a new one takes its place.
     """
     try:
       action()
