@@ -18,7 +18,7 @@ from conic_jax.errors import UserError
 from conic_jax.export import names
 
 # Before the names of torchvision's ResNet: nothing, and what DataParallel and MoCo's checkpoints have.
-_PREFIXES = ('', 'module.', 'module.encoder_q.')
+_PREFIXES = ('', 'module.', 'module.encoder_q.', 'encoder_q.')
 _STEMS = {7: 'imagenet', 3: 'cifar'}
 
 
