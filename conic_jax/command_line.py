@@ -1,28 +1,63 @@
 """Reading the command line so that every mistake is answered with what exists."""
+import argparse
+import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from conic_jax.errors import Help, UserError
+from conic_jax.errors import Help, Stopped, UserError
 
 
-def parse(argv: list[str], flag_values: flags.FlagValues) -> None:
+class Parser(argparse.ArgumentParser):
+  """Arguments of the commands that have no config; a mistake is one sentence."""
+
+  def __init__(self, usage: str, description: str | None):
+    super().__init__(usage=usage, description=description, allow_abbrev=False,
+                     formatter_class=argparse.RawDescriptionHelpFormatter)
+
+  def error(self, message: str) -> NoReturn:
+    raise UserError(f'{message}; {self.format_usage().strip()}.')
+
+
+def guarded(action: Callable[[], None], interrupted: str = 'interrupted') -> None:
+  """Runs a command with its exit code: 0, 1 for a user's error, 128 + the signal when stopped.
+
+  Args:
+    action: the command.
+    interrupted: what is said after Ctrl-C where the command does not answer it itself.
+  """
+  try:
+    action()
+  except Help as text:
+    print(text)
+  except UserError as error:
+    sys.exit(f'conic_jax: {error}')
+  except Stopped as stopped:
+    print(f'conic_jax: {stopped}', file=sys.stderr)
+    sys.exit(stopped.exit_code)
+  except KeyboardInterrupt:
+    print(f'conic_jax: {interrupted}', file=sys.stderr)
+    sys.exit(128 + signal.SIGINT)
+
+
+def parse(argv: list[str], flag_values: flags.FlagValues, usage: str) -> None:
   """Parses the flags, 'config' among them, into `flag_values`.
 
   Args:
     argv: the command and its arguments.
     flag_values: where the flags are defined.
+    usage: what is said of the command where it is asked for.
 
   Raises:
     Help: where --help is among them.
     UserError: where a config, a preset, a field, a value or a flag is wrong; it says what exists.
   """
   if '--help' in argv or '--helpfull' in argv:
-    raise Help(f'usage: python -m conic_jax.main --config=FILE[:PRESET] [--config.FIELD=VALUE …]. '
-                    f'Configs: {_configs()}. Flags: {", ".join(_own_flags(flag_values))}.')
+    raise Help(f'{usage} Configs: {_configs()}. Flags: {", ".join(_own_flags(flag_values))}.')
   path = next((arg.split('=', 1)[1] for arg in argv if arg.startswith('--config=')), None)
   if path is None:
     raise UserError('Which config? Give --config=FILE[:PRESET], such as '

@@ -9,9 +9,9 @@ from absl import flags
 from ml_collections import config_flags
 
 from conic_jax import command_line
-from conic_jax.errors import Help, Stopped, UserError
+from conic_jax.errors import UserError
 
-TASKS = ('pretrain', 'knn', 'linear')
+_USAGE = 'usage: python -m conic_jax.main --config=FILE[:PRESET] [--config.FIELD=VALUE …].'
 
 
 def define_flags(argv: list[str]) -> flags.FlagValues:
@@ -47,31 +47,20 @@ def run_task(config) -> None:
   if config.task == 'pretrain':
     from conic_jax import train
     train.pretrain(config)
-  elif config.task in TASKS:
+  else:
     from conic_jax.evals import standalone
     standalone.evaluate(config)
-  else:
-    raise UserError(f"config.task is '{config.task}'; there is: {', '.join(TASKS)}.")
 
 
 def command() -> None:
-  """The whole command, with its exit code: 0, 1 for a user's error, 128 + the signal when stopped."""
-  try:
+  """The whole command, with its exit code."""
+  def action():
     values = define_flags(sys.argv)
-    command_line.parse(sys.argv, values)
+    command_line.parse(sys.argv, values, _USAGE)
     start_distributed(values)
     run_task(values.config)
-  except Help as text:
-    print(text)
-  except UserError as error:
-    sys.exit(f'conic_jax: {error}')
-  except Stopped as stopped:
-    print(f'conic_jax: {stopped}', file=sys.stderr)
-    sys.exit(stopped.exit_code)
-  except KeyboardInterrupt:
-    print('conic_jax: interrupted. Run the same command again to go on from the last checkpoint.',
-          file=sys.stderr)
-    sys.exit(130)
+  command_line.guarded(
+    action, 'interrupted. Run the same command again to go on from the last checkpoint.')
 
 
 if __name__ == '__main__':

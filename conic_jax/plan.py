@@ -27,7 +27,7 @@ from conic_jax import command_line, hlo, methods, optim, topology, train
 from conic_jax import mesh as meshes
 from conic_jax.data import sources
 from conic_jax.data.sampler import Sampler
-from conic_jax.errors import Help, UserError
+from conic_jax.errors import UserError
 from conic_jax.methods import Method
 from conic_jax.metrics import write_json
 from conic_jax.topology import Topology
@@ -401,17 +401,12 @@ def _announced(made: Plan) -> Plan:
 
 
 def command() -> None:
-  """The whole command, with its exit code: 0, 1 for a user's error, 130 when interrupted."""
-  try:
+  """The whole command, with its exit code."""
+  def action():
     values = define_flags(sys.argv)
-    command_line.parse(sys.argv, values)
+    command_line.parse(sys.argv, values, _USAGE)
     run(values)
-  except Help:
-    print(_USAGE)
-  except UserError as error:
-    sys.exit(f'conic_jax: {error}')
-  except KeyboardInterrupt:
-    sys.exit(130)
+  command_line.guarded(action)
 
 
 if __name__ == '__main__':

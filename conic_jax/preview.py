@@ -21,7 +21,7 @@ from ml_collections import config_flags
 from conic_jax import command_line, methods, train, visualise
 from conic_jax import mesh as meshes
 from conic_jax.data import decode, pipeline, sources
-from conic_jax.errors import Help, UserError
+from conic_jax.errors import UserError
 from conic_jax.methods import Method
 from conic_jax.methods.inscon import InsCon, mosaics
 from conic_jax.models import roi
@@ -150,17 +150,12 @@ def run(values: flags.FlagValues) -> None:
 
 
 def command() -> None:
-  """The whole command, with its exit code: 0, 1 for a user's error, 130 when interrupted."""
-  try:
+  """The whole command, with its exit code."""
+  def action():
     values = define_flags(sys.argv)
-    command_line.parse(sys.argv, values)
+    command_line.parse(sys.argv, values, _USAGE)
     run(values)
-  except Help:
-    print(_USAGE)
-  except UserError as error:
-    sys.exit(f'conic_jax: {error}')
-  except KeyboardInterrupt:
-    sys.exit(130)
+  command_line.guarded(action)
 
 
 if __name__ == '__main__':

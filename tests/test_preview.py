@@ -5,11 +5,12 @@ import sys
 import jax
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from support import flags_of, tiny_method
 
 from conic_jax import mesh as meshes
-from conic_jax import methods, preview, visualise
+from conic_jax import methods, preview
 from conic_jax.data import augment, sources
 from conic_jax.views import Views
 
@@ -21,8 +22,9 @@ SIDES = 120, 200
 @pytest.fixture
 def command(monkeypatch):
   """Runs the command and gives the figures that it wrote."""
-  figures, save = [], visualise._save
-  monkeypatch.setattr(visualise, '_save', lambda figure, *rest: figures.append(figure) or save(figure, *rest))
+  figures, savefig = [], Figure.savefig
+  monkeypatch.setattr(
+    Figure, 'savefig', lambda figure, *rest, **how: figures.append(figure) or savefig(figure, *rest, **how))
 
   def run(*arguments):
     monkeypatch.setattr(sys, 'argv', ['preview', *arguments])

@@ -3,20 +3,23 @@ import json
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
 from PIL import Image
 
 from conic_jax import visualise
 from conic_jax.errors import UserError
+from conic_jax.visualise import features as feature_maps
+from conic_jax.visualise import style
 
 
 @pytest.fixture
 def figures(monkeypatch):
   """The figures that were written, which are written as ever."""
-  seen, save = [], visualise._save
+  seen, savefig = [], Figure.savefig
   def keep(figure, *arguments, **options):
     seen.append(figure)
-    save(figure, *arguments, **options)
-  monkeypatch.setattr(visualise, '_save', keep)
+    savefig(figure, *arguments, **options)
+  monkeypatch.setattr(Figure, 'savefig', keep)
   return seen
 
 
@@ -82,7 +85,7 @@ def test_neighbours_are_framed_by_class(figures, tmp_path, labelled):
   assert [[axis.get_xlabel() for axis in row] for row in axes] == [
       [f'{value:.2f}' for value in row] for row in similarities]
   colours = np.array([[axis.spines['top'].get_edgecolor() for axis in row] for row in axes])
-  expected = (np.where(same[..., None], to_rgba(visualise.BLUE), to_rgba(visualise.ORANGE))
+  expected = (np.where(same[..., None], to_rgba(style.BLUE), to_rgba(style.ORANGE))
               if labelled else np.broadcast_to(to_rgba('#444444'), (6, 8, 4)))
   np.testing.assert_allclose(colours, expected)
   assert len(figures[0].legends) == labelled
@@ -115,8 +118,8 @@ def test_feature_map_keeps_clusters_apart_and_depends_on_the_seed_alone(tmp_path
   centres = 10 * np.eye(3, 12)
   labels = np.arange(90) % 3
   features = centres[labels] + np.random.default_rng(0).normal(size=(90, 12))
-  points = visualise._embed(features, seed=1)
-  np.testing.assert_array_equal(points, visualise._embed(features, seed=1))
+  points = feature_maps._embed(features, seed=1)
+  np.testing.assert_array_equal(points, feature_maps._embed(features, seed=1))
   distances = np.linalg.norm(points[:, None] - points[None], axis=-1)
   np.fill_diagonal(distances, np.inf)
   np.testing.assert_array_equal(labels[distances.argmin(1)], labels)

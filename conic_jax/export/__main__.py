@@ -6,27 +6,16 @@ The encoder is that of a run, or of a file: ResNets in .safetensors or of torch.
 --to is torchvision, transformers (a folder), detectron2 (a pickle of arrays), or safetensors: torchvision's
 names for any encoder, those with another stem or width included.
 """
-import argparse
-import sys
 import types
 from pathlib import Path
-from typing import NoReturn
 
 import jax.numpy as jnp
 
-from conic_jax import models
+from conic_jax import command_line, models
 from conic_jax.checkpoint import read_config, restore_model
-from conic_jax.errors import UserError
 from conic_jax.export import card, read, targets
 
-_USAGE = f'usage: python -m conic_jax.export RUN_OR_FILE --to={"|".join(targets.SUFFIXES)} --out=FILE'
-
-
-class _Parser(argparse.ArgumentParser):
-  """Answers a mistake with one sentence, as the other commands do."""
-
-  def error(self, message: str) -> NoReturn:
-    raise UserError(f'{message}; {_USAGE}.')
+_USAGE = f'python -m conic_jax.export RUN_OR_FILE --to={"|".join(targets.SUFFIXES)} --out=FILE'
 
 
 def export(source: Path, target: str, out: Path) -> list[Path]:
@@ -57,19 +46,15 @@ def export(source: Path, target: str, out: Path) -> list[Path]:
 
 
 def command() -> None:
-  """The whole command, with its exit code: 0, 1 for a user's error, 130 when interrupted."""
-  parser = _Parser(usage=_USAGE.removeprefix('usage: '), description=__doc__, allow_abbrev=False,
-                   formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('source', metavar='RUN_OR_FILE', type=Path)
-  parser.add_argument('--to', choices=list(targets.SUFFIXES), required=True)
-  parser.add_argument('--out', type=Path, required=True)
-  try:
+  """The whole command, with its exit code."""
+  def action():
+    parser = command_line.Parser(_USAGE, __doc__)
+    parser.add_argument('source', metavar='RUN_OR_FILE', type=Path)
+    parser.add_argument('--to', choices=list(targets.SUFFIXES), required=True)
+    parser.add_argument('--out', type=Path, required=True)
     arguments = parser.parse_args()
     print('\n'.join(map(str, export(arguments.source, arguments.to, arguments.out))))
-  except UserError as error:
-    sys.exit(f'conic_jax: {error}')
-  except KeyboardInterrupt:
-    sys.exit(130)
+  command_line.guarded(action)
 
 
 if __name__ == '__main__':

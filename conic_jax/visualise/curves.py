@@ -1,0 +1,76 @@
+"""The curves of a run."""
+import json
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from conic_jax.errors import UserError
+from conic_jax.visualise.style import BLUE, GREEN, ORANGE, STYLE, save
+
+# Title of the panel, factor on the values and the series (name in the file, legend, colour) in it.
+PANELS = (
+    ('Loss (nats)', 1, (('loss', 'total', BLUE), ('loss_instance', 'instance', ORANGE),
+                        ('loss_contrast', 'contrast', ORANGE), ('loss_single', 'single', ORANGE),
+                        ('loss_multi', 'mosaics', GREEN), ('loss_cell', 'cells', '#CC79A7'))),
+    ('Consistency loss', 1, (('loss_consistency', '', GREEN),)),
+    ('Instance top-1 (%)', 100, (('instance_top1', '', BLUE),)),
+    ('Own key nearest (%)', 100, (('contrast_top1', '', BLUE),)),
+    ('kNN top-1 (%)', 100, (('knn_top1', '', ORANGE),)),
+    ('Alignment (lower: views closer)', 1, (('alignment', '', BLUE),)),
+    ('Uniformity (lower: more spread)', 1, (('uniformity', '', BLUE),)),
+    ('Feature standard deviation', 1, (('feature_std', '', BLUE),)),
+    ('Learning rate', 1, (('learning_rate', '', '#444444'),)),
+)
+
+
+def loss_curves(metrics: Path, out: Path) -> None:
+  """Draws the curves of a run as small multiples over the epochs.
+
+  Args:
+    metrics: file with one JSON object a line; each has 'epoch' and some of 'loss', 'loss_instance',
+      'loss_consistency', 'alignment', 'uniformity', 'instance_top1', 'knn_top1', 'feature_std' and
+      'learning_rate'. What no line has gets no panel.
+    out: picture to write.
+
+  Raises:
+    UserError: where the file holds none of them.
+  """
+  rows = [json.loads(line) for line in metrics.read_text().splitlines() if line.strip()]
+  names = {name for row in rows for name in row}
+  panels = [panel for panel in PANELS if any(series[0] in names for series in panel[2])]
+  if not panels:
+    raise UserError(f'{metrics} holds no reports yet: let the run reach its first report.')
+  columns = min(len(panels), 4)
+  lines = -(-len(panels) // columns)
+  with matplotlib.rc_context(STYLE):
+    figure = Figure(figsize=(3 * columns, 2.3 * lines), layout='constrained')
+    axes = figure.subplots(lines, columns, squeeze=False).ravel()
+    for panel, axis in zip(panels, axes, strict=False):
+      _draw_panel(axis, rows, *panel)
+    for axis in axes[:len(panels)][-columns:]:
+      axis.set_xlabel('epoch')
+    for axis in axes[len(panels):]:
+      axis.set_axis_off()
+    save(figure, out)
+
+
+def _draw_panel(axis, rows, title, factor, series):
+  for name, legend, colour in series:
+    values = [(row['epoch'], factor * row[name]) for row in rows if name in row]
+    if values:
+      epochs, values = np.array(values).T
+      smooth = max(len(values) // 100, 1)
+      if smooth > 1:
+        axis.plot(epochs, values, color=colour, linewidth=0.5, alpha=0.3)
+        epochs, values = (np.convolve(part, np.full(smooth, 1 / smooth), 'valid')
+                          for part in (epochs, values))
+      axis.plot(epochs, values, color=colour, linewidth=1.4, label=legend,
+                marker='o' if len(values) < 20 else '', markersize=3)
+  if len(series) > 1:
+    axis.legend(handlelength=1.2, borderaxespad=0.1, ncols=1 + (len(axis.lines) > 2), columnspacing=1)
+  axis.set_title(title)
+  axis.set_xlim(left=0)
+  axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))

@@ -1,0 +1,67 @@
+"""The map of a run's features."""
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from conic_jax.visualise.style import BLUE, CLASS_COLOURS, STYLE, save
+
+_LISTED_CLASSES = 20
+
+
+def feature_map(features: np.ndarray, labels: np.ndarray | None, class_names: Sequence[str],
+                out: Path, seed: int) -> None:
+  """Draws the features in two dimensions: PCA to at most 50, then t-SNE on unit features.
+
+  Args:
+    features: [n, F].
+    labels: integers [n], or None: all points in one colour.
+    class_names: names of the classes, listed beside the map where there are at most 20.
+    out: picture to write.
+    seed: of t-SNE.
+  """
+  points = _embed(features, seed)
+  with matplotlib.rc_context(STYLE):
+    width, height = np.ptp(points, axis=0)
+    figure = Figure(figsize=(6.6, float(np.clip(5 * height / width, 3, 7)) + 0.4),
+                    layout='constrained')
+    axis = figure.subplots()
+    size = float(np.clip(12000 / len(points), 4, 24))
+    if labels is None:
+      axis.scatter(*points.T, s=size, color=BLUE, linewidths=0, alpha=0.7)
+    elif len(class_names) > _LISTED_CLASSES:
+      axis.scatter(*points.T, s=size, c=labels, cmap='turbo', linewidths=0, alpha=0.7)
+    else:
+      _draw_classes(axis, points, labels, class_names, size)
+    axis.set(xticks=[], yticks=[], aspect='equal',
+             title=f't-SNE of the features of {len(points):,} images')
+    axis.spines[:].set_visible(False)
+    save(figure, out)
+
+
+def _embed(features, seed):
+  # Take seconds to import, which every other command would pay.
+  from sklearn.decomposition import PCA
+  from sklearn.manifold import TSNE
+  from threadpoolctl import threadpool_limits
+  norms = np.linalg.norm(features, axis=1, keepdims=True)
+  features = features / np.maximum(norms, np.finfo(np.float32).tiny)
+  perplexity = min(30, (len(features) - 1) / 3)
+  # On cores that others use too, OpenMP's threads wait for each other: five times as long with two.
+  with threadpool_limits(1):
+    reduced = PCA(min(50, *features.shape), random_state=seed).fit_transform(features)
+    return TSNE(perplexity=perplexity, init='pca', random_state=seed).fit_transform(reduced)
+
+
+def _draw_classes(axis, points, labels, class_names, size):
+  handles = []
+  for label, name in enumerate(class_names):
+    colour = CLASS_COLOURS[label % len(CLASS_COLOURS)]
+    marker = 'o^'[label // len(CLASS_COLOURS)]
+    axis.scatter(*points[labels == label].T, s=size, color=colour, marker=marker, linewidths=0,
+                 alpha=0.75)
+    handles.append(Line2D([], [], linestyle='', marker=marker, color=colour, label=name))
+  axis.legend(handles=handles, loc='center left', bbox_to_anchor=(1, 0.5), handletextpad=0.2)

@@ -1,0 +1,48 @@
+"""A sheet of images beside their nearest neighbours."""
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patches import Patch
+
+from conic_jax.visualise.style import BLUE, ORANGE, STYLE, draw_image, save
+
+
+def neighbours_grid(query_images: np.ndarray, neighbour_images: np.ndarray,
+                    similarities: np.ndarray, same_label: np.ndarray | None, out: Path) -> None:
+  """Draws each query beside its nearest neighbours, framed by whether they are of its class.
+
+  Args:
+    query_images: uint8 [Q, S, S, 3].
+    neighbour_images: uint8 [Q, k, S, S, 3], the nearest first.
+    similarities: cosine similarities [Q, k].
+    same_label: bool [Q, k], or None where classes are not known.
+    out: picture to write.
+  """
+  num_queries, k = similarities.shape
+  with matplotlib.rc_context(STYLE):
+    layout = ConstrainedLayoutEngine(w_pad=0.025, h_pad=0.025, wspace=0, hspace=0)
+    figure = Figure(figsize=(0.9 * (k + 1.2), 1.06 * num_queries + 0.6), layout=layout)
+    axes = figure.subplots(num_queries, k + 2, squeeze=False,
+                           width_ratios=[1, 0.15] + [1] * k)
+    for row in range(num_queries):
+      draw_image(axes[row, 0], query_images[row], '#444444')
+      axes[row, 1].set_axis_off()
+      for rank in range(k):
+        colour = '#444444'
+        if same_label is not None:
+          colour = BLUE if same_label[row, rank] else ORANGE
+        axis = axes[row, 2 + rank]
+        draw_image(axis, neighbour_images[row, rank], colour)
+        axis.set_xlabel(f'{similarities[row, rank]:.2f}', fontsize=7, labelpad=3)
+    axes[0, 0].set_title('query', fontsize=8, loc='center')
+    # A text, not a title, whose width would push the columns apart.
+    axes[0, 2].text(0, 1.07, 'nearest neighbours, with cosine similarity', fontsize=8,
+                    transform=axes[0, 2].transAxes, in_layout=False)
+    if same_label is not None:
+      frames = [Patch(fill=False, edgecolor=BLUE, linewidth=2, label='same class'),
+                Patch(fill=False, edgecolor=ORANGE, linewidth=2, label='another class')]
+      figure.legend(handles=frames, loc='outside lower center', ncols=2, fontsize=8)
+    save(figure, out, dpi=100)
