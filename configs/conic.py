@@ -108,6 +108,8 @@ def get_config(preset: str = 'imagenet') -> ConfigDict:
   config.linear.learning_rates = (75.0,)  # several are a sweep
   config.linear.epochs = 100
   config.linear.batch_size = 512
+  config.linear.schedule = 'cosine'       # or 'steps'
+  config.linear.milestones = ()           # shares of the training where the rate of 'steps' is divided by 10
   config.linear.normalise = 'none'
 
   if preset not in PRESETS:

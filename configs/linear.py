@@ -1,54 +1,53 @@
-"""The linear protocol on a frozen encoder (ConIC, Appendix C.2).
+"""The linear protocol on a frozen encoder.
 
   python -m conic_jax.main --config=configs/linear.py --config.encoder=runs/photos
   python -m conic_jax.main --config=configs/linear.py:photos --config.encoder=random
+  python -m conic_jax.main --config=configs/linear.py:conic --config.encoder=conic.safetensors \\
+    --config.data.dir=TFDS_DIR
+
+The recipes on ImageNet: conic (Appendix C.2: 100 epochs, cosine from 75; the batch of 512 is ours), moco
+(100 epochs, batch 256, 30 divided by 10 at 60 and 80) and one_million (batch 2048, cosine from 40; the 100
+epochs are ours). What a rate does goes with the square of the features' norm, so a rate of one encoder may
+diverge on another: several rates are a sweep, trained at once and chosen on a tenth of the training images,
+as the small presets do. The scale of the features is reported.
 
 A field that is None, or an empty name of the data, is taken from the encoder's own run. An encoder that is
-random, or a file of weights, has no run: the preset (photos, cifar10, imagenet) gives it data, and a random
-one its network. The result is printed and written to linear.json in the encoder's run, or in config.run.
+random, or a file of weights, has no run: the preset gives it data, and a random one its network. The result
+is printed and written to linear.json in the encoder's run, or in config.run, with a picture of the confusion
+matrix.
 """
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from configs import knn
+
+RECIPES = {
+  'conic': {'learning_rates': (75.0,), 'batch_size': 512, 'schedule': 'cosine', 'milestones': ()},
+  'moco': {'learning_rates': (30.0,), 'batch_size': 256, 'schedule': 'steps', 'milestones': (0.6, 0.8)},
+  'one_million': {'learning_rates': (40.0,), 'batch_size': 2048, 'schedule': 'cosine', 'milestones': ()}}
+PRESETS = (*knn.PRESETS, *RECIPES)
+
 
 def get_config(preset: str = 'run') -> ConfigDict:
-  """As the run's own config says: of configs/conic.py 100 epochs, no weight decay, cosine from 75."""
-  config = ConfigDict()
-  config.task = 'linear'
-  config.encoder = ''             # a run folder, a file of weights, or random
-  config.run = ''                 # where the result goes; '' is the encoder's run
-  config.seed = 0
-  config.dtype = 'auto'
-  config.mesh = ConfigDict({'data': -1})
+  """As the run's own config says, or a recipe; imagenet is conic."""
+  if preset not in PRESETS:
+    raise ValueError(f"There is no preset '{preset}' of configs/linear.py; there is: {', '.join(PRESETS)}.")
+  config = knn.get_config('imagenet' if preset in RECIPES else preset)
+  config.task = config.result = 'linear'
+  del config.eval.k
   config.linear = ConfigDict({
     'learning_rates': placeholder(tuple),  # several are a sweep
     'epochs': placeholder(int),
     'batch_size': placeholder(int),
+    'schedule': placeholder(str),          # cosine, or steps
+    'milestones': placeholder(tuple),      # shares of the training where the rate of steps is divided by 10
     'normalise': placeholder(str),         # none, l2, standardise (features that are large or small)
   })
-
-  config.data = ConfigDict({'name': '', 'dir': '', 'train': '', 'test': '', 'cache': ''})
-  config.views = ConfigDict({'size': placeholder(int)})
-  config.eval = ConfigDict({'resize': placeholder(int), 'batch_size': placeholder(int)})
-  config.network = ConfigDict({'name': 'resnet50', 'blocks': (), 'stem': 'imagenet', 'width': 1.0,
-                               'zero_gamma': False, 'output_stride': 32})
-
-  presets = ('run', 'imagenet', 'cifar10', 'photos')
-  if preset not in presets:
-    raise ValueError(f"There is no preset '{preset}' of configs/linear.py; there is: {', '.join(presets)}.")
-  if preset != 'run':
-    config.linear.update(learning_rates=(75.0,), epochs=100, batch_size=512, normalise='none')
-    config.eval.batch_size = 512
-  if preset == 'imagenet':
-    config.data.update(name='imagenet2012', train='train', test='validation')
-    config.views.size, config.eval.resize = 224, 256
-  elif preset in ('cifar10', 'photos'):
-    config.data.update(name=preset, train='train', test='test')
-    config.views.size, config.eval.resize = 32, 32
-    config.network.update(name='resnet18', stem='cifar')
+  if preset == 'run':
+    return config
+  config.linear.update(epochs=100, normalise='none', **RECIPES.get(preset, RECIPES['conic']))
+  if preset in ('cifar10', 'photos'):
     config.linear.learning_rates = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
   if preset == 'photos':
-    config.network.update(stem='imagenet', blocks=(2, 2), width=0.75)
-    config.eval.batch_size = config.linear.batch_size = 128
-    config.linear.epochs = 10
+    config.linear.epochs, config.linear.batch_size = 10, 128
   return config

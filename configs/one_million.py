@@ -52,6 +52,8 @@ def paper(config: ConfigDict) -> None:
   config.batch_size = 4096
   config.optimizer.learning_rate = 0.48
   config.optimizer.warmup_epochs = 10
+  config.linear.learning_rates = (40.0,)
+  config.linear.batch_size = 2048
 
 
 def long(config: ConfigDict) -> None:

@@ -50,12 +50,18 @@ class Folder:
   def read(self, ids: np.ndarray) -> tuple[list[bytes], np.ndarray]:
     """Reads images; see `sources.Source`."""
     paths = [self._paths[i] for i in ids]
-    labels = [self._labels.get(path.partition('/')[0], -1) for path in paths]
-    return parallel.map_blocks(self._read, paths), np.array(labels, np.int32)
+    return parallel.map_blocks(self._read, paths), self._labels_of(paths)
+
+  def labels(self) -> np.ndarray:
+    """The labels of all images; see `sources.Source`."""
+    return self._labels_of(self._paths)
 
   def name(self, id: int) -> str:
     """Path of the image."""
     return f'{self._root}/{self._paths[id]}'
+
+  def _labels_of(self, paths):
+    return np.array([self._labels.get(path.partition('/')[0], -1) for path in paths], np.int32)
 
   def _read(self, path):
     try:

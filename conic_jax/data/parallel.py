@@ -1,4 +1,5 @@
 """Threads for reading: many small waits at once, in blocks, so that handing over costs little."""
+import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -10,6 +11,11 @@ _pool = ThreadPoolExecutor(_THREADS, thread_name_prefix='conic_jax-read')
 
 Item = TypeVar('Item')
 Result = TypeVar('Result')
+
+
+def cores() -> int:
+  """Cores that this process may use."""
+  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def map_blocks(function: Callable[[Item], Result], items: Sequence[Item],

@@ -36,16 +36,19 @@ class Photos:
       raise UserError(f"The data set 'photos' has no split '{split}': use 'train' or 'test'.")
     self._split = split
     self.class_names = tuple(sorted(name.partition('.')[0] for name in _SKIMAGE + _SKLEARN))
-    photographs = _photographs()
+    whole = photographs()
     patches = [[_png(photograph, corner) for corner in corners(photograph.size, split)]
-               for photograph in (photographs[name] for name in self.class_names)]
+               for photograph in (whole[name] for name in self.class_names)]
     self._images = [patch for one_of_each in zip(*patches, strict=True) for patch in one_of_each]
     self.num_images, self.num_classes = len(self._images), len(self.class_names)
 
   def read(self, ids: np.ndarray) -> tuple[list[bytes], np.ndarray]:
     """Reads images; see `sources.Source`."""
-    labels = np.asarray(ids) % self.num_classes
-    return [self._images[i] for i in ids], labels.astype(np.int32)
+    return [self._images[i] for i in ids], self.labels()[np.asarray(ids)]
+
+  def labels(self) -> np.ndarray:
+    """The labels of all images; see `sources.Source`."""
+    return np.arange(self.num_images, dtype=np.int32) % self.num_classes
 
   def name(self, id: int) -> str:
     """Photograph, split and number of the patch."""
@@ -63,7 +66,8 @@ def corners(size: tuple[int, int], split: str) -> list[tuple[int, int]]:
   return [(int(left), int(top)) for top in rows for left in columns]
 
 
-def _photographs():
+def photographs() -> dict[str, PIL.Image.Image]:
+  """The ten photographs by name, their short side 256."""
   images = {name: PIL.Image.open(f'{skimage.data.data_dir}/{name}').convert('RGB')
             for name in _SKIMAGE}
   images |= {name: PIL.Image.fromarray(sklearn.datasets.load_sample_image(name))

@@ -1,5 +1,4 @@
 """From a source to batches on the host: read by id, cut and resize in tf.data, ahead of use."""
-import os
 from collections.abc import Callable, Iterator
 
 import jax
@@ -202,7 +201,7 @@ def _batches(steps: tf.data.Dataset, read: Callable[[int], list],
              groups: tuple[tuple[int, int], ...], rows: int, threads: int, prefetch: int,
              antialias_above: float) -> Iterator[dict]:
   """Runs `read` and the graph over `steps` in threads, and yields whole batches in order."""
-  threads = threads or _cores()
+  threads = threads or parallel.cores()
   chunk = max(size for size in range(1, _CHUNK + 1) if rows % size == 0)
   views = sum(count for count, _ in groups)
   dtypes = (tf.string, tf.int32, tf.int32, tf.int32, tf.float32, tf.bool)
@@ -227,7 +226,3 @@ def _batches(steps: tf.data.Dataset, read: Callable[[int], list],
   options.threading.private_threadpool_size = threads
   for batch in dataset.with_options(options).as_numpy_iterator():
     yield tf.nest.map_structure(lambda field: field.reshape(rows, *field.shape[2:]), batch)
-
-
-def _cores():
-  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1

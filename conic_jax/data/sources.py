@@ -31,6 +31,10 @@ class Source(Protocol):
     """
     ...
 
+  def labels(self) -> np.ndarray:
+    """The labels of all images, int32 [N], -1 for none."""
+    ...
+
   def name(self, id: int) -> str:
     """Where the image lies, for people."""
     ...
@@ -52,10 +56,11 @@ def open_source(data, split: str) -> Source:
     return photos.Photos(split)
   if data.name == 'folder':
     return folder.Folder(data.dir, split)
-  return tfds_source.TfdsSource(data.name, data.dir, split, data.cache or _cache())
+  return tfds_source.TfdsSource(data.name, data.dir, split, data.cache or cache_folder())
 
 
-def _cache():
+def cache_folder() -> str:
+  """Where indexes of offsets are kept by default."""
   root = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
   return str(Path(root) / 'conic_jax')
 
@@ -76,6 +81,10 @@ class Subset:
   def read(self, ids: np.ndarray) -> tuple[list[bytes], np.ndarray]:
     """Reads images; see `Source`."""
     return self._source.read(self._ids[np.asarray(ids)])
+
+  def labels(self) -> np.ndarray:
+    """The labels of these images; see `Source`."""
+    return self._source.labels()[self._ids]
 
   def name(self, id: int) -> str:
     """The name that the image has in the whole."""

@@ -1,5 +1,6 @@
 """Data sets that TensorFlow Datasets has prepared, read by id and never downloaded."""
 import difflib
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -10,6 +11,8 @@ from google.protobuf.message import DecodeError
 from conic_jax.data import files, parallel, tfrecord
 from conic_jax.errors import UserError
 
+_BLOCK = 1024  # Records in memory while labels are read.
+
 
 class TfdsSource:
   """The images of a split expression; ids follow the order of the shards.
@@ -19,16 +22,22 @@ class TfdsSource:
     data_dir: TFDS's data_dir, '' for its own default.
     split: 'train', 'train[:10%]', 'train+test' …
     cache: folder of the offset indexes of TFRecord files.
+    masks: read the label maps in place of the images that they belong to.
 
   Raises:
     UserError: where the data set, the split or an image feature is missing, or files are damaged.
   """
 
-  def __init__(self, name: str, data_dir: str, split: str, cache: str):
+  def __init__(self, name: str, data_dir: str, split: str, cache: str, masks: bool = False):
     builder = _builder(name, data_dir)
     self._shards = _shards(builder, split)
     features = _flatten(builder.info.features)
     self._image = _choose(features, 'image', _is_image)
+    if masks:
+      self._image = _mask_of(features, self._image)
+      if self._image is None:
+        raise UserError(f"The data set '{name}' has no label map, only {', '.join(features)}: choose one "
+                        "that has, such as 'scene_parse150', or set config.data.name to 'folder'.")
     if self._image is None:
       raise UserError(f"The data set '{name}' has no image feature, only {', '.join(features)}: "
                       'choose a data set of images.')
@@ -45,6 +54,16 @@ class TfdsSource:
     """Reads images; see `sources.Source`."""
     examples = parallel.map_blocks(self._parse, self._records(ids))
     return [image for image, _ in examples], np.array([label for _, label in examples], np.int32)
+
+  def labels(self) -> np.ndarray:
+    """The labels of all images, whose records are read for them; see `sources.Source`."""
+    blocks = [self.read(np.arange(start, min(start + _BLOCK, self.num_images)))[1]
+              for start in range(0, self.num_images, _BLOCK)]
+    return np.concatenate(blocks)
+
+  def records(self, ids: np.ndarray) -> Sequence[bytes]:
+    """The examples as they are stored, tf.train.Example; b'' for one that cannot be read."""
+    return self._records(ids)
 
   def name(self, id: int) -> str:
     """File and number of the example in it, written as TFDS does in its tfds_id."""
@@ -113,7 +132,7 @@ def _shards(builder, split):
 def _flatten(features, prefix=''):
   """Features by their key in an example, those of nested dicts as 'outer/inner'."""
   found = {}
-  for key, feature in features.items():
+  for key, feature in sorted(features.items()):  # TFDS keeps no order.
     if isinstance(feature, tfds.features.FeaturesDict):
       found |= _flatten(feature, f'{prefix}{key}/')
     else:
@@ -131,6 +150,13 @@ def _is_image(feature):
   # A label map is an Image too; a float image is stored as bits that are no picture.
   return (isinstance(feature, tfds.features.Image) and feature.np_dtype in (np.uint8, np.uint16)
           and not isinstance(feature, tfds.features.LabeledImage))
+
+
+def _mask_of(features, image):
+  """The key of the label map: an image of one channel, else any image beside the one that it belongs to."""
+  maps = {key: feature for key, feature in features.items()
+          if isinstance(feature, tfds.features.Image) and feature.np_dtype == np.uint8 and key != image}
+  return _choose(maps, '', lambda feature: feature.shape[-1] == 1) or next(iter(maps), None)
 
 
 def _array_records(shards):

@@ -10,18 +10,22 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from conic_jax import optim
 from conic_jax.data import augment, pipeline, sampler, sources
 from conic_jax.errors import UserError
+from conic_jax.evals import accuracy
 from conic_jax.evals.features import Encode, Features, extract
 from conic_jax.mesh import check_batch_size, process_rows, replicated, to_global
 from conic_jax.views import Views
 
 _HELD_OUT = 0.1
+_CONFUSED_CLASSES = 1000
+_POWER_STEPS = 100  # Of the power iteration for the largest eigenvalue.
 
 
 @dataclasses.dataclass(frozen=True)
 class LinearSettings:
-  """How the linear layer is trained: SGD without weight decay, cosine to zero.
+  """How the linear layer is trained: SGD without weight decay.
 
   ConIC's appendix C.2 gives 100 epochs and the rate 75 but no batch size: the rate is taken as
   given, never scaled by the batch. What a rate does goes with the square of the features' norm, so
@@ -33,6 +37,8 @@ class LinearSettings:
     epochs: passes over the training images.
     batch_size: images a step; at most what the data set has.
     momentum: momentum of SGD.
+    schedule: 'cosine', to zero, or 'steps'.
+    milestones: shares of the training at which the rate of 'steps' is divided by 10.
     normalise: 'none', 'l2' (unit features) or 'standardise' (zero mean and unit variance of each
       feature by statistics gathered in training).
     crop: smallest and largest area of the training crop as a share of the image.
@@ -41,6 +47,8 @@ class LinearSettings:
   epochs: int = 100
   batch_size: int = 256
   momentum: float = 0.9
+  schedule: str = 'cosine'
+  milestones: tuple[float, ...] = ()
   normalise: str = 'none'
   crop: tuple[float, float] = (0.08, 1.)
 
@@ -48,6 +56,11 @@ class LinearSettings:
     if self.normalise not in ('none', 'l2', 'standardise'):
       raise UserError(f"config.linear.normalise is '{self.normalise}'; there is: none, l2, "
                       'standardise.')
+    if self.schedule not in ('cosine', 'steps'):
+      raise UserError(f"config.linear.schedule is '{self.schedule}'; there is: cosine, steps.")
+    if any(not 0 < milestone < 1 for milestone in self.milestones):
+      raise UserError(f'config.linear.milestones is {self.milestones}: each is a share of the training '
+                      'between 0 and 1, such as (0.6, 0.8).')
     if not self.learning_rates:
       raise UserError('config.linear.learning_rates is empty: name at least one rate.')
 
@@ -63,6 +76,12 @@ class LinearResult:
     held_out: top-1 accuracy of every learning rate on the held-out training images, by which the
       choice was made; empty where there was one rate.
     feature_norm: mean norm of the test images' features, before any normalisation.
+    feature_std: their standard deviation, the mean over the features.
+    stable_rate: up to this rate descent with momentum m is stable whatever is predicted: 2(1 + m)/L, where
+      the cross entropy's curvature L is at most half the largest eigenvalue of the second moment of what
+      the layer sees, its constant 1 included. Larger ones may be stable too.
+    confusion: the chosen rate's predictions, images of class i taken for class j, int [C, C]; None where
+      there are more than a thousand classes.
   """
   top1: float
   top5: float
@@ -70,6 +89,9 @@ class LinearResult:
   by_learning_rate: dict[float, float]
   held_out: dict[float, float]
   feature_norm: float
+  feature_std: float
+  stable_rate: float
+  confusion: np.ndarray | None
 
 
 @jax.tree_util.register_dataclass
@@ -127,17 +149,24 @@ def linear_accuracy(encode: Encode, variables: Any, train_source: sources.Source
   def test(source):
     features = extract(encode, variables, source, spec=spec, size=size, resize=resize,
                        batch_size=settings.batch_size, mesh=mesh)
-    hits, total, norm = _count_hits(heads, features, normalise=settings.normalise)
-    return np.asarray(hits) / max(int(total), 1), float(norm)
+    hits, total = _count_hits(heads, features, normalise=settings.normalise)
+    return features, np.asarray(hits) / max(int(total), 1)
 
   best, by_held_out = 0, {}
   if tune_source is not None:
-    accuracy, _ = test(tune_source)
-    best = int(np.argmax(accuracy[:, 0]))
-    by_held_out = dict(zip(rates, accuracy[:, 0].tolist(), strict=True))
-  accuracy, norm = test(test_source)
-  return LinearResult(float(accuracy[best, 0]), float(accuracy[best, 1]), rates[best],
-                      dict(zip(rates, accuracy[:, 0].tolist(), strict=True)), by_held_out, norm)
+    _, shares = test(tune_source)
+    best = int(np.argmax(shares[:, 0]))
+    by_held_out = dict(zip(rates, shares[:, 0].tolist(), strict=True))
+  features, shares = test(test_source)
+  norm, std, curvature = map(float, _scale(heads, features, normalise=settings.normalise))
+  confusion = None
+  if test_source.num_classes <= _CONFUSED_CLASSES:
+    confusion = np.asarray(_confusion(heads, best, features, normalise=settings.normalise))
+  return LinearResult(
+    top1=float(shares[best, 0]), top5=float(shares[best, 1]), learning_rate=rates[best],
+    by_learning_rate=dict(zip(rates, shares[:, 0].tolist(), strict=True)), held_out=by_held_out,
+    feature_norm=norm, feature_std=std, stable_rate=4 * (1 + settings.momentum) / curvature,
+    confusion=confusion)
 
 
 def _is_held_out(num_images):
@@ -181,6 +210,13 @@ def _init(num_rates, width, num_classes):
                 jnp.zeros(width), jnp.ones(width))
 
 
+def _schedule(settings, total_steps):
+  """The rates' common factor at each step."""
+  if settings.schedule == 'cosine':
+    return optim.cosine_schedule(1.0, total_steps)
+  return optim.step_schedule(1.0, tuple(round(share * total_steps) for share in settings.milestones))
+
+
 def _optimizer(settings):
   return optax.trace(settings.momentum)
 
@@ -206,8 +242,7 @@ def _step(heads, trace, variables, batch, step, epoch, *, seed, encode, view, se
   layer = heads.kernel, heads.bias
   gradients, losses = jax.grad(loss, has_aux=True)(layer)
   updates, trace = _optimizer(settings).update(gradients, trace)
-  rates = (jnp.asarray(settings.learning_rates)
-           * optax.cosine_decay_schedule(1., total_steps)(step))
+  rates = jnp.asarray(settings.learning_rates) * _schedule(settings, total_steps)(step)
   kernel, bias = jax.tree.leaves(updates)
   updates = -rates[:, None, None] * kernel, -rates[:, None] * bias
   kernel, bias = jax.tree.leaves(optax.apply_updates(layer, updates))
@@ -241,19 +276,41 @@ def _normalise(features, heads, how):
 
 @functools.partial(jax.jit, static_argnames='normalise')
 def _count_hits(heads: _Heads, test: Features, *, normalise):
-  """Top-1 and top-5 hits [L, 2] of every head, the number of images, their features' mean norm."""
+  """Top-1 and top-5 hits [L, 2] of every head, and the number of images."""
   valid = test.valid & (test.labels >= 0)
   total = jnp.sum(valid)
   features = _normalise(test.features, heads, normalise)
 
-  def hits(layer):
+  def of_head(layer):
     logits = _logits(features, *jax.tree.map(lambda part: part[None], layer))[0]
-    truth = jnp.take_along_axis(logits, test.labels[:, None], axis=1)
-    # Ties count against the head, and a head that diverged hits nothing.
-    rivals = jnp.sum(logits >= truth, axis=1) - 1
-    counted = valid & jnp.all(jnp.isfinite(logits), axis=1)
-    return jnp.stack([jnp.sum(counted & (rivals < top)) for top in (1, 5)])
+    return accuracy.hits(logits, test.labels, valid)
 
-  norms = jnp.linalg.norm(test.features, axis=1)
-  norm = jnp.sum(norms, where=valid) / jnp.maximum(total, 1)
-  return jax.lax.map(hits, (heads.kernel, heads.bias)), total, norm
+  return jax.lax.map(of_head, (heads.kernel, heads.bias)), total
+
+
+@functools.partial(jax.jit, static_argnames='normalise')
+def _scale(heads: _Heads, test: Features, *, normalise):
+  """Mean norm and deviation of the features, and the largest eigenvalue of what the layers see."""
+  seen = jnp.pad(_normalise(test.features, heads, normalise), ((0, 0), (0, 1)), constant_values=1.0)
+  seen = jnp.where(test.valid[:, None], seen, 0.0) / jnp.sqrt(jnp.sum(test.valid))
+
+  def power(_, found):
+    vector, _ = found
+    product = jnp.matmul(seen, vector, precision=jax.lax.Precision.HIGHEST)
+    product = jnp.matmul(product, seen, precision=jax.lax.Precision.HIGHEST)
+    length = jnp.linalg.norm(product)
+    return product / length, length
+
+  start = jnp.full(seen.shape[1], seen.shape[1] ** -0.5)
+  _, eigenvalue = jax.lax.fori_loop(0, _POWER_STEPS, power, (start, jnp.float32(0)))
+  norm = jnp.mean(jnp.linalg.norm(test.features, axis=1), where=test.valid)
+  std = jnp.std(test.features, axis=0, where=test.valid[:, None])
+  return norm, jnp.mean(std), eigenvalue
+
+
+@functools.partial(jax.jit, static_argnames='normalise')
+def _confusion(heads: _Heads, chosen: int, test: Features, *, normalise):
+  """Images of class i that a head takes for class j [C, C]."""
+  layer = heads.kernel[chosen][None], heads.bias[chosen][None]
+  predicted = jnp.argmax(_logits(_normalise(test.features, heads, normalise), *layer)[0], axis=1)
+  return accuracy.confusion(predicted, test.labels, test.valid & (test.labels >= 0), heads.bias.shape[1])

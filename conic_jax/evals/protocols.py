@@ -49,10 +49,8 @@ def resize_of(config: Any) -> int:
 
 
 def linear_settings(config: Any) -> LinearSettings:
-  """The settings of `config.linear`."""
-  return LinearSettings(
-    learning_rates=tuple(config.linear.learning_rates), epochs=config.linear.epochs,
-    batch_size=config.linear.batch_size, normalise=config.linear.normalise)
+  """The settings of `config.linear`; a field that it lacks has its default."""
+  return LinearSettings(**config.linear)
 
 
 def features_of(encode: Encode, variables: Any, source: Source, config: Any, mesh: Mesh) -> Features:
@@ -85,8 +83,20 @@ def online_knn(encode: Encode, variables: Any, train_source: Source, test_source
 
 
 def linear(encode: Encode, variables: Any, train_source: Source, test_source: Source, config: Any,
-           mesh: Mesh, say: Say | None = None) -> dict[str, Any]:
-  """Linear accuracy by `config.linear`: 'linear_top1', 'linear_top5' and what explains them."""
+           mesh: Mesh, pictures: Path | None = None, say: Say | None = None) -> dict[str, Any]:
+  """Linear accuracy by `config.linear`.
+
+  Args:
+    encode, variables: the encoder.
+    train_source, test_source: images with labels.
+    config: the whole config.
+    mesh: the mesh.
+    pictures: the folder in whose figures/ the confusion matrix is drawn; None for no picture.
+    say: shows the loss of every epoch and the scale of the features.
+
+  Returns:
+    'linear_top1', 'linear_top5' and what explains them.
+  """
   settings = linear_settings(config)
   report = None
   if say is not None:
@@ -96,11 +106,19 @@ def linear(encode: Encode, variables: Any, train_source: Source, test_source: So
     encode, variables, train_source, test_source, spec=Views(**config.views),
     size=config.views.size, resize=resize_of(config), settings=settings, seed=config.seed,
     mesh=mesh, report=report)
+  if say is not None:
+    say(f'The features have norm {result.feature_norm:.3g} and deviation {result.feature_std:.3g}: a '
+        f'learning rate up to {result.stable_rate:.2g} is stable on them, whatever the classes; what a rate '
+        'does goes with the square of the norm.')
+  if pictures is not None and result.confusion is not None and jax.process_index() == 0:
+    picture = pictures / 'figures' / 'confusion.png'
+    visualise.confusion_picture(result.confusion, test_source.class_names, picture)
   return {'linear_top1': result.top1, 'linear_top5': result.top5,
           'linear_learning_rate': result.learning_rate,
           'linear_by_learning_rate': {str(k): v for k, v in result.by_learning_rate.items()},
           'linear_held_out': {str(k): v for k, v in result.held_out.items()},
-          'feature_norm': result.feature_norm}
+          'feature_norm': result.feature_norm, 'feature_std': result.feature_std,
+          'linear_stable_rate': result.stable_rate}
 
 
 def evaluate(encode: Encode, variables: Any, random_variables: Callable[[], Any],

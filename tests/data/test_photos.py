@@ -39,7 +39,7 @@ def test_no_column_is_in_train_and_in_test(size):
 
 
 def test_patches_are_the_pixels_of_their_photograph(sources):
-  photograph = photos._photographs()['coffee']
+  photograph = photos.photographs()['coffee']
   label = sources['test'].class_names.index('coffee')
   for number, (left, top) in list(enumerate(photos.corners(photograph.size, 'test')))[::13]:
     (image,), _ = sources['test'].read(np.array([number * 10 + label]))

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from sklearn.metrics import confusion_matrix
 from tiny import SIZES, SPEC, ArraySource, coloured, mean_colour, on_mesh
 
 from conic_jax.data import augment
@@ -162,18 +163,56 @@ def test_hits_are_counted_by_rank(mesh):
   logits, labels = rng.normal(size=(50, 9)).astype(np.float32), rng.integers(-1, 9, 50)
   kernel = jnp.stack([jnp.eye(9), jnp.zeros((9, 9)), jnp.full((9, 9), jnp.nan)])
   heads = linear._Heads(kernel, jnp.zeros((3, 9)), jnp.zeros(9), jnp.ones(9))
-  hits, total, norm = linear._count_hits(heads, on_mesh(mesh, logits, labels), normalise='none')
+  test = on_mesh(mesh, logits, labels)
+  hits, total = linear._count_hits(heads, test, normalise='none')
+  confusion = linear._confusion(heads, 0, test, normalise='none')
   logits, labels = logits[labels >= 0], labels[labels >= 0]
   ranks = np.argsort(np.argsort(-logits, axis=1), axis=1)[np.arange(len(labels)), labels]
   assert int(total) == len(labels) < 50
   # A head that tells nothing apart hits nothing, like one that is not finite.
   np.testing.assert_array_equal(hits, [[(ranks < 1).sum(), (ranks < 5).sum()], [0, 0], [0, 0]])
-  assert float(norm) == pytest.approx(np.linalg.norm(logits, axis=1).mean(), rel=1e-5)
+  np.testing.assert_array_equal(confusion, confusion_matrix(labels, logits.argmax(1), labels=range(9)))
+
+
+@pytest.mark.parametrize('normalise', ['none', 'standardise'])
+def test_the_scale_of_the_features(mesh, normalise):
+  rng = np.random.default_rng(0)
+  features = (rng.normal(size=(60, 5)) * [1, 2, 3, 4, 5] + 2).astype(np.float32)
+  mean, variance = rng.normal(size=5), rng.uniform(1, 2, 5)
+  heads = linear._Heads(jnp.zeros((1, 5, 2)), jnp.zeros((1, 2)), jnp.float32(mean), jnp.float32(variance))
+  norm, std, eigenvalue = linear._scale(heads, on_mesh(mesh, features, np.zeros(60)), normalise=normalise)
+  assert float(norm) == pytest.approx(np.linalg.norm(features, axis=1).mean(), rel=1e-5)
+  assert float(std) == pytest.approx(features.std(0).mean(), rel=1e-5)
+  if normalise == 'standardise':
+    features = (features - mean) / np.sqrt(variance + 1e-5)
+  seen = np.append(features, np.ones((60, 1)), axis=1)
+  assert float(eigenvalue) == pytest.approx(np.linalg.eigvalsh(seen.T @ seen / 60)[-1], rel=1e-3)
+
+
+def test_up_to_the_stable_rate_nothing_diverges(mesh8):
+  """Labels of two classes by chance: only the curvature can lift the loss above where it starts."""
+  labels, losses = np.random.default_rng(0).integers(0, 2, 96), []
+  common = {'train': labels, 'test': labels[:30], 'shown': (TRAIN_LABELS, TEST_LABELS), 'scale': 30.,
+            'epochs': 20, 'batch_size': 80}
+  stable = measure(mesh8, learning_rates=(0.1,), **common).stable_rate
+  rates = (0.9 * stable, 3 * stable)
+  measure(mesh8, learning_rates=rates, report=losses.append, **common)
+  below, above = (max(row[f'loss_{rate:g}'] for row in losses) for rate in rates)
+  assert below < 1.01 * np.log(4)
+  assert above > 2 * np.log(4)
+
+
+def test_steps_fall_at_their_shares():
+  settings = LinearSettings((1.,), epochs=10, schedule='steps', milestones=(0.6, 0.8))
+  rates = [float(linear._schedule(settings, 50)(step)) for step in (0, 29, 30, 39, 40, 49)]
+  assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
 
 
 @pytest.mark.parametrize(('settings', 'message'), [
     ({'normalise': 'bn'}, "is 'bn'; there is: none, l2, standardise"),
     ({'learning_rates': ()}, 'learning_rates is empty'),
+    ({'schedule': 'poly'}, "is 'poly'; there is: cosine, steps"),
+    ({'milestones': (60, 80)}, 'share of the training between 0 and 1'),
 ])
 def test_wrong_settings_are_told(mesh8, settings, message):
   with pytest.raises(UserError, match=message):

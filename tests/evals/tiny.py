@@ -25,6 +25,9 @@ class ArraySource:
   def read(self, ids):
     return [self._encode(id) for id in ids], self._labels[ids]
 
+  def labels(self):
+    return self._labels
+
   def name(self, id):
     return str(id)
 

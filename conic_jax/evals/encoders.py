@@ -1,0 +1,96 @@
+"""The encoder that an evaluation is asked for: that of a run, of a file of weights, or a random one."""
+import dataclasses
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from conic_jax import mesh as meshes
+from conic_jax import models
+from conic_jax.checkpoint import read_config, restore_model
+from conic_jax.errors import UserError
+from conic_jax.export import read
+from conic_jax.views import Views
+
+RANDOM = 'random'
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Encoder:
+  """An encoder with its weights.
+
+  Attributes:
+    name: as the user gave it.
+    network: the module.
+    variables: its {'params', 'batch_stats'}, numpy arrays.
+    views: has the normalisation and the size of its pretraining; ImageNet's and 224 where not known.
+    encode: pure function (variables, images float32 [B, S, S, 3], normalised) -> features float32 [B, F],
+      with frozen batch norm.
+    pretraining: the config of its run, a ConfigDict; None of a file and of a random one.
+  """
+  name: str
+  network: models.ResNet
+  variables: dict[str, Any]
+  views: Views
+  encode: Callable[[Any, jax.Array], jax.Array]
+  pretraining: Any
+
+
+def open_encoder(name: str, network: Any = None, dtype: str = 'auto', seed: int = 0) -> Encoder:
+  """Opens an encoder by name.
+
+  Args:
+    name: the folder of a run, whose last checkpoint is taken; a file that `export.read.load` takes; or
+      'random'.
+    network: what `models.build_encoder` takes, of a random one.
+    dtype: as config.dtype.
+    seed: of a random one.
+
+  Raises:
+    UserError: where the name is empty, or is no run and no file of weights.
+  """
+  if not name:
+    raise UserError('Which encoder? --config.encoder=RUN, the folder of a pretraining run, or a file of '
+                    'weights, or --config.encoder=random.')
+  views, pretraining, variables = Views(), None, None
+  path = Path(name)
+  if name != RANDOM and path.is_file():
+    settings, variables = read.load(path)
+    network = types.SimpleNamespace(**settings)
+  elif name != RANDOM:
+    pretraining = pretraining_config(path)
+    network, views = pretraining.encoder, Views(**pretraining.views)
+    variables = {collection: part['encoder'] for collection, part in restore_model(path).items()}
+  module = models.build_encoder(network, meshes.compute_dtype(dtype))
+  if variables is None:
+    begin = jax.jit(lambda: module.init(jax.random.key(seed), jnp.zeros((1, 32, 32, 3))))
+    variables = jax.tree.map(np.asarray, begin())
+
+  def encode(variables: Any, images: jax.Array) -> Any:
+    return module.apply(variables, images, mode='frozen')
+
+  return Encoder(name, module, variables, views, encode, pretraining)
+
+
+def trainable(encoder: Encoder) -> models.ResNet:
+  """The encoder's module for training: in float32 where it is float16, whose gradients need a loss scale."""
+  float16 = encoder.network.dtype == jnp.float16
+  return encoder.network.clone(dtype=jnp.float32) if float16 else encoder.network
+
+
+def pretraining_config(run: Path) -> Any:
+  """The config that a run was pretrained with, its tuples tuples again.
+
+  Raises:
+    UserError: where the folder is no run.
+  """
+  def thaw(value):
+    if isinstance(value, dict):
+      return {name: thaw(part) for name, part in value.items()}
+    return tuple(value) if isinstance(value, list) else value
+  return ConfigDict(thaw(read_config(run)))

@@ -1,0 +1,199 @@
+"""Fine-tuning: encoder and linear layer trained on labels together, each at its own rate."""
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from conic_jax import models, optim
+from conic_jax.data import augment, pipeline, sampler
+from conic_jax.data.balanced import balanced_subset
+from conic_jax.data.sources import Source
+from conic_jax.errors import UserError
+from conic_jax.evals import accuracy, encoders, protocols
+from conic_jax.evals.encoders import Encoder
+from conic_jax.evals.features import extract
+from conic_jax.mesh import batch_sharding, check_batch_size, process_rows, replicated, to_global
+from conic_jax.views import Views
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneSettings:
+  """How encoder and linear layer are trained: SGD with momentum on the cross entropy.
+
+  Attributes:
+    learning_rate: of the encoder.
+    head_learning_rate: of the linear layer, which starts at zero.
+    epochs: passes over the images that are used.
+    batch_size: images a step; at most what the data set has.
+    momentum: momentum of SGD.
+    weight_decay: of all parameters.
+    schedule: 'cosine', to zero, or 'steps'.
+    milestones: shares of the training at which the rates of 'steps' are divided by 10.
+    crop: smallest and largest area of the training crop as a share of the image.
+    labels: share of the labels that is used, the same number of each class; see `data.balanced`.
+  """
+  learning_rate: float = 0.01
+  head_learning_rate: float = 0.1
+  epochs: int = 100
+  batch_size: int = 256
+  momentum: float = 0.9
+  weight_decay: float = 1e-4
+  schedule: str = 'cosine'
+  milestones: tuple[float, ...] = ()
+  crop: tuple[float, float] = (0.08, 1.0)
+  labels: float = 1.0
+
+  def __post_init__(self):
+    if self.schedule not in ('cosine', 'steps'):
+      raise UserError(f"config.finetune.schedule is '{self.schedule}'; there is: cosine, steps.")
+    if any(not 0 < milestone < 1 for milestone in self.milestones):
+      raise UserError(f'config.finetune.milestones is {self.milestones}: each is a share of the training '
+                      'between 0 and 1, such as (0.6, 0.8).')
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class FinetuneState:
+  """All that a step reads and writes.
+
+  Attributes:
+    params: {'encoder': …, 'head': {'kernel': [F, C], 'bias': [C]}}.
+    batch_stats: of the encoder.
+    opt_state: velocities.
+  """
+  params: Any
+  batch_stats: Any
+  opt_state: Any
+
+
+def run(encoder: Encoder, train_source: Source, test_source: Source, config: Any, mesh: Mesh,
+        say: protocols.Say) -> dict[str, Any]:
+  """Fine-tunes a copy of an encoder by `config.finetune`, and tests it.
+
+  Returns:
+    'top1' and 'top5' on the test images, shares of 1, and the number of labels used.
+
+  Raises:
+    UserError: where the settings are wrong, there are too few images, or the training diverges.
+  """
+  settings = FinetuneSettings(**config.finetune)
+  spec = Views(**config.views)
+  train_source = balanced_subset(train_source, settings.labels, config.seed)
+  largest = train_source.num_images // mesh.size * mesh.size
+  if not largest:
+    raise UserError(f'{train_source.num_images} labelled images are too few to train on {mesh.size} devices: '
+                    'use more of them, or fewer devices.')
+  settings = dataclasses.replace(settings, batch_size=min(settings.batch_size, largest))
+  check_batch_size(settings.batch_size, mesh, 'config.finetune.batch_size')
+  say(f'{train_source.num_images} labelled images of {train_source.num_classes} classes, '
+      f'{sampler.steps_per_epoch(train_source.num_images, settings.batch_size)} steps an epoch')
+
+  network = encoders.trainable(encoder)
+  state = train(network, encoder.variables, train_source, spec, settings, config.seed, mesh, say)
+  top1, top5 = evaluate(network, state, test_source, spec, protocols.resize_of(config),
+                        config.eval.batch_size, mesh)
+  return {'top1': top1, 'top5': top5, 'num_labels': train_source.num_images}
+
+
+def train(network: models.ResNet, variables: Any, source: Source, spec: Views, settings: FinetuneSettings,
+          seed: int, mesh: Mesh, say: protocols.Say) -> FinetuneState:
+  """Trains a copy of `variables`, and a linear layer on the features, for all epochs.
+
+  Args:
+    network: the encoder's module.
+    variables: its {'params', 'batch_stats'}, which stay as they are.
+    source: images with labels.
+    spec: gives size and normalisation.
+    settings: how it is trained.
+    seed: of the order of the images and their augmentation.
+    mesh: the mesh.
+    say: shows the loss of every epoch.
+  """
+  steps_per_epoch = sampler.steps_per_epoch(source.num_images, settings.batch_size)
+  view = dataclasses.replace(spec, count=1, crop=settings.crop, flip=0.5, jitter=0.0, grayscale=0.0, blur=0.0,
+                             solarise=0.0, overlap=0.0)
+  step_fn = jax.jit(make_step(network, view, settings, seed, steps_per_epoch), donate_argnums=0,
+                    in_shardings=(replicated(mesh), batch_sharding(mesh), replicated(mesh)),
+                    out_shardings=replicated(mesh))
+  state = jax.device_put(init_state(network, variables, source.num_classes, settings), replicated(mesh))
+  batches = pipeline.train_batches(source, (view,), batch_size=settings.batch_size, seed=seed, start_step=0,
+                                   rows=process_rows(mesh, settings.batch_size))
+  for step, batch in zip(range(settings.epochs * steps_per_epoch), batches, strict=False):
+    state, loss = step_fn(state, to_global(batch, mesh), step)
+    loss.block_until_ready()
+    if (step + 1) % steps_per_epoch == 0:
+      if not np.isfinite(loss):
+        raise UserError(f'The loss is {float(loss)} after epoch {(step + 1) // steps_per_epoch}: lower '
+                        f'config.finetune.learning_rate {settings.learning_rate} or '
+                        f'config.finetune.head_learning_rate {settings.head_learning_rate}.')
+      say(f'epoch {(step + 1) // steps_per_epoch}/{settings.epochs}  loss {float(loss):.4g}')
+  return state
+
+
+def init_state(network: models.ResNet, variables: Any, num_classes: int,
+               settings: FinetuneSettings) -> FinetuneState:
+  """The state before the first step: copies of the encoder's variables, a linear layer of zeros."""
+  head = {'kernel': jnp.zeros((network.num_features, num_classes)), 'bias': jnp.zeros(num_classes)}
+  params = {'encoder': jax.tree.map(jnp.array, variables['params']), 'head': head}
+  opt_state = optim.sgd(settings.weight_decay, settings.momentum).init(params)
+  return FinetuneState(params, jax.tree.map(jnp.array, variables['batch_stats']), opt_state)
+
+
+def make_step(network: models.ResNet, view: Views, settings: FinetuneSettings, seed: int,
+              steps_per_epoch: int) -> Callable:
+  """The pure step (state, batch, step) -> (state, loss), to be jitted."""
+  optimizer = optim.sgd(settings.weight_decay, settings.momentum)
+  total_steps = settings.epochs * steps_per_epoch
+  if settings.schedule == 'cosine':
+    schedule = optim.cosine_schedule(1.0, total_steps)
+  else:
+    schedule = optim.step_schedule(1.0, tuple(round(share * total_steps) for share in settings.milestones))
+  rates = {'encoder': settings.learning_rate, 'head': settings.head_learning_rate}
+
+  def step_fn(state, batch, step):
+    keys = augment.view_keys(seed, step // steps_per_epoch, batch['id'], 1)
+    images = augment.augment(batch['views'][0], batch['flip'], keys, view)[:, 0]
+    valid = batch['valid'] & (batch['label'] >= 0)
+
+    def loss_fn(params):
+      variables = {'params': params['encoder'], 'batch_stats': state.batch_stats}
+      features, changed = network.apply(variables, images, mode='batch', mask=valid, mutable=['batch_stats'])
+      logits = logits_of(params['head'], features)
+      losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch['label'])
+      return jnp.sum(losses, where=valid) / jnp.maximum(jnp.sum(valid), 1), changed['batch_stats']
+
+    (loss, batch_stats), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, lr=schedule(step))
+    updates: Any = jax.tree.map(lambda rate, part: jax.tree.map(lambda u: rate * u, part), rates, updates)
+    return FinetuneState(optax.apply_updates(state.params, updates), batch_stats, opt_state), loss
+  return step_fn
+
+
+def logits_of(head: Any, features: Any) -> jax.Array:
+  """Logits float32 [B, C] of features [B, F]."""
+  return jnp.matmul(features, head['kernel'], precision=jax.lax.Precision.HIGHEST) + head['bias'][None]
+
+
+def evaluate(network: models.ResNet, state: FinetuneState, source: Source, spec: Views, resize: int,
+             batch_size: int, mesh: Mesh) -> tuple[float, float]:
+  """Top-1 and top-5 accuracy on the central crops of a source, each image once, with frozen batch norm."""
+  def logits(state: FinetuneState, images: jax.Array) -> jax.Array:
+    variables = {'params': state.params['encoder'], 'batch_stats': state.batch_stats}
+    return logits_of(state.params['head'], network.apply(variables, images, mode='frozen'))
+
+  found = extract(logits, state, source, spec=spec, size=spec.size, resize=resize, batch_size=batch_size,
+                  mesh=mesh)
+  hits, total = _count(found.features, found.labels, found.valid)
+  top1, top5 = np.asarray(hits) / max(int(total), 1)
+  return float(top1), float(top5)
+
+
+@jax.jit
+def _count(logits, labels, valid):
+  counted = valid & (labels >= 0)
+  return accuracy.hits(logits, labels, counted), jnp.sum(counted)

@@ -1,0 +1,153 @@
+"""Fine-tuning: its steps by hand, what it learns, and that it leaves the encoder alone."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tiny import SPEC, ArraySource, coloured
+
+from conic_jax.command_line import load
+from conic_jax.data import augment
+from conic_jax.errors import UserError
+from conic_jax.evals import encoders, finetune
+from conic_jax.evals.encoders import Encoder
+from conic_jax.evals.finetune import FinetuneSettings
+from conic_jax.mesh import make_mesh
+from conic_jax.models import ResNet
+
+NETWORK = ResNet((1,), bottleneck=False, width=0.125, stem='cifar')
+LABELS = np.arange(40) % 4
+
+
+@pytest.fixture(scope='module')
+def variables():
+  return jax.tree.map(np.asarray, NETWORK.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3))))
+
+
+def encoder_of(variables):
+  def encode(variables, images):
+    return NETWORK.apply(variables, images, mode='frozen')
+  return Encoder('test', NETWORK, variables, SPEC, encode, None)
+
+
+def config_of(**finetune):
+  config = load('configs/finetune.py:photos')
+  config.views.size = config.eval.resize = 8
+  config.eval.batch_size = config.finetune.batch_size = 16
+  config.finetune.update(epochs=6, learning_rate=0.05, **finetune)
+  return config
+
+
+def unheard(line):
+  del line
+
+
+def source(labels, seed=0, **kinds):
+  return ArraySource(coloured(labels, seed), labels, 4, **kinds)
+
+
+def test_learns_and_leaves_the_encoder_alone(mesh, variables):
+  before, said = jax.tree.map(np.copy, variables), []
+  figures = finetune.run(encoder_of(variables), source(LABELS), source(LABELS[:30], 1), config_of(), mesh,
+                         said.append)
+  assert figures == {'top1': 1.0, 'top5': 1.0, 'num_labels': 40}
+  assert said[0] == '40 labelled images of 4 classes, 2 steps an epoch'
+  assert len(said) == 7
+  jax.tree.map(np.testing.assert_array_equal, before, variables)
+
+
+def patterned(count, seed):
+  """Stripes that lie or stand, in random colours: what no mean colour tells."""
+  rng = np.random.default_rng(seed)
+  labels = np.arange(count) % 2
+  colours = rng.integers(0, 256, (count, 2, 3))
+  rows, columns = np.mgrid[:8, :8] // 2 % 2
+  images = np.where(labels[:, None, None, None], colours[:, rows], colours[:, columns])
+  return ArraySource(images.astype(np.uint8), labels)
+
+
+def test_a_trained_encoder_beats_a_random_one_with_few_labels(mesh8, variables):
+  """With four labels a class and the encoder nearly still, only what it knows already can help."""
+  many = FinetuneSettings(0.2, 0.2, epochs=15, batch_size=32, crop=(0.5, 1.0))
+  learnt = finetune.train(NETWORK, variables, patterned(128, 0), SPEC, many, 0, mesh8, unheard)
+  trained = {'params': learnt.params['encoder'], 'batch_stats': learnt.batch_stats}
+  few = config_of(labels=1 / 16, head_learning_rate=0.3)
+  few.finetune.learning_rate = 1e-4
+  reached = [finetune.run(encoder_of(each), patterned(128, 1), patterned(64, 2), few, mesh8, unheard)
+             for each in (trained, variables)]
+  assert [figures['num_labels'] for figures in reached] == [8, 8]
+  assert reached[0]['top1'] > reached[1]['top1'] + 0.2
+
+
+def test_steps_are_those_of_two_optimizers(variables):
+  """Encoder and layer each by optax's SGD at its own rate, on the same gradient."""
+  settings = FinetuneSettings(0.02, 0.5, epochs=3, batch_size=8, weight_decay=0.01, schedule='steps',
+                              milestones=(0.5,), crop=(1.0, 1.0))
+  view = finetune.dataclasses.replace(SPEC, count=1, jitter=0.0, grayscale=0.0, blur=0.0)
+  step_fn = jax.jit(finetune.make_step(NETWORK, view, settings, 0, 2))
+  state = finetune.init_state(NETWORK, variables, 4, settings)
+  def sgd(rate):
+    schedule = optax.piecewise_constant_schedule(rate, {3: 0.1})
+    return optax.chain(optax.add_decayed_weights(0.01), optax.sgd(schedule, momentum=0.9))
+  optimizer = optax.multi_transform({'encoder': sgd(0.02), 'head': sgd(0.5)},
+                                    {'encoder': 'encoder', 'head': 'head'})
+  params, batch_stats = state.params, state.batch_stats
+  opt_state, rng = optimizer.init(params), np.random.default_rng(0)
+
+  @jax.jit
+  def gradient(params, batch_stats, images, labels):
+    def loss(params):
+      features, changed = NETWORK.apply({'params': params['encoder'], 'batch_stats': batch_stats}, images,
+                                        mode='batch', mutable=['batch_stats'])
+      logits = features @ params['head']['kernel'] + params['head']['bias'][None]
+      picked = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)
+      return -picked.mean(), changed['batch_stats']
+    return jax.grad(loss, has_aux=True)(params)
+
+  for step in range(6):
+    labels = rng.integers(0, 4, 8).astype(np.int32)
+    images = coloured(labels, step)
+    labels[7] = -1  # One without a label stands for every image that does not count.
+    batch = {'views': (images[:, None],), 'flip': np.zeros((8, 1), bool), 'valid': np.arange(8) != 6,
+             'id': np.arange(8, dtype=np.int32), 'label': labels}
+    state, _ = step_fn(state, batch, step)
+    gradients, batch_stats = gradient(params, batch_stats, augment.normalise(images[:6], SPEC), labels[:6])
+    updates, opt_state = optimizer.update(gradients, opt_state, params)
+    params = optax.apply_updates(params, updates)
+  assert np.abs(params['head']['kernel']).max() > 0.1
+  for ours, theirs in ((state.params, params), (state.batch_stats, batch_stats)):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-5), ours, theirs)
+
+
+def test_every_image_is_evaluated_once(mesh, variables):
+  """A layer that always says class 1; 27 images, of which one of class 1 is broken, in batches of 16."""
+  labels = np.arange(27) % 4
+  head = {'kernel': jnp.zeros((8, 4)), 'bias': jnp.array([0.0, 3.0, 2.0, 1.0])}
+  params = {'encoder': variables['params'], 'head': head}
+  state = finetune.FinetuneState(params, variables['batch_stats'], None)
+  found = finetune.evaluate(NETWORK, state, source(labels, broken=[1]), SPEC, 8, 16, mesh)
+  assert found == pytest.approx((((labels == 1).sum() - 1) / 26, 1.0))
+
+
+def test_half_precision_is_trained_in_float32(variables):
+  narrow = finetune.dataclasses.replace(encoder_of(variables), network=NETWORK.clone(dtype=jnp.float16))
+  assert encoders.trainable(narrow).dtype == jnp.float32
+  assert encoders.trainable(encoder_of(variables)) is NETWORK
+
+
+@pytest.mark.parametrize(('changes', 'message'), [
+  ({'schedule': 'plateau'}, "is 'plateau'; there is: cosine, steps"),
+  ({'milestones': (60, 80)}, 'share of the training between 0 and 1'),
+  ({'labels': 0.0}, 'share of the labels'),
+  ({'head_learning_rate': 3e38}, 'lower config.finetune.learning_rate'),
+  ({'batch_size': 12}, 'cannot be split over 8 devices')])
+def test_what_cannot_be_is_told(variables, changes, message):
+  config = config_of()
+  config.finetune.update(changes)
+  with pytest.raises(UserError, match=message):
+    finetune.run(encoder_of(variables), source(LABELS), source(LABELS), config, make_mesh(), unheard)
+
+
+def test_too_few_labels_are_told(mesh8, variables):
+  with pytest.raises(UserError, match='4 labelled images are too few to train on 8 devices'):
+    finetune.run(encoder_of(variables), source(LABELS[:4]), source(LABELS), config_of(), mesh8, print)

@@ -1,0 +1,120 @@
+"""Evaluations as tasks: what they take from the encoder's run, and where their figures go."""
+import json
+
+import pytest
+from ml_collections import ConfigDict
+
+from conic_jax.command_line import load
+from conic_jax.errors import UserError
+from conic_jax.evals import encoders, standalone
+from conic_jax.evals.encoders import Encoder
+from conic_jax.evals.protocols import linear_settings
+from conic_jax.views import Views
+
+EVALUATIONS = {
+  'knn': ('run', 'imagenet', 'cifar10', 'photos', 'folder'),
+  'linear': ('run', 'imagenet', 'cifar10', 'photos', 'folder', 'conic', 'moco', 'one_million'),
+  'finetune': ('cifar10', 'cifar100', 'sun397', 'dtd', 'inaturalist18', 'folder', 'photos', 'cifar10_32'),
+  'svm': ('voc07', 'folder', 'cifar10', 'photos'),
+  'semi': tuple(f'{data}{share}pct' for data in ('', 'folder_', 'cifar10_', 'photos_') for share in (1, 10))}
+
+
+def encoder_with(pretraining):
+  return Encoder('runs/x', None, {}, Views(), None, pretraining)
+
+
+@pytest.mark.parametrize(('name', 'preset'), [(name, preset) for name in EVALUATIONS
+                                              for preset in EVALUATIONS[name]])
+def test_presets_load_and_all_but_run_are_whole(name, preset):
+  config = load(f'configs/{name}.py:{preset}')
+  assert config.task in standalone.TASKS
+  if preset == 'run':
+    with pytest.raises(UserError, match='has no run to take its data'):
+      standalone.complete(config, encoder_with(None))
+  else:
+    assert standalone.complete(config, encoder_with(None)).data.name == config.data.name != ''
+
+
+def test_results_do_not_overwrite_each_other():
+  results = [load(f'configs/{name}.py:{preset}').result for name in ('finetune', 'semi', 'svm')
+             for preset in EVALUATIONS[name]]
+  assert len(set(results)) == len(results)
+
+
+def test_recipes_are_the_papers():
+  recipes = {name: load(f'configs/linear.py:{name}').linear for name in ('conic', 'moco', 'one_million')}
+  assert {name: (own.learning_rates, own.batch_size, own.schedule, own.milestones, own.epochs)
+          for name, own in recipes.items()} == {
+    'conic': ((75.0,), 512, 'cosine', (), 100), 'moco': ((30.0,), 256, 'steps', (0.6, 0.8), 100),
+    'one_million': ((40.0,), 2048, 'cosine', (), 100)}
+  for name in recipes:
+    of_run = load(f'configs/{ {"moco": "moco_v2"}.get(name, name) }.py').linear
+    assert of_run.to_dict() == recipes[name].to_dict()
+  for share, head in (('1pct', 15.0), ('10pct', 10.0)):
+    semi = load(f'configs/semi.py:{share}')
+    assert (semi.finetune.learning_rate, semi.finetune.head_learning_rate) == (0.001, head)
+    assert (semi.data.name, semi.data.train, semi.data.test, semi.finetune.labels) == (
+      f'imagenet2012_subset/{share}', 'train', 'validation', 1.0)
+
+
+def test_what_is_open_is_taken_from_the_run():
+  pretraining = load('configs/moco_v2.py:folder')
+  pretraining.data.dir, pretraining.data.train, pretraining.data.test = '/images', 'train', 'val'
+  config = load('configs/linear.py')
+  config.linear.epochs = 7
+  config = standalone.complete(config, encoder_with(pretraining))
+  assert (config.data.dir, config.views.size, config.eval.batch_size) == ('/images', 224, 512)
+  settings = linear_settings(config)
+  assert (settings.learning_rates, settings.epochs, settings.milestones) == ((30.0,), 7, (0.6, 0.8))
+
+
+def test_a_run_of_before_a_setting_has_its_default():
+  pretraining = load('configs/conic.py:photos')
+  with pretraining.unlocked():
+    del pretraining.linear.schedule, pretraining.linear.milestones
+  settings = linear_settings(standalone.complete(load('configs/linear.py'), encoder_with(pretraining)))
+  assert (settings.schedule, settings.milestones, settings.epochs) == ('cosine', (), 10)
+
+
+def test_data_of_its_own_is_not_mixed_with_the_runs():
+  pretraining = load('configs/conic.py:photos')
+  config = load('configs/knn.py')
+  config.data.name, config.data.dir = 'folder', '/other'
+  config = standalone.complete(config, encoder_with(pretraining))
+  assert (config.data.name, config.data.dir, config.data.train) == ('folder', '/other', '')
+
+
+def test_a_random_encoder_is_fine_tuned_as_a_task(image_folder, tmp_path, capsys):
+  config = load('configs/finetune.py:folder')
+  config.encoder, config.run = 'random', str(tmp_path)
+  config.network.update(name='resnet18', stem='cifar', blocks=(1,), width=0.125)
+  config.data.update(dir=str(image_folder), test='test')
+  config.views.size = config.eval.resize = config.eval.batch_size = config.finetune.batch_size = 16
+  config.finetune.epochs, config.finetune.labels = 1, 0.5
+  figures = standalone.evaluate(config)
+  assert json.loads((tmp_path / 'finetune_folder.json').read_text()) == figures
+  assert figures['num_labels'] == 24
+  assert f'Written to {tmp_path / "finetune_folder.json"}' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(('changes', 'message'), [
+  ({'task': 'detect'}, "'detect'; there is: pretrain, knn, linear, finetune, svm, segment"),
+  ({'encoder': ''}, 'Which encoder'), ({'encoder': 'runs/nowhere'}, "'runs/nowhere' is no run"),
+  ({'encoder': 'random', 'run': 'gs://bucket/run'}, 'not a bucket'),
+  ({'encoder': 'random', 'data': ConfigDict({'name': 'photos', 'dir': '', 'train': 'train', 'test': '',
+                                            'cache': ''})}, 'needs labelled images')])
+def test_mistakes_are_told(changes, message):
+  config = load('configs/knn.py:photos')
+  config.network.update(blocks=(1,), width=0.125)
+  config.update(changes)
+  with pytest.raises(UserError, match=message):
+    standalone.evaluate(config)
+
+
+def test_a_random_encoder_depends_on_the_seed_alone():
+  network = load('configs/knn.py:photos').network
+  network.update(blocks=(1,), width=0.125)
+  kernels = [encoders.open_encoder('random', network, seed=seed).variables['params']['stem']['conv']['kernel']
+             for seed in (0, 0, 1)]
+  assert (kernels[0] == kernels[1]).all()
+  assert (kernels[0] != kernels[2]).any()
