@@ -1,0 +1,36 @@
+"""Linear SVMs on frozen features of images with several labels: VOC07's classification.
+
+  python -m conic_jax.main --config=configs/svm.py:voc07 --config.encoder=runs/conic
+  python -m conic_jax.main --config=configs/svm.py:folder --config.encoder=runs/conic --config.data.dir=IMAGES
+  python -m conic_jax.main --config=configs/svm.py:photos --config.encoder=runs/photos
+
+A folder has subfolders train and test, each with its images and a file labels.csv of lines such as
+`beach/01.jpg,person;boat`, the first of which is `image,labels`; with --config.svm.labels= its subfolders
+are the classes. Images with one label each, as those of photos and cifar10, are positives of one class. The
+result is printed and written to svm_PRESET.json in the encoder's run, or in config.run.
+"""
+from ml_collections import ConfigDict
+
+from configs import knn
+
+PRESETS = ('voc07', 'folder', 'cifar10', 'photos')
+
+
+def get_config(preset: str = 'voc07') -> ConfigDict:
+  """VISSL's: costs and folds, squared hinge, unit features of the central 224 of 256 pixels."""
+  if preset not in PRESETS:
+    raise ValueError(f"There is no preset '{preset}' of configs/svm.py; there is: {', '.join(PRESETS)}.")
+  config = knn.get_config(preset if preset in knn.PRESETS else 'imagenet')
+  config.task, config.result = 'svm', f'svm_{preset}'
+  del config.eval.k
+  config.svm = ConfigDict({
+    'costs': (0.01, 0.1, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 50.0, 100.0, 1000.0),
+    'folds': 3,
+    'max_iterations': 2000,
+    'labels': 'labels.csv',       # in the folder of each split; '' where its subfolders are the classes
+  })
+  if preset == 'voc07':
+    config.data.update(name='voc/2007', train='train+validation', test='test')
+  elif preset == 'folder':
+    config.data.test = 'test'
+  return config

@@ -1,0 +1,182 @@
+"""The command that writes the features of a folder of images, and finds the nearest of a given image.
+
+  python -m conic_jax.embed runs/conic photos --out=features.parquet
+  python -m conic_jax.embed runs/conic photos --neighbours=cat.jpg -k 5 --sheet=nearest.png
+  python -m conic_jax.embed runs/conic features.parquet --neighbours=cat.jpg
+
+The encoder is that of a run, or of a file: ResNets in .safetensors or of torch.save, MoCo's checkpoints. The
+images are a folder, or what --out wrote of one: a table, .parquet, with the columns id, path and vector, or
+arrays, .npz, with the names ids, paths and vectors. Paths are from the folder, and ids are their order; an
+image that cannot be decoded is left out. Encoded is the centre crop of --size pixels of the image with a
+short side of --resize, by default as in the run's own evaluations, or those of the file; else 224 of 256.
+"""
+import argparse
+import functools
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from conic_jax import command_line, visualise
+from conic_jax import mesh as meshes
+from conic_jax.data import files, folder, pipeline
+from conic_jax.errors import UserError
+from conic_jax.evals import embeddings, encoders, protocols
+from conic_jax.evals.embeddings import Embeddings
+
+_USAGE = (f'python -m conic_jax.embed RUN_OR_FILE FOLDER [--out=FILE{"|".join(embeddings.SUFFIXES)}] '
+          '[--neighbours=IMAGE [-k N] [--sheet=FILE.png]] [--size=N] [--resize=N] [--batch_size=N]')
+_BATCH_OF_DEVICE = 32
+
+Embed = Callable[..., Iterator[Embeddings]]
+
+
+class Files:
+  """A `Source` of the images at some paths, without labels."""
+  num_classes, class_names = 0, ()
+
+  def __init__(self, paths: list[str]):
+    self._paths, self.num_images = paths, len(paths)
+
+  def read(self, ids: np.ndarray) -> tuple[list[bytes], np.ndarray]:
+    """Reads images; see `sources.Source`."""
+    return [self._read(self._paths[i]) for i in ids], self.labels()[ids]
+
+  def labels(self) -> np.ndarray:
+    """-1 for all images."""
+    return np.full(self.num_images, -1, np.int32)
+
+  def name(self, id: int) -> str:
+    """Path of the image."""
+    return self._paths[id]
+
+  def _read(self, path):
+    try:
+      return files.read(path)
+    except OSError:
+      return b''
+
+
+def run(arguments: argparse.Namespace) -> None:
+  """Does what the command is asked for.
+
+  Args:
+    arguments: those of `_arguments`.
+
+  Raises:
+    UserError: where they make no sense, or name what is not there or what is there already.
+  """
+  _check(arguments)
+  encoder, mesh = encoders.open_encoder(arguments.encoder), meshes.make_mesh()
+  written = Path(arguments.images)
+  metadata, blocks = embeddings.read(written) if written.is_file() else ({}, None)
+  size = arguments.size or int(metadata.get('size', encoder.views.size))
+  resize = arguments.resize or int(metadata.get('resize', _resize(encoder, size)))
+  # One image, the query, is all that there is to encode beside a file.
+  batch_size = mesh.size if blocks is not None else arguments.batch_size or _BATCH_OF_DEVICE * mesh.size
+  meshes.check_batch_size(batch_size, mesh, '--batch_size')
+  embed = functools.partial(embeddings.embed, encoder, size=size, resize=resize, batch_size=batch_size,
+                            mesh=mesh)
+  query = _vector(embed, arguments.neighbours) if arguments.neighbours else None
+  if blocks is None:
+    metadata = {'encoder': encoder.name, 'images': arguments.images, 'size': str(size), 'resize': str(resize),
+                'mean': ' '.join(map(str, encoder.views.mean)), 'std': ' '.join(map(str, encoder.views.std))}
+    blocks = _of_folder(embed, arguments.images, batch_size)
+  if arguments.out:
+    count = embeddings.write(blocks, metadata, arguments.out)
+    print(f'{count} vectors written to {arguments.out}')
+    _, blocks = embeddings.read(arguments.out)
+  if query is not None:
+    paths, similarities = embeddings.nearest(query, blocks, arguments.k)
+    for path, similarity in zip(paths, similarities, strict=True):
+      print(f'{similarity:7.4f}  {path}')
+    if arguments.sheet:
+      _draw(arguments.neighbours, metadata.get('images', ''), paths, similarities, arguments.sheet)
+      print(f'Picture: {arguments.sheet}')
+
+
+def _check(arguments):
+  """Raises what can be raised before anything is computed."""
+  out, sheet = arguments.out, arguments.sheet
+  if not (out or arguments.neighbours):
+    raise UserError('Nothing to do: --out=FILE writes the features, --neighbours=IMAGE finds the nearest.')
+  if arguments.encoder == encoders.RANDOM:
+    raise UserError('RUN_OR_FILE is the folder of a run or a file of weights: no random encoder here.')
+  if out and os.path.isfile(arguments.images):
+    raise UserError(f'{arguments.images} is a file: --out writes the features of a folder of images.')
+  if out and out.suffix not in embeddings.SUFFIXES:
+    raise UserError(f"--out={out}: its name must end in {' or '.join(embeddings.SUFFIXES)}.")
+  if sheet and (sheet.suffix != '.png' or not arguments.neighbours):
+    raise UserError(f'--sheet={sheet}: it is a picture, .png, of what --neighbours=IMAGE finds.')
+  for path in (out, sheet):
+    if path and path.exists():
+      raise UserError(f'{path} is there already: delete it or give another name.')
+
+
+def _resize(encoder: encoders.Encoder, size: int) -> int:
+  """The short side that the run's own evaluations have, or ImageNet's at another size."""
+  if encoder.pretraining is not None and size == encoder.views.size:
+    return protocols.resize_of(encoder.pretraining)
+  return round(size * 256 / 224)
+
+
+def _vector(embed: Embed, image: str) -> np.ndarray:
+  source = Files([image])
+  for block in embed(source, '.', rejects=pipeline.Rejects(source)):
+    if len(block.ids):
+      return block.vectors[0]
+  raise UserError(f'--neighbours={image}: there is no such image, or it cannot be decoded.')
+
+
+def _of_folder(embed: Embed, images: str, batch_size: int) -> Iterator[Embeddings]:
+  """Shows the progress and, at the end, what was left out."""
+  try:
+    source = folder.Folder(images, '')
+  except UserError:
+    raise UserError(f"There are no images below '{images}' (a folder with files that end in "
+                    f"{' '.join(folder.EXTENSIONS)}), nor is it a file that --out wrote.") from None
+  rejects = pipeline.Rejects(source)
+  yield from tqdm(embed(source, os.path.expanduser(images), rejects=rejects),
+                  total=-(-source.num_images // batch_size), unit='batch', disable=None)
+  if report := rejects.report():
+    print(report)
+
+
+def _draw(query: str, root: str, paths: list[str], similarities: np.ndarray, out: Path) -> None:
+  found = Files([os.path.join(os.path.expanduser(root), path) for path in paths])
+  places = np.arange(len(paths))
+  if not any(found.read(places)[0]):
+    raise UserError(f"The images are not in '{root}' any more, where --sheet looks for them: give the folder "
+                    'in place of the file.')
+  visualise.neighbours_grid(protocols.thumbnails(Files([query]), np.arange(1)),
+                            protocols.thumbnails(found, places)[None], similarities[None], None, out)
+
+
+def _whole_number(text: str) -> int:
+  if not text.isdecimal() or int(text) < 1:
+    raise argparse.ArgumentTypeError(f"'{text}' is no whole number above 0")
+  return int(text)
+
+
+def _arguments() -> argparse.Namespace:
+  parser = command_line.Parser(_USAGE, __doc__)
+  parser.add_argument('encoder', metavar='RUN_OR_FILE')
+  parser.add_argument('images', metavar='FOLDER')
+  parser.add_argument('--out', type=Path)
+  parser.add_argument('--neighbours', metavar='IMAGE')
+  parser.add_argument('-k', type=_whole_number, default=8)
+  parser.add_argument('--sheet', type=Path)
+  for name in ('--size', '--resize', '--batch_size'):
+    parser.add_argument(name, type=_whole_number)
+  return parser.parse_args()
+
+
+def command() -> None:
+  """The whole command, with its exit code."""
+  command_line.guarded(lambda: run(_arguments()))
+
+
+if __name__ == '__main__':
+  command()

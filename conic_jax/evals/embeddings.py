@@ -1,0 +1,210 @@
+"""Features of many images as a file: made batch by batch, written and read part by part, searched."""
+import dataclasses
+import functools
+import itertools
+import json
+import os
+import zipfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jax.sharding import Mesh
+
+from conic_jax.data import augment, pipeline
+from conic_jax.data.sources import Source
+from conic_jax.errors import UserError
+from conic_jax.evals.encoders import Encoder
+from conic_jax.mesh import process_rows, replicated, to_global
+
+SUFFIXES = ('.parquet', '.npz')
+_ROWS = 4096  # Of a row group, at least: tables of small ones are slow to read.
+
+
+@dataclasses.dataclass(frozen=True)
+class Embeddings:
+  """Vectors of some images.
+
+  Attributes:
+    ids: int64 [n], ascending.
+    paths: n paths from the folder of the images.
+    vectors: float32 [n, F].
+  """
+  ids: np.ndarray
+  paths: list[str]
+  vectors: np.ndarray
+
+
+def embed(encoder: Encoder, source: Source, root: str, *, size: int, resize: int, batch_size: int, mesh: Mesh,
+          rejects: pipeline.Rejects) -> Iterator[Embeddings]:
+  """Encodes every image of a source, batch by batch, in the order of ids.
+
+  Args:
+    encoder: the encoder, with the normalisation of its views.
+    source: the images.
+    root: the folder that paths are from.
+    size: side in pixels of the centre crop that is encoded.
+    resize: length in pixels that the image's short side is brought to before the crop.
+    batch_size: images encoded at a time, over all devices.
+    mesh: the mesh that a batch is split over.
+    rejects: notes the images that cannot be decoded, which are left out.
+  """
+  variables = jax.device_put(encoder.variables, replicated(mesh))
+  batches = pipeline.eval_batches(source, size=size, resize=resize, batch_size=batch_size,
+                                  rows=process_rows(mesh, batch_size))
+  for batch in batches:
+    rejects.add(batch)
+    images = to_global(batch['views'][0][:, 0], mesh)
+    vectors = np.asarray(_encode(variables, images, encode=encoder.encode, spec=encoder.views))
+    valid = batch['valid']
+    ids = batch['id'][valid].astype(np.int64)
+    yield Embeddings(ids, [os.path.relpath(source.name(int(i)), root) for i in ids], vectors[valid])
+
+
+def write(blocks: Iterable[Embeddings], metadata: dict[str, str], out: Path) -> int:
+  """Writes embeddings as Parquet, row group by row group as they come, or as NPZ.
+
+  Args:
+    blocks: in the order of ids.
+    metadata: goes into the schema of Parquet, or as JSON into the array 'metadata' of NPZ.
+    out: the file, which has its name only when it is whole.
+
+  Returns:
+    The number of vectors.
+
+  Raises:
+    UserError: where there is none, or the file cannot be written.
+  """
+  part = out.with_name(f'.{out.name}.part')
+  write_part = _write_parquet if out.suffix == '.parquet' else _write_npz
+  try:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+      with open(part, 'wb') as file:
+        count = write_part(_grouped(blocks), metadata, file)
+      part.rename(out)
+    finally:
+      part.unlink(missing_ok=True)
+  except OSError as error:
+    raise UserError(f'{out} cannot be written ({error.strerror}): choose another --out.') from error
+  return count
+
+
+def read(file: Path) -> tuple[dict[str, str], Iterator[Embeddings]]:
+  """The metadata and the embeddings of a file that `write` wrote, some rows at a time.
+
+  Raises:
+    UserError: where it is another file, or damaged.
+  """
+  try:
+    return (_read_parquet if file.suffix == '.parquet' else _read_npz)(file)
+  except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, pa.ArrowException):
+    raise UserError(f'{file} is no file of embeddings, or it is damaged: write it with '
+                    '`python -m conic_jax.embed`.') from None
+
+
+def nearest(query: np.ndarray, blocks: Iterable[Embeddings], k: int) -> tuple[list[str], np.ndarray]:
+  """The k images of the highest cosine similarity to a query, of equal ones the first.
+
+  Args:
+    query: [F].
+    blocks: the embeddings to look among, of which one block is held at a time.
+    k: how many, at least 1.
+
+  Returns:
+    Their paths and similarities float32 [at most k], descending.
+
+  Raises:
+    UserError: where the vectors have another width than the query.
+  """
+  paths, similarities = [], np.zeros(0, np.float32)
+  for block in blocks:
+    if block.vectors.shape[1] != len(query):
+      raise UserError(f'The vectors have {block.vectors.shape[1]} numbers and those of this encoder '
+                      f'{len(query)}: name the encoder that they are of.')
+    paths = paths + block.paths
+    similarities = np.concatenate([similarities, _unit(block.vectors) @ _unit(query)])
+    order = np.argsort(-similarities, kind='stable')[:k]
+    paths, similarities = [paths[i] for i in order], similarities[order]
+  return paths, similarities
+
+
+@functools.partial(jax.jit, static_argnames=('encode', 'spec'))
+def _encode(variables, images, *, encode, spec):
+  return encode(variables, augment.normalise(images, spec)).astype(jnp.float32)
+
+
+def _unit(vectors):
+  norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
+  return vectors / np.maximum(norms, np.finfo(np.float32).tiny)
+
+
+def _grouped(blocks):
+  """The same rows in blocks of at least `_ROWS`, but for the last, and none that is empty."""
+  waiting, rows = [], 0
+  for block in blocks:
+    waiting.append(block)
+    rows += len(block.ids)
+    if rows >= _ROWS:
+      yield _joined(waiting)
+      waiting, rows = [], 0
+  if rows:
+    yield _joined(waiting)
+
+
+def _joined(blocks):
+  return Embeddings(np.concatenate([block.ids for block in blocks]),
+                    [path for block in blocks for path in block.paths],
+                    np.concatenate([block.vectors for block in blocks]))
+
+
+def _first(groups):
+  first = next(groups, None)
+  if first is None:
+    raise UserError('None of the images can be decoded: mend the files or name another folder.')
+  return first
+
+
+def _write_parquet(groups: Iterator[Embeddings], metadata: dict[str, str], file: BinaryIO) -> int:
+  first, count = _first(groups), 0
+  width = first.vectors.shape[1]
+  schema = pa.schema({'id': pa.int64(), 'path': pa.string(), 'vector': pa.list_(pa.float32(), width)},
+                     metadata)
+  with pq.ParquetWriter(file, schema) as writer:
+    for group in itertools.chain([first], groups):
+      vectors = pa.FixedSizeListArray.from_arrays(pa.array(group.vectors.ravel()), width)
+      writer.write_table(pa.table([pa.array(group.ids), pa.array(group.paths), vectors], schema=schema))
+      count += len(group.ids)
+  return count
+
+
+def _write_npz(groups: Iterator[Embeddings], metadata: dict[str, str], file: BinaryIO) -> int:
+  whole = _joined([_first(groups), *groups])
+  np.savez(file, ids=whole.ids, paths=np.array(whole.paths), vectors=whole.vectors,
+           metadata=np.array(json.dumps(metadata)))
+  return len(whole.ids)
+
+
+def _read_parquet(file):
+  table = pq.ParquetFile(file)
+  schema = table.schema_arrow
+  width = schema.field('vector').type.list_size
+  metadata = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
+
+  def blocks() -> Iterator[Embeddings]:
+    for batch in table.iter_batches(_ROWS, columns=['id', 'path', 'vector']):
+      yield Embeddings(batch['id'].to_numpy(), batch['path'].to_pylist(),
+                       batch['vector'].flatten().to_numpy().reshape(-1, width))
+
+  return metadata, blocks()
+
+
+def _read_npz(file):
+  with np.load(file, allow_pickle=False) as arrays:
+    whole = Embeddings(arrays['ids'], arrays['paths'].tolist(), arrays['vectors'])
+    return json.loads(str(arrays['metadata'])), iter([whole])

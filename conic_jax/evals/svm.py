@@ -1,0 +1,206 @@
+"""The SVM protocol: one linear SVM a class on frozen features, for images with several labels (VOC07)."""
+import dataclasses
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import precision_recall_curve
+from sklearn.model_selection import cross_val_score
+from sklearn.svm import LinearSVC
+from threadpoolctl import threadpool_limits
+
+from conic_jax.data import multilabel, parallel
+from conic_jax.errors import UserError
+from conic_jax.evals import protocols
+from conic_jax.evals.encoders import Encoder
+from conic_jax.evals.features import to_host
+from conic_jax.mesh import replicated
+
+# Of a class with too few positives to choose by: scikit-learn's own.
+_DEFAULT_COST = 1.0
+_RECALLS = np.linspace(0, 1, 11)
+_ROUNDING = 1e-9
+
+
+@dataclasses.dataclass(frozen=True)
+class SvmSettings:
+  """How the SVMs are trained: squared hinge, L2, positives weighed twice.
+
+  Attributes:
+    costs: of which each class takes the one of the best cross-validated average precision (of equals the
+      first).
+    folds: of the cross-validation.
+    max_iterations: of one SVM.
+  """
+  costs: tuple[float, ...] = (0.01, 0.1, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 50.0, 100.0, 1000.0)
+  folds: int = 3
+  max_iterations: int = 2000
+
+  def __post_init__(self):
+    if not self.costs or min(self.costs) <= 0:
+      raise UserError(f'config.svm.costs is {self.costs}: name at least one cost, all above 0.')
+    if self.folds < 2:
+      raise UserError(f'config.svm.folds is {self.folds}: cross-validation takes at least 2.')
+
+
+@dataclasses.dataclass(frozen=True)
+class _ClassResult:
+  """What the SVM of one class reaches; `folds` is 0 where the cost is the default."""
+  average_precision: float
+  average_precision_area: float
+  cost: float
+  folds: int
+  converged: bool
+
+
+def average_precision(present: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
+  """Average precision of one class, by VOC07's eleven points and as the area under the envelope.
+
+  p(r) = max of the precision at recalls of at least r; (1/11) Σ p(r) over r in 0, 0.1, … 1, and ∫ p(r) dr.
+
+  Args:
+    present: bool [n], at least one True.
+    scores: [n]; images of equal scores are found together.
+
+  Returns:
+    Both, as shares of 1.
+
+  Source: Everingham et al., The PASCAL Visual Object Classes (VOC) Challenge, IJCV 2010, section 4.2; the
+    area is what the challenge measures since 2010.
+  """
+  precision, recall, _ = precision_recall_curve(present, scores)
+  # From the whole recall down; the last point is no threshold, but where the curve is made to end.
+  envelope = np.maximum.accumulate(precision[:-1])
+  at_points = [envelope[recall[:-1] >= point - _ROUNDING][-1] for point in _RECALLS]
+  return float(np.mean(at_points)), float(-np.sum(np.diff(recall) * envelope))
+
+
+def run(encoder: Encoder, config: Any, mesh: Mesh, out: Path, say: Callable[[str], None]) -> dict[str, Any]:
+  """The protocol on the data that a config names.
+
+  Args:
+    encoder: gives the features.
+    config: `data`, `views`, `eval` and `svm` of configs/svm.py.
+    mesh: the mesh.
+    out: unused, as there are no pictures.
+    say: prints a line.
+
+  Returns:
+    The figures of `mean_average_precision`.
+
+  Raises:
+    UserError: where the data has no labels or the settings make no sense.
+  """
+  del out
+  settings = SvmSettings(tuple(config.svm.costs), config.svm.folds, config.svm.max_iterations)
+  train, test = multilabel.open_splits(config.data, (config.data.train, config.data.test), config.svm.labels)
+  variables = jax.device_put(encoder.variables, replicated(mesh))
+
+  def with_targets(source):
+    features, _, ids = to_host(protocols.features_of(encoder.encode, variables, source, config, mesh))
+    return features, source.targets[ids]
+
+  return mean_average_precision(with_targets(train), with_targets(test), train.class_names, settings, say)
+
+
+def mean_average_precision(train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray],
+                           class_names: Sequence[str], settings: SvmSettings,
+                           say: Callable[[str], None]) -> dict[str, Any]:
+  """Trains one SVM a class on unit features and measures its average precision.
+
+  As in VISSL, an image whose objects of a class are all difficult is a negative of the class in training,
+  and is left out of its test. There is one difference: VISSL's script calls the area its VOC07 mAP.
+
+  Args:
+    train, test: features float32 [N, F] and targets int8 [N, C], 1 present, 0 absent, -1 difficult.
+    class_names: C of them.
+    settings: of the SVMs.
+    say: prints a line.
+
+  Returns:
+    'map' (eleven points) and 'map_area', shares of 1, the means over the classes; by class
+    'average_precision', 'average_precision_area' and 'cost'; 'left_out', names of the classes that have no
+    positive or no negative to learn from, or no positive to find; numbers of the images.
+
+  Raises:
+    UserError: where no class is left.
+
+  Source: Goyal et al., Scaling and Benchmarking Self-Supervised Visual Representation Learning, ICCV 2019.
+  """
+  names = np.array(class_names)
+  measured = (train[1] == 1).any(axis=0) & (train[1] != 1).any(axis=0) & (test[1] == 1).any(axis=0)
+  if not measured.any():
+    raise UserError('No class has images with and without it in config.data.train and images with it in '
+                    'config.data.test: choose splits that have.')
+  train_features, test_features = _unit(train[0]), _unit(test[0])
+  say(f'Training the SVMs of {measured.sum()} classes on {len(train_features)} images')
+
+  def measure(column):
+    known = test[1][:, column] != -1
+    return _measure(train_features, train[1][:, column] == 1, test_features[known],
+                    test[1][known, column] == 1, settings)
+
+  # Threads, as liblinear runs without Python's lock. It would warn for every fold of every cost.
+  with warnings.catch_warnings(), threadpool_limits(1):
+    warnings.simplefilter('ignore', ConvergenceWarning)
+    with ThreadPoolExecutor(parallel.cores()) as threads:
+      results = list(threads.map(measure, np.flatnonzero(measured)))
+  by_class = dict(zip(names[measured].tolist(), results, strict=True))
+  _tell(by_class, names[~measured].tolist(), settings, say)
+  figures = {'map': float(np.mean([result.average_precision for result in results])),
+             'map_area': float(np.mean([result.average_precision_area for result in results]))}
+  figures |= {field: {name: getattr(result, field) for name, result in by_class.items()}
+              for field in ('average_precision', 'average_precision_area', 'cost')}
+  return figures | {'left_out': names[~measured].tolist(), 'num_train': len(train_features),
+                    'num_test': len(test_features)}
+
+
+def _measure(train_features, train_present, test_features, test_present, settings):
+  cost, folds = _choose_cost(train_features, train_present, settings)
+  trained = _svm(cost, settings).fit(train_features, train_present)
+  precisions = average_precision(test_present, trained.decision_function(test_features))
+  return _ClassResult(*precisions, cost, folds, trained.n_iter_ < settings.max_iterations)
+
+
+def _choose_cost(features, present, settings):
+  """The cost of the best cross-validated average precision, and the number of folds, 0 for the default."""
+  folds = int(min(settings.folds, present.sum(), (~present).sum()))
+  if folds < 2:
+    return _DEFAULT_COST, 0
+  validated = [cross_val_score(_svm(cost, settings), features, present, cv=folds,
+                               scoring='average_precision').mean() for cost in settings.costs]
+  return settings.costs[int(np.argmax(validated))], folds
+
+
+def _svm(cost, settings):
+  # The primal problem has the optimum of VISSL's dual, and no random order: threads change no figure.
+  return LinearSVC(C=cost, class_weight={True: 2, False: 1}, max_iter=settings.max_iterations,
+                   dual=False)  # pyright: ignore[reportArgumentType]
+
+
+def _tell(by_class, left_out, settings, say):
+  """Says what is not as the settings have it."""
+  def named(chosen):
+    return ', '.join(name for name, result in by_class.items() if chosen(result))
+  if left_out:
+    say(f'Left out, as they have nothing to learn from or nothing to find: {", ".join(left_out)}')
+  if default := named(lambda result: not result.folds):
+    say(f'The cost is {_DEFAULT_COST}, as one image alone has or lacks the class: {default}')
+  if fewer := named(lambda result: 0 < result.folds < settings.folds):
+    say(f'The cost is chosen by fewer folds than {settings.folds}, one for each image that has or lacks the '
+        f'class: {fewer}')
+  if unconverged := sum(not result.converged for result in by_class.values()):
+    say(f'{unconverged} SVMs did not converge in {settings.max_iterations} iterations: raise '
+        'config.svm.max_iterations.')
+
+
+def _unit(features):
+  features = features.astype(np.float64)
+  norms = np.linalg.norm(features, axis=1, keepdims=True)
+  return features / np.maximum(norms, np.finfo(np.float64).tiny)
