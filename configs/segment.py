@@ -1,0 +1,98 @@
+"""Semantic segmentation with DeepLabV3 on the dilated encoder (ConIC, Appendix C).
+
+  python -m conic_jax.main --config=configs/segment.py:cityscapes --config.encoder=runs/conic
+  python -m conic_jax.main --config=configs/segment.py:camvid --config.encoder=runs/photos \\
+    --config.data.dir=camvid
+
+Presets: cityscapes, coco_stuff, ade20k, voc, pascal_context with the paper's settings; camvid, small enough
+for a CPU; folder, for your own. Cityscapes and ADE20k (scene_parse150) come from TFDS; the others are
+folders, in which SPLIT/images and SPLIT/masks hold an image and its mask under the same name. Masks are 8-bit
+PNGs, grey or with a palette, whose values are ids.
+
+The paper gives the iterations, the batch size, the learning rate, the size of the crops, the weights of the
+losses and a "lambda poly" schedule. The rest is ours: momentum, weight decay, power and the short side are
+those of openseg.pytorch, where that name comes from; scales of 0.5 to 2 and mirroring are usual, as are the
+rates 12, 24, 36 at output stride 8; a test image that fits on the canvas keeps its size.
+
+The result is printed and written to segment_<preset>.json in the encoder's run, or in config.run, with
+figures/segmentation.png beside it.
+"""
+from ml_collections import ConfigDict
+
+CAMVID = ('sky', 'building', 'pole', 'road', 'pavement', 'tree', 'sign', 'fence', 'car', 'pedestrian',
+          'cyclist')
+CITYSCAPES = {
+  7: 'road', 8: 'sidewalk', 11: 'building', 12: 'wall', 13: 'fence', 17: 'pole', 19: 'traffic light',
+  20: 'traffic sign', 21: 'vegetation', 22: 'terrain', 23: 'sky', 24: 'person', 25: 'rider', 26: 'car',
+  27: 'truck', 28: 'bus', 31: 'train', 32: 'motorcycle', 33: 'bicycle'}
+# Numbers of COCO's list of 182 that no pixel has. Masks hold the number less 1.
+COCO_STUFF_UNUSED = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91)
+VOC = ('background', 'aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair', 'cow',
+       'dining table', 'dog', 'horse', 'motorbike', 'person', 'potted plant', 'sheep', 'sofa', 'train',
+       'tv monitor')
+
+
+def get_config(preset: str = 'folder') -> ConfigDict:
+  """The settings of a data set."""
+  presets = ('cityscapes', 'coco_stuff', 'ade20k', 'voc', 'pascal_context', 'camvid', 'folder')
+  if preset not in presets:
+    raise ValueError(f"There is no preset '{preset}' of configs/segment.py; there is: {', '.join(presets)}.")
+  config = ConfigDict()
+  config.task = 'segment'
+  config.result = f'segment_{preset}'
+  config.encoder = ''             # a run folder, a file of weights, or random
+  config.run = ''                 # where the result goes; '' is the encoder's run
+  config.seed = 0
+  config.dtype = 'auto'
+  config.mesh = ConfigDict({'data': -1})
+  config.data = ConfigDict({'name': 'folder', 'dir': '', 'train': 'train', 'test': 'val', 'cache': ''})
+  config.eval = ConfigDict({'batch_size': 8})
+  config.network = ConfigDict({'name': 'resnet50', 'blocks': (), 'stem': 'imagenet', 'width': 1.0,
+                               'zero_gamma': False, 'output_stride': 32})
+  config.segmentation = ConfigDict({
+    'num_classes': 2,
+    'classes': (),                # their names
+    'ids': (),                    # the id of each class in the masks; () for 0, 1, 2 …
+    'ignore': (255,),             # ids that are neither learnt nor counted
+    'iterations': 30_000,
+    'batch_size': 16,
+    'learning_rate': 0.01,
+    'momentum': 0.9,
+    'weight_decay': 1e-4,
+    'power': 0.9,
+    'crop': (520, 520),           # height and width
+    'scale': (0.5, 2.0),
+    'short_side': 520,            # the images' before scaling, and in testing; 0 for their own
+    'test_size': (704, 704),      # what a test image must fit on
+    'rates': (12, 24, 36),
+    'channels': 256,
+    'auxiliary_weight': 0.4,
+    'report_every': 50,
+  })
+  settings = config.segmentation
+
+  if preset == 'cityscapes':
+    config.data.update(name='cityscapes/semantic_segmentation', test='validation')
+    settings.update(num_classes=19, classes=tuple(CITYSCAPES.values()), ids=tuple(CITYSCAPES))
+    settings.ignore = (*(id for id in range(34) if id not in CITYSCAPES), 255)
+    settings.update(iterations=40_000, batch_size=8, crop=(512, 1024), weight_decay=5e-4)
+    settings.update(short_side=0, test_size=(1024, 2048))
+  elif preset == 'coco_stuff':
+    ids = tuple(number - 1 for number in range(1, 183) if number not in COCO_STUFF_UNUSED)
+    settings.update(num_classes=171, ids=ids, iterations=60_000)
+  elif preset == 'ade20k':
+    config.data.update(name='scene_parse150', test='test')
+    settings.update(num_classes=150, ids=tuple(range(1, 151)), ignore=(0,), iterations=150_000,
+                    learning_rate=0.02)
+  elif preset == 'voc':
+    settings.update(num_classes=21, classes=VOC, iterations=60_000, learning_rate=0.001, crop=(513, 513))
+    settings.update(short_side=513, test_size=(688, 688))
+  elif preset == 'pascal_context':
+    settings.update(num_classes=59, ids=tuple(range(1, 60)), ignore=(0, 255), learning_rate=0.001)
+  elif preset == 'camvid':
+    config.data.test = 'test'
+    config.network.update(name='resnet18', blocks=(2, 2), width=0.75)
+    settings.update(num_classes=11, classes=CAMVID, ignore=(11,), iterations=200, batch_size=8)
+    settings.update(learning_rate=0.05, crop=(144, 192), short_side=180, test_size=(180, 240))
+    settings.update(rates=(3, 6, 9), channels=64)
+  return config

@@ -1,0 +1,173 @@
+"""Images with masks: where they come from, and what the ids of a mask mean."""
+import dataclasses
+import io
+import os
+
+import numpy as np
+import PIL.Image
+
+from conic_jax.data import folder, sources, tfds_source
+from conic_jax.data.sources import Source
+from conic_jax.errors import UserError
+
+VOID = 255  # A pixel of no class, which is neither learnt nor counted.
+MOST_CLASSES = 254
+_UNKNOWN = 254
+_LISTED = 5
+_LOOKED_AT = 64
+_PARTS = 'images', 'masks'
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+  """Images and their masks, two sources of the same length whose ids belong together."""
+  images: Source
+  masks: Source
+
+  @property
+  def num_images(self) -> int:
+    """Number of pairs."""
+    return self.images.num_images
+
+
+def open_pairs(data, split: str) -> Pairs:
+  """Opens the images and masks that a config names.
+
+  A folder has SPLIT/images and SPLIT/masks, in which an image and its mask have the same path but for the
+  extension. Of a TFDS data set the label map is found by its type.
+
+  Args:
+    data: config node as for `sources.open_source`.
+    split: subfolder, or TFDS's split expression.
+
+  Raises:
+    UserError: where there are none, or some have no partner.
+  """
+  if data.name != 'folder':
+    images, masks = (tfds_source.TfdsSource(data.name, data.dir, split, data.cache or sources.cache_folder(),
+                                            masks=masks) for masks in (False, True))
+    return Pairs(images, masks)
+  images, masks = (folder.Folder(data.dir, os.path.join(split, part)) for part in _PARTS)
+  image_ids, mask_ids = (_by_stem(source, os.path.join(os.path.expanduser(data.dir), split, part))
+                         for source, part in zip((images, masks), _PARTS, strict=True))
+  _refuse(image_ids.keys() - mask_ids.keys(), 'images', images, image_ids, 'mask')
+  _refuse(mask_ids.keys() - image_ids.keys(), 'masks', masks, mask_ids, 'image')
+  return Pairs(images, sources.Subset(masks, np.array([mask_ids[stem] for stem in image_ids])))
+
+
+def label_table(num_classes: int, ids: tuple[int, ...], ignore: tuple[int, ...]) -> np.ndarray:
+  """What the ids of masks mean.
+
+  Args:
+    num_classes: C.
+    ids: the id of each class in the masks, [C]; empty where they are 0 … C - 1.
+    ignore: ids of pixels that are of no class.
+
+  Returns:
+    The class of each id, `VOID` for the ignored ones, 254 for those that masks must not have: uint8 [256].
+
+  Raises:
+    UserError: where the classes are too many, or the ids contradict each other.
+  """
+  if not 1 <= num_classes <= MOST_CLASSES:
+    raise UserError(f'config.segmentation.num_classes is {num_classes}: it is from 1 to {MOST_CLASSES}.')
+  ids = tuple(ids) or tuple(range(num_classes))
+  if len(ids) != num_classes or len({*ids, *ignore}) != len(ids) + len(ignore):
+    raise UserError(f'config.segmentation.ids has {len(ids)} ids and num_classes is {num_classes}: give '
+                    'every class one id of its own, which is not in config.segmentation.ignore either.')
+  if not all(0 <= id <= 255 for id in (*ids, *ignore)):
+    raise UserError('config.segmentation.ids and ignore are values of 8-bit masks: from 0 to 255.')
+  table = np.full(256, _UNKNOWN, np.uint8)
+  table[list(ids)] = np.arange(num_classes)
+  table[list(ignore)] = VOID
+  return table
+
+
+def read_pairs(pairs: Pairs, ids: np.ndarray,
+               table: np.ndarray) -> list[tuple[PIL.Image.Image, PIL.Image.Image] | None]:
+  """Reads and decodes pairs.
+
+  Args:
+    pairs: where they are.
+    ids: int [n].
+    table: of `label_table`.
+
+  Returns:
+    (image RGB, mask of classes and `VOID`, 8-bit) of each; None where one of the two cannot be decoded.
+
+  Raises:
+    UserError: where a mask has an id of no class, is no 8-bit mask, or has not its image's size.
+  """
+  encoded = zip(ids, pairs.images.read(ids)[0], pairs.masks.read(ids)[0], strict=True)
+  return [_decode(pairs, int(id), image, mask, table) for id, image, mask in encoded]
+
+
+def check_pairs(pairs: Pairs, table: np.ndarray) -> None:
+  """Looks, before training, at up to 64 pairs spread evenly over the source.
+
+  Raises:
+    UserError: where masks do not suit, with their number and the first of them.
+  """
+  ids = np.unique(np.linspace(0, pairs.num_images - 1, _LOOKED_AT).astype(int))
+  mistakes = []
+  for id in ids:
+    try:
+      read_pairs(pairs, np.array([id]), table)
+    except UserError as error:
+      mistakes.append(str(error))
+  if mistakes:
+    raise UserError(f'{len(mistakes)} of the {len(ids)} masks looked at do not suit. {mistakes[0]}')
+
+
+def _by_stem(source, root):
+  """The id of each path below `root` without its extension."""
+  paths = [os.path.relpath(source.name(id), root) for id in range(source.num_images)]
+  stems = {os.path.splitext(path)[0]: id for id, path in enumerate(paths)}
+  if len(stems) < len(paths):
+    raise UserError(f'{len(paths) - len(stems)} files in {root} differ from another one in their extension '
+                    'alone: leave one of each.')
+  return stems
+
+
+def _refuse(stems, which, source, ids, lacking):
+  if stems:
+    names = [source.name(ids[stem]) for stem in sorted(stems)]
+    raise UserError(f'{len(names)} of {len(ids)} {which} have no {lacking}: an image and its mask have the '
+                    f'same path in {"/ and ".join(_PARTS)}/ but for the extension ({_listed(names)}).')
+
+
+def _decode(pairs, id, encoded_image, encoded_mask, table):
+  try:
+    image = PIL.Image.open(io.BytesIO(encoded_image)).convert('RGB')
+    mask = PIL.Image.open(io.BytesIO(encoded_mask))
+    mask.load()
+  except Exception:  # Pillow's decoders raise what they like: all of it means an unreadable image.
+    return None
+  name = pairs.masks.name(id)
+  if mask.size != image.size:
+    raise UserError('The mask {} has {}×{} pixels and its image {}×{}: make them the same.'.format(
+      name, *mask.size, *image.size))
+  ids = _ids(mask, name)
+  classes = table[ids]
+  unknown = np.unique(ids[classes == _UNKNOWN])
+  if len(unknown):
+    raise UserError(f'The mask {name} has {len(unknown)} ids that are none of the '
+                    f'{(table < _UNKNOWN).sum()} classes ({_listed(unknown)}): add them to '
+                    'config.segmentation.ignore, or set num_classes or ids.')
+  return image, PIL.Image.fromarray(classes)
+
+
+def _ids(mask, name):
+  """The ids of a mask, uint8 [h, w]; of three equal channels one."""
+  if mask.mode == 'RGB':
+    channels = np.asarray(mask)
+    if (channels == channels[..., :1]).all():
+      return channels[..., 0]
+  if mask.mode not in ('L', 'P'):
+    raise UserError(f'The mask {name} is no map of ids but a picture of kind {mask.mode}: give 8-bit PNGs, '
+                    'grey or with a palette, whose values are the ids.')
+  return np.asarray(mask)
+
+
+def _listed(items):
+  return ', '.join(map(str, items[:_LISTED])) + (' …' if len(items) > _LISTED else '')

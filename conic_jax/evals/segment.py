@@ -1,0 +1,341 @@
+"""Semantic segmentation: DeepLabV3 fine-tuned from the encoder (ConIC, Appendix C), single-scale mIoU."""
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from PIL import Image
+
+from conic_jax import visualise
+from conic_jax.data import augment, mask_pipeline, masks, pipeline
+from conic_jax.errors import UserError
+from conic_jax.evals import encoders
+from conic_jax.evals.encoders import Encoder
+from conic_jax.mesh import batch_sharding, check_batch_size, process_rows, replicated, to_global
+from conic_jax.models import DeepLabV3
+from conic_jax.optim import sgd
+from conic_jax.views import Views
+
+OUTPUT_STRIDE = 8
+_PICTURED = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Segmentation:
+  """How a segmentation network is trained and tested: the group `config.segmentation`.
+
+  Attributes:
+    num_classes: C.
+    classes: their names, [C]; empty for numbers.
+    ids: the id of each class in the masks, [C]; empty for 0 … C - 1.
+    ignore: ids of pixels that are neither learnt nor counted.
+    iterations, batch_size, learning_rate, momentum, weight_decay: of SGD, on all layers alike.
+    power: the rate at iteration i is learning_rate · (1 - i / iterations)^power.
+    crop: height and width of training crops in pixels.
+    scale: smallest and largest factor on the size of a training image.
+    short_side: pixels that an image's short side is brought to, in training before `scale`; 0 for its own.
+    test_size: height and width of the canvas that a test image is put on; larger ones are shrunk to fit.
+    rates: dilation of each atrous convolution.
+    channels: of the head.
+    auxiliary_weight: of the auxiliary loss, beside 1 for the main one.
+    report_every: iterations from one report to the next.
+  """
+  num_classes: int
+  classes: tuple[str, ...]
+  ids: tuple[int, ...]
+  ignore: tuple[int, ...]
+  iterations: int
+  batch_size: int
+  learning_rate: float
+  momentum: float
+  weight_decay: float
+  power: float
+  crop: tuple[int, int]
+  scale: tuple[float, float]
+  short_side: int
+  test_size: tuple[int, int]
+  rates: tuple[int, ...]
+  channels: int
+  auxiliary_weight: float
+  report_every: int
+
+  def __post_init__(self):
+    if self.classes and len(set(self.classes)) != self.num_classes:
+      raise UserError(f'config.segmentation.classes has {len(set(self.classes))} different names and '
+                      f'num_classes is {self.num_classes}: name every class, or none with ().')
+    if min(*self.crop, *self.test_size, self.iterations, self.report_every) < 1:
+      raise UserError('config.segmentation.crop, test_size, iterations and report_every are at least 1.')
+
+  @property
+  def class_names(self) -> tuple[str, ...]:
+    """Names of the classes, [C]."""
+    return self.classes or tuple(map(str, range(self.num_classes)))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _State:
+  params: Any
+  batch_stats: Any
+  momentum: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+  """A tested image, uint8 [h, w, 3], its truth and its prediction, uint8 [h, w]."""
+  image: np.ndarray
+  truth: np.ndarray
+  prediction: np.ndarray
+
+
+def run(encoder: Encoder, config: Any, mesh: Mesh, out: Path, say: Callable[[str], None]) -> dict[str, Any]:
+  """Fine-tunes DeepLabV3 on `config.data.train` and tests it on `config.data.test`.
+
+  Args:
+    encoder: what the backbone starts from; it stays as it is.
+    config: of configs/segment.py.
+    mesh: the mesh that batches are split over.
+    out: figures/segmentation.png is drawn in it.
+    say: prints a line.
+
+  Returns:
+    The figures of `scores`.
+
+  Raises:
+    UserError: where the images, the masks or the settings do not suit.
+  """
+  settings = Segmentation(**config.segmentation)
+  check_batch_size(settings.batch_size, mesh, 'config.segmentation.batch_size')
+  check_batch_size(config.eval.batch_size, mesh, 'config.eval.batch_size')
+  table = masks.label_table(settings.num_classes, settings.ids, settings.ignore)
+  train_pairs, test_pairs = (masks.open_pairs(config.data, split)
+                             for split in (config.data.train, config.data.test))
+  for pairs in (train_pairs, test_pairs):
+    masks.check_pairs(pairs, table)
+  model, variables = build(encoder, settings, config.seed, mesh)
+  variables = train(model, variables, train_pairs, table, settings, encoder.views, config.seed, mesh, say)
+  confusion, examples = test(model, variables, test_pairs, table, settings, encoder.views,
+                             config.eval.batch_size, mesh, say)
+  if jax.process_index() == 0:
+    visualise.segmentation_picture(
+      [example.image for example in examples], [example.truth for example in examples],
+      [example.prediction for example in examples], settings.class_names,
+      out / 'figures' / 'segmentation.png')
+  return scores(confusion, settings.class_names)
+
+
+def build(encoder: Encoder, settings: Segmentation, seed: int, mesh: Mesh) -> tuple[DeepLabV3, Any]:
+  """DeepLabV3 on the dilated encoder.
+
+  Returns:
+    The module, and its variables on every device: copies of the encoder's, and fresh heads.
+  """
+  backbone = encoders.trainable(encoder).clone(output_stride=OUTPUT_STRIDE)
+  model = DeepLabV3(backbone, settings.num_classes, settings.rates, settings.channels)
+  images = jnp.zeros((1, *settings.crop, 3))
+  variables = jax.jit(model.init)(jax.random.key(seed), images)
+  copied = jax.tree.map(jnp.copy, encoder.variables)
+  variables = {name: {**part, 'backbone': copied[name]} for name, part in variables.items()}
+  return model, jax.device_put(variables, replicated(mesh))
+
+
+def train(model: DeepLabV3, variables: Any, pairs: masks.Pairs, table: np.ndarray, settings: Segmentation,
+          spec: Views, seed: int, mesh: Mesh, say: Callable[[str], None]) -> Any:
+  """Trains all layers, with batch norm over the global batch.
+
+  Args:
+    model, variables: of `build`; the variables are used up.
+    pairs: images and masks.
+    table: of `masks.label_table`.
+    settings: how it is trained.
+    spec: gives the normalisation of the channels.
+    seed: of the order of the images, their crops, and what is dropped.
+    mesh: the mesh that batches are split over.
+    say: prints a line.
+
+  Returns:
+    The trained variables.
+
+  Raises:
+    UserError: where the loss diverges, a mask does not suit, or too many images cannot be decoded.
+  """
+  step_fn = jax.jit(functools.partial(_step, model=model, settings=settings, spec=spec, seed=seed),
+                    donate_argnums=0, out_shardings=replicated(mesh))
+  momentum = jax.device_put(_optimizer(settings).init(variables['params']), replicated(mesh))
+  state = _State(variables['params'], variables['batch_stats'], momentum)
+  batches = mask_pipeline.train_batches(
+    pairs, table, crop=settings.crop, scale=settings.scale, short_side=settings.short_side, fill=_fill(spec),
+    batch_size=settings.batch_size, seed=seed, steps=settings.iterations,
+    rows=process_rows(mesh, settings.batch_size))
+  rejects = pipeline.Rejects(pairs.images)
+  loss = jnp.zeros(())
+  for step, batch in enumerate(batches):
+    rejects.add(batch)
+    inputs = to_global({name: batch[name] for name in ('image', 'mask', 'valid')}, mesh)
+    jax.block_until_ready(loss)  # No more than two steps under way.
+    state, loss = step_fn(state, inputs, step)
+    done = step + 1
+    if done % settings.report_every == 0 or done == settings.iterations:
+      rejects.check()
+      if not np.isfinite(loss):
+        raise UserError(f'The loss of the segmentation was {float(loss)} at iteration {done}: lower '
+                        f'config.segmentation.learning_rate, which is {settings.learning_rate:g}.')
+      say(f'iteration {done}/{settings.iterations}  loss {float(loss):.4g}')
+  if report := rejects.report():
+    say(report)
+  return {'params': state.params, 'batch_stats': state.batch_stats}
+
+
+def test(model: DeepLabV3, variables: Any, pairs: masks.Pairs, table: np.ndarray, settings: Segmentation,
+         spec: Views, batch_size: int, mesh: Mesh,
+         say: Callable[[str], None]) -> tuple[np.ndarray, list[Example]]:
+  """Predicts every image whole, at one scale, and counts its pixels at the size of its mask.
+
+  A prediction for an image that was brought to another size is brought back to its own by nearest pixels.
+
+  Args:
+    model, variables, pairs, table, settings, spec, mesh, say: as for `train`.
+    batch_size: images predicted at a time, over all devices.
+
+  Returns:
+    Pixels by true and predicted class, int64 [C, C], over all processes; up to six of this process's images.
+
+  Raises:
+    UserError: where a mask does not suit, or too many images cannot be decoded.
+  """
+  predict = jax.jit(functools.partial(_predict, model=model, spec=spec), out_shardings=batch_sharding(mesh))
+  rows = process_rows(mesh, batch_size)
+  pictured = _spread_over(pairs.num_images, batch_size, rows)
+  confusion = np.zeros((settings.num_classes,) * 2, np.int64)
+  rejects, examples = pipeline.Rejects(pairs.images), []
+  for batch in mask_pipeline.eval_batches(pairs, table, canvas=settings.test_size,
+                                          short_side=settings.short_side, fill=_fill(spec),
+                                          batch_size=batch_size, rows=rows):
+    rejects.add(batch)
+    predictions = _rows(predict(variables, to_global(batch['image'], mesh)))
+    for i in np.flatnonzero(batch['valid']):
+      (height, width), truth = batch['size'][i], batch['mask'][i]
+      prediction = predictions[i, :height, :width]
+      confusion += count_pixels(truth, _resized(prediction, truth.shape), settings.num_classes)
+      if batch['id'][i] in pictured:
+        image = batch['image'][i, :height, :width].copy()
+        examples.append(Example(image, _resized(truth, (height, width)), prediction))
+  rejects.check()
+  if report := rejects.report():
+    say(report)
+  return _over_processes(confusion), examples
+
+
+def count_pixels(truth: np.ndarray, prediction: np.ndarray, num_classes: int) -> np.ndarray:
+  """Counts pixels by true (row) and predicted (column) class, without the void.
+
+  Args:
+    truth: classes or `masks.VOID`, uint8 [h, w].
+    prediction: classes, uint8 [h, w].
+    num_classes: C.
+
+  Returns:
+    int64 [C, C].
+  """
+  known = truth != masks.VOID
+  cells = truth[known].astype(np.int64) * num_classes + prediction[known]
+  return np.bincount(cells, minlength=num_classes ** 2).reshape(num_classes, num_classes)
+
+
+def scores(confusion: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
+  """Intersection over union of each class, IoU_c = n_cc / (Σ_j n_cj + Σ_i n_ic − n_cc), and its mean.
+
+  Args:
+    confusion: of `count_pixels`, [C, C].
+    class_names: [C].
+
+  Returns:
+    'miou', the mean over the classes that are in the truth or the prediction, 'pixel_accuracy', and 'iou', of
+    each class by its name, None of a class that is in neither.
+  """
+  hits = np.diag(confusion)
+  union = confusion.sum(axis=0) + confusion.sum(axis=1) - hits
+  iou = hits / np.maximum(union, 1)
+  return {'miou': float(iou[union > 0].mean()) if union.any() else 0.0,
+          'pixel_accuracy': float(hits.sum() / max(confusion.sum(), 1)),
+          'iou': {name: float(share) if seen else None
+                  for name, share, seen in zip(class_names, iou, union > 0, strict=True)}}
+
+
+def pixel_loss(logits: jax.Array, mask: jax.Array) -> jax.Array:
+  """Cross entropy, the mean over all pixels of the batch that are not void.
+
+  Args:
+    logits: float32 [B, H, W, C].
+    mask: classes or `masks.VOID`, uint8 [B, H, W].
+
+  Returns:
+    float32 [].
+  """
+  known = mask != masks.VOID
+  labels = jnp.where(known, mask, 0).astype(jnp.int32)
+  losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+  return jnp.sum(losses, where=known) / jnp.maximum(jnp.sum(known), 1)
+
+
+def _step(state, batch, step, *, model, settings, spec, seed):
+  images = augment.normalise(batch['image'], spec)
+  dropout = jax.random.fold_in(jax.random.key(seed), step)
+
+  def loss(params):
+    (logits, auxiliary), changed = model.apply(
+      {'params': params, 'batch_stats': state.batch_stats}, images, 'batch', batch['valid'], auxiliary=True,
+      mutable=['batch_stats'], rngs={'dropout': dropout})
+    total = pixel_loss(logits, batch['mask'])
+    total += settings.auxiliary_weight * pixel_loss(auxiliary, batch['mask'])
+    return total, changed['batch_stats']
+
+  (value, batch_stats), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
+  rate = optax.polynomial_schedule(settings.learning_rate, 0.0, settings.power, settings.iterations)(step)
+  updates, momentum = _optimizer(settings).update(gradients, state.momentum, state.params, lr=rate)
+  return _State(optax.apply_updates(state.params, updates), batch_stats, momentum), value
+
+
+def _optimizer(settings):
+  return sgd(settings.weight_decay, settings.momentum)
+
+
+def _predict(variables, images, *, model, spec):
+  return jnp.argmax(model.apply(variables, augment.normalise(images, spec)), axis=-1).astype(jnp.uint8)
+
+
+def _fill(spec):
+  """The colour of the mean, which normalises to about zero."""
+  red, green, blue = (round(255 * mean) for mean in spec.mean)
+  return red, green, blue
+
+
+def _spread_over(num_images, batch_size, rows):
+  """Up to six ids, spread evenly over those that this process reads."""
+  mine = np.flatnonzero(np.isin(np.arange(num_images) % batch_size, rows))
+  places = np.linspace(0, len(mine) - 1, min(_PICTURED, len(mine))).astype(int)
+  return set(mine[places].tolist())
+
+
+def _rows(array):
+  """This process's rows of an array split along its first axis, in their order."""
+  shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+  return np.concatenate([np.asarray(shard.data) for shard in shards])
+
+
+def _resized(classes, size):
+  height, width = size
+  return np.asarray(Image.fromarray(classes).resize((int(width), int(height)), Image.Resampling.NEAREST))
+
+
+def _over_processes(confusion):
+  # As bytes: a gather would make the 64-bit counts 32 bits wide.
+  gathered = multihost_utils.process_allgather(np.ascontiguousarray(confusion).view(np.uint8))
+  return np.asarray(gathered).view(np.int64).reshape(-1, *confusion.shape).sum(axis=0)
