@@ -1,0 +1,149 @@
+"""The picture of where the activation of one encoder or of two lies, as ConIC's Figure 1.
+
+  python -m conic_jax.activations runs/conic runs/classification --images=FOLDER --out=maps.png
+
+The paper's other encoder is trained by the classification loss alone (--config.alpha=0). An encoder is a run,
+a file of weights, or 'random': then it has the network of the other one. The images are drawn evenly from the
+folder, which may have subfolders. A map is scaled by itself: it tells where an encoder looks, not how much.
+"""
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from conic_jax import command_line, visualise
+from conic_jax.data import augment, pipeline, sources
+from conic_jax.data.folder import Folder
+from conic_jax.errors import UserError
+from conic_jax.evals.encoders import RANDOM, Encoder, open_encoder
+from conic_jax.models import ResNet
+from conic_jax.views import Views
+
+_USAGE = ('python -m conic_jax.activations ENCODER [ENCODER] --images=FOLDER [--count=6] [--size=224] '
+          '[--out=maps.png]')
+
+
+def scaled(response: jax.Array, size: int) -> jax.Array:
+  """The mean of a map over its channels, resized bilinearly, from 0 to 1 within each image.
+
+  The paper does not say how its figure was made. After a ReLU the mean is the sum of absolute values of
+  Zagoruyko and Komodakis (Paying More Attention to Attention, 2017, §3.1), up to the scale.
+
+  Args:
+    response: what a stage gives, [n, h, w, C].
+    size: side of the image in pixels.
+
+  Returns:
+    float32 [n, size, size]; zeros where the mean is the same all over.
+  """
+  means = jnp.mean(response, axis=3, dtype=jnp.float32)
+  means = jax.image.resize(means, (len(means), size, size), 'bilinear')
+  means = means - jnp.min(means, axis=(1, 2), keepdims=True)
+  return means / jnp.maximum(jnp.max(means, axis=(1, 2), keepdims=True), jnp.finfo(jnp.float32).tiny)
+
+
+def activation_maps(encoder: Encoder, images: np.ndarray) -> np.ndarray:
+  """The maps of the encoder's last stage over images, uint8 [n, S, S, 3] to float32 [n, S, S]."""
+  return np.asarray(_maps(encoder.network, encoder.variables, images, encoder.views))
+
+
+def read_images(folder: Path, count: int, size: int) -> tuple[np.ndarray, str | None]:
+  """The central squares of images drawn evenly from a folder.
+
+  Args:
+    folder: of images, with or without subfolders.
+    count: the most images.
+    size: side in pixels.
+
+  Returns:
+    uint8 [n, size, size, 3], and a sentence that names those that could not be decoded, if any.
+
+  Raises:
+    UserError: where there is no image that can be decoded.
+  """
+  try:
+    every = Folder(str(folder), '')
+  except UserError as error:
+    raise UserError(f'--images={folder}: there are no images below this folder.') from error
+  count = min(count, every.num_images)
+  source = sources.Subset(every, np.linspace(0, every.num_images - 1, count).round().astype(int))
+  batch = next(pipeline.eval_batches(source, size=size, resize=0, batch_size=count, rows=np.arange(count)))
+  rejects = pipeline.Rejects(source)
+  rejects.add(batch)
+  if not batch['valid'].any():
+    raise UserError(f'--images={folder}: none of the images can be decoded: {", ".join(rejects.names())}.')
+  return batch['views'][0][batch['valid'], 0], rejects.report()
+
+
+def open_encoders(names: list[str]) -> list[Encoder]:
+  """Opens the encoders; a random one has the network and the normalisation of the other.
+
+  Raises:
+    UserError: where one cannot be opened, or there is none but random ones.
+  """
+  opened = {name: open_encoder(name) for name in names if name != RANDOM}
+  if not opened:
+    raise UserError("The encoder 'random' has the network of another one: give a run or a file of weights "
+                    'too.')
+  other = next(iter(opened.values()))
+  return [opened.get(name) or _randomised(other) for name in names]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _maps(network: ResNet, variables: Any, images: jax.Array, views: Views) -> jax.Array:
+  stages: Any = network.apply(variables, augment.normalise(images, views), mode='frozen', stages=True)
+  return scaled(stages[f'stage{len(network.blocks)}'], images.shape[1])
+
+
+def _randomised(encoder: Encoder) -> Encoder:
+  init = jax.jit(encoder.network.init)
+  return dataclasses.replace(encoder, name=RANDOM,
+                             variables=init(jax.random.key(0), jnp.zeros((1, 32, 32, 3))))
+
+
+# ---- The command --------------------------------------------------------------------------------
+
+
+def run(names: list[str], folder: Path, count: int, size: int, out: Path, say: Callable[[str], None]) -> None:
+  """Draws the maps of the encoders over images of the folder.
+
+  Raises:
+    UserError: where an encoder, an image or an argument is wrong.
+  """
+  if out.suffix != '.png':
+    raise UserError(f'--out={out}: the picture is a PNG; give it a name that ends in .png.')
+  if len(names) > 2 or min(count, size) < 1:
+    raise UserError(f'One encoder or two, and --count and --size of at least 1; usage: {_USAGE}.')
+  encoders = open_encoders(names)
+  images, left_out = read_images(folder, count, size)
+  if left_out:
+    say(left_out)
+  titles = [Path(name).name for name in names]
+  titles = titles if len(set(titles)) == len(titles) else names
+  maps = {title: activation_maps(encoder, images) for title, encoder in zip(titles, encoders, strict=True)}
+  try:
+    visualise.activations_picture(images, maps, out)
+  except OSError as error:
+    raise UserError(f'--out={out} cannot be written: {error}.') from error
+  say(f'{out}: {" and ".join(titles)} over {len(images)} images')
+
+
+def main() -> None:
+  """Parses the command line and draws."""
+  parser = command_line.Parser(_USAGE, __doc__)
+  parser.add_argument('encoders', metavar='ENCODER', nargs='+')
+  parser.add_argument('--images', metavar='FOLDER', type=Path, required=True)
+  parser.add_argument('--count', type=int, default=6)
+  parser.add_argument('--size', type=int, default=224)
+  parser.add_argument('--out', type=Path, default=Path('maps.png'))
+  arguments = parser.parse_args()
+  run(arguments.encoders, arguments.images, arguments.count, arguments.size, arguments.out, print)
+
+
+if __name__ == '__main__':
+  command_line.guarded(main)

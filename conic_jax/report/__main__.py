@@ -1,0 +1,45 @@
+"""The command that writes the page of a run, which needs no network and no other file to be read.
+
+  python -m conic_jax.report runs/conic
+
+It says what the run folder holds: a run that is under way has curves, settings and what was measured so far.
+"""
+from pathlib import Path
+
+from conic_jax import command_line
+from conic_jax.errors import UserError
+from conic_jax.report.page import page
+from conic_jax.report.run import read_run
+
+_USAGE = 'python -m conic_jax.report RUN [--out=RUN/report.html]'
+
+
+def report(folder: Path, out: Path) -> None:
+  """Writes the page of a run, over an older one.
+
+  Raises:
+    UserError: where the folder is no run, a file of it cannot be read, or the page cannot be written.
+  """
+  text = page(read_run(folder))
+  temporary = out.with_name(out.name + '.tmp')
+  try:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary.write_text(text, encoding='utf-8')
+    temporary.replace(out)
+  except OSError as error:
+    raise UserError(f'--out={out} cannot be written: {error.strerror}.') from error
+
+
+def main() -> None:
+  """Parses the command line and writes the page."""
+  parser = command_line.Parser(_USAGE, __doc__)
+  parser.add_argument('run', metavar='RUN', type=Path)
+  parser.add_argument('--out', type=Path)
+  arguments = parser.parse_args()
+  out = arguments.out or arguments.run / 'report.html'
+  report(arguments.run, out)
+  print(out)
+
+
+if __name__ == '__main__':
+  command_line.guarded(main)
