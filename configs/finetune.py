@@ -7,12 +7,14 @@
   python -m conic_jax.main --config=configs/finetune.py:folder --config.encoder=runs/conic \\
     --config.data.dir=IMAGES                                     train/CLASS/… and val/CLASS/…
 
-The data sets of the tables by their TFDS names: cifar10, cifar100, sun397, dtd, inaturalist18 (which TFDS has
-as i_naturalist2018). The papers give no settings but that all layers are trained: epochs, batch, rates and
-decay are ours, and the small images of CIFAR are brought to 224 for the encoders of ImageNet.
+The data sets of the tables by their TFDS names: cifar10, cifar100, sun397 (the first of its ten partitions),
+dtd, inaturalist18 (which TFDS has as i_naturalist2018). The papers give no settings but that all layers are
+trained: epochs, batch, rates and decay are ours, and the small images of CIFAR are brought to 224 for the
+encoders of ImageNet.
 
 --config.encoder=random is from scratch: it wants a higher rate (--config.finetune.learning_rate=0.1). The
-result is printed and written to finetune_DATA.json in the encoder's run, or in config.run.
+result is printed and written to finetune_PRESET.json in config.run, which is the encoder's run, or
+runs/evaluated_NAME.
 """
 from ml_collections import ConfigDict
 
@@ -21,7 +23,7 @@ from configs import knn
 DATA = {
   'cifar10': {'name': 'cifar10', 'train': 'train', 'test': 'test'},
   'cifar100': {'name': 'cifar100', 'train': 'train', 'test': 'test'},
-  'sun397': {'name': 'sun397', 'train': 'train', 'test': 'test'},
+  'sun397': {'name': 'sun397/standard-part1-120k', 'train': 'train', 'test': 'test'},
   'dtd': {'name': 'dtd', 'train': 'train+validation', 'test': 'test'},
   'inaturalist18': {'name': 'i_naturalist2018', 'train': 'train', 'test': 'validation'},
   'folder': {'name': 'folder', 'train': 'train', 'test': 'val'},
@@ -49,7 +51,7 @@ def get_config(preset: str = 'folder') -> ConfigDict:
   config.finetune.schedule = 'cosine'         # or 'steps'
   config.finetune.milestones = ()             # shares of the training where 'steps' divides the rates by 10
   config.finetune.crop = (0.08, 1.0)          # area of the training crop as a share of the image
-  config.finetune.labels = 1.0                # share of the labels that is used, as many of each class
+  config.finetune.labels = 1.0                # share of the labels that is used; 1 is all images
   if preset == 'photos':
     config.finetune.epochs, config.finetune.batch_size = 5, 128
     config.finetune.crop = (0.5, 1.0)

@@ -5,7 +5,8 @@
 
 A field that is None, or an empty name of the data, is taken from the encoder's own run. An encoder that is
 random, or a file of weights, has no run: the preset (imagenet, cifar10, photos, folder) gives it data, and a
-random one its network. The result is printed and written to knn.json in the encoder's run, or in config.run.
+random one its network. The result is printed and written to knn.json (knn_PRESET.json) in config.run, which
+is the encoder's run, or runs/evaluated_NAME.
 """
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
@@ -19,9 +20,9 @@ def get_config(preset: str = 'run') -> ConfigDict:
     raise ValueError(f"There is no preset '{preset}' of configs/knn.py; there is: {', '.join(PRESETS)}.")
   config = ConfigDict()
   config.task = 'knn'
-  config.result = 'knn'           # name of the JSON file of figures
+  config.result = 'knn' if preset == 'run' else f'knn_{preset}'  # name of the JSON file of figures
   config.encoder = ''             # a run folder, a file of weights, or random
-  config.run = ''                 # where the result goes; '' is the encoder's run
+  config.run = ''                 # where the result goes; '' is the encoder's run, or runs/evaluated_NAME
   config.seed = 0
   config.dtype = 'auto'
   config.mesh = ConfigDict({'data': -1})

@@ -13,8 +13,8 @@ as the small presets do. The scale of the features is reported.
 
 A field that is None, or an empty name of the data, is taken from the encoder's own run. An encoder that is
 random, or a file of weights, has no run: the preset gives it data, and a random one its network. The result
-is printed and written to linear.json in the encoder's run, or in config.run, with a picture of the confusion
-matrix.
+is printed and written to linear.json (linear_PRESET.json) in config.run, which is the encoder's run, or
+runs/evaluated_NAME, with a picture of the confusion matrix.
 """
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
@@ -33,7 +33,8 @@ def get_config(preset: str = 'run') -> ConfigDict:
   if preset not in PRESETS:
     raise ValueError(f"There is no preset '{preset}' of configs/linear.py; there is: {', '.join(PRESETS)}.")
   config = knn.get_config('imagenet' if preset in RECIPES else preset)
-  config.task = config.result = 'linear'
+  config.task = 'linear'
+  config.result = 'linear' if preset == 'run' else f'linear_{preset}'
   del config.eval.k
   config.linear = ConfigDict({
     'learning_rates': placeholder(tuple),  # several are a sweep

@@ -14,8 +14,8 @@ losses and a "lambda poly" schedule. The rest is ours: momentum, weight decay, p
 those of openseg.pytorch, where that name comes from; scales of 0.5 to 2 and mirroring are usual, as are the
 rates 12, 24, 36 at output stride 8; a test image that fits on the canvas keeps its size.
 
-The result is printed and written to segment_<preset>.json in the encoder's run, or in config.run, with
-figures/segmentation.png beside it.
+The result is printed and written to segment_PRESET.json in config.run, which is the encoder's run, or
+runs/evaluated_NAME, with a picture of some predictions.
 """
 from ml_collections import ConfigDict
 

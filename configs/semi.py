@@ -10,10 +10,10 @@
 them (imagenet2012_subset); elsewhere config.finetune.labels and config.seed choose the images, as many of
 each class. The rates are the paper's: 0.001 for the encoder, 15 (1%) or 10 (10%) for the linear layer. It
 gives neither epochs, batch nor schedule: 20, 256 and steps by ten at 60% and 80% are ours. A rate of 15 suits
-the small features of ImageNet's encoders; the small presets have
-0.01 and 0.1.
+the small features of ImageNet's encoders; cifar10 and photos have 0.01 and 0.1.
 
-The result is printed and written to semi_PRESET.json in the encoder's run, or in config.run.
+The result is printed and written to semi_PRESET.json in config.run, which is the encoder's run, or
+runs/evaluated_NAME.
 """
 from ml_collections import ConfigDict
 

@@ -7,7 +7,8 @@
 A folder has subfolders train and test, each with its images and a file labels.csv of lines such as
 `beach/01.jpg,person;boat`, the first of which is `image,labels`; with --config.svm.labels= its subfolders
 are the classes. Images with one label each, as those of photos and cifar10, are positives of one class. The
-result is printed and written to svm_PRESET.json in the encoder's run, or in config.run.
+result is printed and written to svm_PRESET.json in config.run, which is the encoder's run, or
+runs/evaluated_NAME.
 """
 from ml_collections import ConfigDict
 

@@ -182,10 +182,14 @@ def read_config(run: Path) -> dict[str, Any]:
   """The config.json of a run.
 
   Raises:
-    UserError: where the folder is no run.
+    UserError: where the folder is no run, or its config.json is damaged.
   """
   path = run / 'config.json'
-  config = json.loads(path.read_text()) if path.is_file() else {}
+  try:
+    config = json.loads(path.read_text()) if path.is_file() else {}
+  except ValueError as error:
+    raise UserError(f'{path} cannot be read ({error}): bring it back, or pretrain anew in another '
+                    'folder.') from error
   if not {'method', 'encoder', 'views'} <= config.keys() or not (run / 'checkpoints').is_dir():
     raise UserError(f"'{run}' is no run: it has no config.json of a pretraining, or no checkpoints/. "
                     'Give the folder that config.run named when the encoder was pretrained, or random.')

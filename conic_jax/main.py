@@ -60,7 +60,7 @@ def command() -> None:
     start_distributed(values)
     run_task(values.config)
   command_line.guarded(
-    action, 'interrupted. Run the same command again to go on from the last checkpoint.')
+    action, 'interrupted. A pretraining goes on from its last checkpoint with the same command.')
 
 
 if __name__ == '__main__':

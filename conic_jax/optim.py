@@ -130,6 +130,28 @@ def per_epoch(schedule: Schedule, steps_per_epoch: int, warmup_steps: int = 0) -
   return held
 
 
+def relative_schedule(name: str, milestones: tuple[float, ...], total_steps: int) -> Schedule:
+  """What several rates are multiplied by: 'cosine' from 1 to 0, or 'steps', from 1 and divided by 10.
+
+  Args:
+    name: of the schedule.
+    milestones: shares of the steps where 'steps' is divided.
+    total_steps: steps of the whole training.
+  """
+  if name == 'cosine':
+    return cosine_schedule(1.0, total_steps)
+  return step_schedule(1.0, tuple(round(share * total_steps) for share in milestones))
+
+
+def check_relative(name: str, milestones: tuple[float, ...], group: str) -> None:
+  """Raises a UserError where `relative_schedule` takes no such settings, of a group of the config."""
+  if name not in ('cosine', 'steps'):
+    raise UserError(f"{group}.schedule is '{name}'; there is: cosine, steps.")
+  if any(not 0 < milestone < 1 for milestone in milestones):
+    raise UserError(f'{group}.milestones is {milestones}: each is a share of the training between 0 and 1, '
+                    'such as (0.6, 0.8).')
+
+
 def make_schedule(config: Any, epochs: int, steps_per_epoch: int) -> Schedule:
   """The schedule of `config.optimizer`: learning_rate, warmup_epochs, schedule, end, milestones, per_epoch.
 

@@ -13,18 +13,15 @@ def balanced_subset(source: Source, share: float, seed: int) -> Subset:
 
   Args:
     source: N images of C classes.
-    share: of the images, above 0 and up to 1.
+    share: of the images, above 0 and below 1.
     seed: of the choice.
 
   Returns:
     The images chosen, in the order of their ids.
 
   Raises:
-    UserError: where the share is no such number, or the images have no labels.
+    UserError: where the images have no labels.
   """
-  if not 0 < share <= 1:
-    raise UserError(f'config.finetune.labels is {share}: it is the share of the labels that is used, above 0 '
-                    'and up to 1.')
   return Subset(source, balanced_ids(source.labels(), share, seed))
 
 

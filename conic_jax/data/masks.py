@@ -29,6 +29,10 @@ class Pairs:
     """Number of pairs."""
     return self.images.num_images
 
+  def name(self, id: int) -> str:
+    """Where the image lies; what is said of it may be meant of its mask."""
+    return f'{self.images.name(id)} (or its mask)'
+
 
 def open_pairs(data, split: str) -> Pairs:
   """Opens the images and masks that a config names.

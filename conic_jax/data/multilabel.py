@@ -11,6 +11,7 @@ none:
 import csv
 import io
 import os
+import posixpath
 from collections.abc import Sequence
 from typing import Any
 
@@ -111,7 +112,8 @@ def _table(path, images):
   known, named = set(images), [image for image, _ in rows]
   repeated = {image for image, count in zip(*np.unique(named, return_counts=True)) if count > 1}
   _refuse(repeated, f'images have several lines in {path}', 'give each one')
-  _refuse(set(named) - known, f'images of {path} are missing beside it', 'mend their paths or their files')
+  _refuse(set(named) - known, f'images of {path} are missing beside it',
+          'mend their files or their paths, which have / between folders')
   _refuse(known - set(named), f'images have no line in {path}',
           'give each one, without labels where none is present')
   labels = dict(rows)
@@ -138,7 +140,8 @@ def _rows(path):
       raise UserError(f'Line {lines.line_num} of {path} has {len(line)} fields: it must have two, an image '
                       'and its labels with ; between them.')
     if line:
-      rows.append((line[0], [label.strip() for label in line[1].split(';') if label.strip()]))
+      labels = [label.strip() for label in line[1].split(';')]
+      rows.append((posixpath.normpath(line[0].strip()), [label for label in labels if label]))
   return rows
 
 

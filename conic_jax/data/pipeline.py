@@ -1,5 +1,6 @@
 """From a source to batches on the host: read by id, cut and resize in tf.data, ahead of use."""
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import jax
 import numpy as np
@@ -122,10 +123,17 @@ def check_views(source: Source, groups: tuple[Views, ...]) -> None:
     crops.check_overlap(groups, _some_shapes(source))
 
 
+class Named(Protocol):
+  """What has a number of images, with names for people."""
+  @property
+  def num_images(self) -> int: ...
+  def name(self, id: int) -> str: ...
+
+
 class Rejects:
   """The images of a source that could not be decoded, by whichever process."""
 
-  def __init__(self, source: Source):
+  def __init__(self, source: Named):
     self._source = source
     self._ids: set[int] = set()
 

@@ -52,11 +52,10 @@ def open_encoder(name: str, network: Any = None, dtype: str = 'auto', seed: int 
     seed: of a random one.
 
   Raises:
-    UserError: where the name is empty, or is no run and no file of weights.
+    UserError: where it is no run and no file of weights.
   """
-  if not name:
-    raise UserError('Which encoder? --config.encoder=RUN, the folder of a pretraining run, or a file of '
-                    'weights, or --config.encoder=random.')
+  if name != RANDOM and not (name and Path(name).exists()):
+    raise UserError(f"There is no encoder '{name}': it is the folder of a run, a file of weights, or random.")
   views, pretraining, variables = Views(), None, None
   path = Path(name)
   if name != RANDOM and path.is_file():

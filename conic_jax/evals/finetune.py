@@ -35,7 +35,8 @@ class FinetuneSettings:
     schedule: 'cosine', to zero, or 'steps'.
     milestones: shares of the training at which the rates of 'steps' are divided by 10.
     crop: smallest and largest area of the training crop as a share of the image.
-    labels: share of the labels that is used, the same number of each class; see `data.balanced`.
+    labels: share of the labels that is used: 1 is all images; of less, as many of each class, see
+      `data.balanced`.
   """
   learning_rate: float = 0.01
   head_learning_rate: float = 0.1
@@ -49,11 +50,10 @@ class FinetuneSettings:
   labels: float = 1.0
 
   def __post_init__(self):
-    if self.schedule not in ('cosine', 'steps'):
-      raise UserError(f"config.finetune.schedule is '{self.schedule}'; there is: cosine, steps.")
-    if any(not 0 < milestone < 1 for milestone in self.milestones):
-      raise UserError(f'config.finetune.milestones is {self.milestones}: each is a share of the training '
-                      'between 0 and 1, such as (0.6, 0.8).')
+    optim.check_relative(self.schedule, self.milestones, 'config.finetune')
+    if not 0 < self.labels <= 1:
+      raise UserError(f'config.finetune.labels is {self.labels}: it is the share of the labels that is used, '
+                      'above 0 and up to 1.')
 
 
 @jax.tree_util.register_dataclass
@@ -71,19 +71,34 @@ class FinetuneState:
   opt_state: Any
 
 
-def run(encoder: Encoder, train_source: Source, test_source: Source, config: Any, mesh: Mesh,
-        say: protocols.Say) -> dict[str, Any]:
+def run(encoder: Encoder, config: Any, mesh: Mesh, say: protocols.Say) -> protocols.Outcome:
+  """Fine-tunes a copy of an encoder on `config.data` by `config.finetune`, and tests it.
+
+  Returns:
+    The figures of `finetune`.
+
+  Raises:
+    UserError: as `finetune`, or where the data has no labels.
+  """
+  train_source, test_source = protocols.labelled_sources(config, mesh)
+  return protocols.Outcome(finetune(encoder, train_source, test_source, config, mesh, say))
+
+
+def finetune(encoder: Encoder, train_source: Source, test_source: Source, config: Any, mesh: Mesh,
+             say: protocols.Say) -> dict[str, Any]:
   """Fine-tunes a copy of an encoder by `config.finetune`, and tests it.
 
   Returns:
-    'top1' and 'top5' on the test images, shares of 1, and the number of labels used.
+    'top1' and 'top5' on the test images, shares of 1, and 'num_labels', the images trained on.
 
   Raises:
     UserError: where the settings are wrong, there are too few images, or the training diverges.
   """
   settings = FinetuneSettings(**config.finetune)
   spec = Views(**config.views)
-  train_source = balanced_subset(train_source, settings.labels, config.seed)
+  if settings.labels < 1:
+    say('Reading the labels to choose from')
+    train_source = balanced_subset(train_source, settings.labels, config.seed)
   largest = train_source.num_images // mesh.size * mesh.size
   if not largest:
     raise UserError(f'{train_source.num_images} labelled images are too few to train on {mesh.size} devices: '
@@ -123,15 +138,20 @@ def train(network: models.ResNet, variables: Any, source: Source, spec: Views, s
   state = jax.device_put(init_state(network, variables, source.num_classes, settings), replicated(mesh))
   batches = pipeline.train_batches(source, (view,), batch_size=settings.batch_size, seed=seed, start_step=0,
                                    rows=process_rows(mesh, settings.batch_size))
+  rejects = pipeline.Rejects(source)
   for step, batch in zip(range(settings.epochs * steps_per_epoch), batches, strict=False):
+    rejects.add(batch)
     state, loss = step_fn(state, to_global(batch, mesh), step)
     loss.block_until_ready()
     if (step + 1) % steps_per_epoch == 0:
+      rejects.check()
       if not np.isfinite(loss):
         raise UserError(f'The loss is {float(loss)} after epoch {(step + 1) // steps_per_epoch}: lower '
                         f'config.finetune.learning_rate {settings.learning_rate} or '
                         f'config.finetune.head_learning_rate {settings.head_learning_rate}.')
       say(f'epoch {(step + 1) // steps_per_epoch}/{settings.epochs}  loss {float(loss):.4g}')
+  if report := rejects.report():
+    say(report)
   return state
 
 
@@ -149,10 +169,7 @@ def make_step(network: models.ResNet, view: Views, settings: FinetuneSettings, s
   """The pure step (state, batch, step) -> (state, loss), to be jitted."""
   optimizer = optim.sgd(settings.weight_decay, settings.momentum)
   total_steps = settings.epochs * steps_per_epoch
-  if settings.schedule == 'cosine':
-    schedule = optim.cosine_schedule(1.0, total_steps)
-  else:
-    schedule = optim.step_schedule(1.0, tuple(round(share * total_steps) for share in settings.milestones))
+  schedule = optim.relative_schedule(settings.schedule, settings.milestones, total_steps)
   rates = {'encoder': settings.learning_rate, 'head': settings.head_learning_rate}
 
   def step_fn(state, batch, step):

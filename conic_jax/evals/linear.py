@@ -20,7 +20,6 @@ from conic_jax.views import Views
 
 _HELD_OUT = 0.1
 _CONFUSED_CLASSES = 1000
-_POWER_STEPS = 100  # Of the power iteration for the largest eigenvalue.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,11 +55,7 @@ class LinearSettings:
     if self.normalise not in ('none', 'l2', 'standardise'):
       raise UserError(f"config.linear.normalise is '{self.normalise}'; there is: none, l2, "
                       'standardise.')
-    if self.schedule not in ('cosine', 'steps'):
-      raise UserError(f"config.linear.schedule is '{self.schedule}'; there is: cosine, steps.")
-    if any(not 0 < milestone < 1 for milestone in self.milestones):
-      raise UserError(f'config.linear.milestones is {self.milestones}: each is a share of the training '
-                      'between 0 and 1, such as (0.6, 0.8).')
+    optim.check_relative(self.schedule, self.milestones, 'config.linear')
     if not self.learning_rates:
       raise UserError('config.linear.learning_rates is empty: name at least one rate.')
 
@@ -77,9 +72,9 @@ class LinearResult:
       choice was made; empty where there was one rate.
     feature_norm: mean norm of the test images' features, before any normalisation.
     feature_std: their standard deviation, the mean over the features.
-    stable_rate: up to this rate descent with momentum m is stable whatever is predicted: 2(1 + m)/L, where
-      the cross entropy's curvature L is at most half the largest eigenvalue of the second moment of what
-      the layer sees, its constant 1 included. Larger ones may be stable too.
+    stable_rate: up to this rate descent with momentum m is stable on the test images whatever is predicted:
+      2(1 + m)/L, where the cross entropy's curvature L is at most half the mean square of what the layer
+      sees, its constant 1 included: 4(1 + m)/E(‖x‖² + 1). Larger ones may be stable too.
     confusion: the chosen rate's predictions, images of class i taken for class j, int [C, C]; None where
       there are more than a thousand classes.
   """
@@ -158,14 +153,14 @@ def linear_accuracy(encode: Encode, variables: Any, train_source: sources.Source
     best = int(np.argmax(shares[:, 0]))
     by_held_out = dict(zip(rates, shares[:, 0].tolist(), strict=True))
   features, shares = test(test_source)
-  norm, std, curvature = map(float, _scale(heads, features, normalise=settings.normalise))
+  norm, std, square = map(float, _scale(heads, features, normalise=settings.normalise))
   confusion = None
   if test_source.num_classes <= _CONFUSED_CLASSES:
     confusion = np.asarray(_confusion(heads, best, features, normalise=settings.normalise))
   return LinearResult(
     top1=float(shares[best, 0]), top5=float(shares[best, 1]), learning_rate=rates[best],
     by_learning_rate=dict(zip(rates, shares[:, 0].tolist(), strict=True)), held_out=by_held_out,
-    feature_norm=norm, feature_std=std, stable_rate=4 * (1 + settings.momentum) / curvature,
+    feature_norm=norm, feature_std=std, stable_rate=4 * (1 + settings.momentum) / square,
     confusion=confusion)
 
 
@@ -193,11 +188,15 @@ def _train(encode, variables, source, view, settings, seed, mesh, report):
   heads, trace = jax.device_put((heads, trace), replicated(mesh))
   batches = pipeline.train_batches(source, (view,), batch_size=batch_size, seed=seed, start_step=0,
                                    rows=process_rows(mesh, batch_size))
+  rejects = pipeline.Rejects(source)
   for step, batch in zip(range(total_steps), batches, strict=False):
     epoch, ends = step // steps_per_epoch, (step + 1) % steps_per_epoch == 0
+    rejects.add(batch)
     heads, trace, losses = _step(heads, trace, variables, to_global(batch, mesh), step, epoch,
                                  seed=seed, encode=encode, view=view, settings=settings,
                                  total_steps=total_steps)
+    if ends:
+      rejects.check()
     if report is not None and ends:
       names = (f'loss_{rate:g}' for rate in settings.learning_rates)
       report({'epoch': epoch + 1, 'step': step + 1}
@@ -208,13 +207,6 @@ def _train(encode, variables, source, view, settings, seed, mesh, report):
 def _init(num_rates, width, num_classes):
   return _Heads(jnp.zeros((num_rates, width, num_classes)), jnp.zeros((num_rates, num_classes)),
                 jnp.zeros(width), jnp.ones(width))
-
-
-def _schedule(settings, total_steps):
-  """The rates' common factor at each step."""
-  if settings.schedule == 'cosine':
-    return optim.cosine_schedule(1.0, total_steps)
-  return optim.step_schedule(1.0, tuple(round(share * total_steps) for share in settings.milestones))
 
 
 def _optimizer(settings):
@@ -242,7 +234,8 @@ def _step(heads, trace, variables, batch, step, epoch, *, seed, encode, view, se
   layer = heads.kernel, heads.bias
   gradients, losses = jax.grad(loss, has_aux=True)(layer)
   updates, trace = _optimizer(settings).update(gradients, trace)
-  rates = jnp.asarray(settings.learning_rates) * _schedule(settings, total_steps)(step)
+  schedule = optim.relative_schedule(settings.schedule, settings.milestones, total_steps)
+  rates = jnp.asarray(settings.learning_rates) * schedule(step)
   kernel, bias = jax.tree.leaves(updates)
   updates = -rates[:, None, None] * kernel, -rates[:, None] * bias
   kernel, bias = jax.tree.leaves(optax.apply_updates(layer, updates))
@@ -290,27 +283,17 @@ def _count_hits(heads: _Heads, test: Features, *, normalise):
 
 @functools.partial(jax.jit, static_argnames='normalise')
 def _scale(heads: _Heads, test: Features, *, normalise):
-  """Mean norm and deviation of the features, and the largest eigenvalue of what the layers see."""
-  seen = jnp.pad(_normalise(test.features, heads, normalise), ((0, 0), (0, 1)), constant_values=1.0)
-  seen = jnp.where(test.valid[:, None], seen, 0.0) / jnp.sqrt(jnp.sum(test.valid))
-
-  def power(_, found):
-    vector, _ = found
-    product = jnp.matmul(seen, vector, precision=jax.lax.Precision.HIGHEST)
-    product = jnp.matmul(product, seen, precision=jax.lax.Precision.HIGHEST)
-    length = jnp.linalg.norm(product)
-    return product / length, length
-
-  start = jnp.full(seen.shape[1], seen.shape[1] ** -0.5)
-  _, eigenvalue = jax.lax.fori_loop(0, _POWER_STEPS, power, (start, jnp.float32(0)))
+  """Mean norm and deviation of the features, and the mean square of what the layers see."""
+  squares = jnp.sum(_normalise(test.features, heads, normalise) ** 2, axis=1) + 1
   norm = jnp.mean(jnp.linalg.norm(test.features, axis=1), where=test.valid)
   std = jnp.std(test.features, axis=0, where=test.valid[:, None])
-  return norm, jnp.mean(std), eigenvalue
+  return norm, jnp.mean(std), jnp.mean(squares, where=test.valid)
 
 
 @functools.partial(jax.jit, static_argnames='normalise')
 def _confusion(heads: _Heads, chosen: int, test: Features, *, normalise):
-  """Images of class i that a head takes for class j [C, C]."""
+  """Images of class i that a head takes for class j [C, C]; none where it diverged."""
   layer = heads.kernel[chosen][None], heads.bias[chosen][None]
-  predicted = jnp.argmax(_logits(_normalise(test.features, heads, normalise), *layer)[0], axis=1)
-  return accuracy.confusion(predicted, test.labels, test.valid & (test.labels >= 0), heads.bias.shape[1])
+  logits = _logits(_normalise(test.features, heads, normalise), *layer)[0]
+  counted = test.valid & (test.labels >= 0) & jnp.all(jnp.isfinite(logits), axis=1)
+  return accuracy.confusion(jnp.argmax(logits, axis=1), test.labels, counted, heads.bias.shape[1])

@@ -1,6 +1,8 @@
 """What a run's encoder is worth: kNN and linear accuracy beside baselines, and pictures."""
+import dataclasses
+import functools
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +12,31 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from conic_jax import visualise
-from conic_jax.data.sources import Source, Subset
+from conic_jax.data.sources import Source, Subset, open_source
 from conic_jax.errors import UserError
 from conic_jax.evals.features import Encode, Features, extract, pixels, to_host
 from conic_jax.evals.knn import knn_accuracy, neighbours
-from conic_jax.evals.linear import LinearSettings, linear_accuracy
+from conic_jax.evals.linear import LinearResult, LinearSettings, linear_accuracy
 from conic_jax.mesh import check_batch_size
 from conic_jax.views import Views
 
 Say = Callable[[str], None]
+Draw = Callable[[Path], None]
 
 _QUERIES, _NEIGHBOURS, _THUMBNAIL = 6, 8, 96
 _POINTS_OF_MAP = 2000
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+  """What an evaluation gives.
+
+  Attributes:
+    figures: what JSON can hold, by name.
+    pictures: what draws them, by the end of their files' names.
+  """
+  figures: dict[str, Any]
+  pictures: Mapping[str, Draw] = dataclasses.field(default_factory=dict)
 
 
 def has_labels(train_source: Source, test_source: Source | None) -> bool:
@@ -41,6 +56,21 @@ def check(train_source: Source, test_source: Source | None, config: Any, mesh: M
                     'folders (an empty one counts), or set config.data.test to an empty name.')
   if 'linear' in config:
     linear_settings(config)
+
+
+def labelled_sources(config: Any, mesh: Mesh) -> tuple[Source, Source]:
+  """The training and test images of `config.data`, with the same classes.
+
+  Raises:
+    UserError: where they have no labels, or other ones.
+  """
+  train_source = open_source(config.data, config.data.train)
+  test_source = open_source(config.data, config.data.test) if config.data.test else None
+  if test_source is None or not has_labels(train_source, test_source):
+    raise UserError('The evaluation needs labelled images to train and to test on, such as two or more class '
+                    'folders: set --config.data.train and --config.data.test (and data.name, data.dir).')
+  check(train_source, test_source, config, mesh)
+  return train_source, test_source
 
 
 def resize_of(config: Any) -> int:
@@ -83,7 +113,7 @@ def online_knn(encode: Encode, variables: Any, train_source: Source, test_source
 
 
 def linear(encode: Encode, variables: Any, train_source: Source, test_source: Source, config: Any,
-           mesh: Mesh, pictures: Path | None = None, say: Say | None = None) -> dict[str, Any]:
+           mesh: Mesh, say: Say | None = None) -> Outcome:
   """Linear accuracy by `config.linear`.
 
   Args:
@@ -91,28 +121,31 @@ def linear(encode: Encode, variables: Any, train_source: Source, test_source: So
     train_source, test_source: images with labels.
     config: the whole config.
     mesh: the mesh.
-    pictures: the folder in whose figures/ the confusion matrix is drawn; None for no picture.
     say: shows the loss of every epoch and the scale of the features.
 
   Returns:
-    'linear_top1', 'linear_top5' and what explains them.
+    'linear_top1', 'linear_top5' and what explains them; the picture of the confusion.
   """
-  settings = linear_settings(config)
   report = None
   if say is not None:
     report = lambda figures: say('linear  ' + '  '.join(
       f'{name} {value:.4g}' for name, value in figures.items()))
   result = linear_accuracy(
     encode, variables, train_source, test_source, spec=Views(**config.views),
-    size=config.views.size, resize=resize_of(config), settings=settings, seed=config.seed,
+    size=config.views.size, resize=resize_of(config), settings=linear_settings(config), seed=config.seed,
     mesh=mesh, report=report)
   if say is not None:
     say(f'The features have norm {result.feature_norm:.3g} and deviation {result.feature_std:.3g}: a '
         f'learning rate up to {result.stable_rate:.2g} is stable on them, whatever the classes; what a rate '
         'does goes with the square of the norm.')
-  if pictures is not None and result.confusion is not None and jax.process_index() == 0:
-    picture = pictures / 'figures' / 'confusion.png'
-    visualise.confusion_picture(result.confusion, test_source.class_names, picture)
+  pictures = {}
+  if result.confusion is not None and result.confusion.any():
+    pictures['confusion'] = functools.partial(
+      visualise.confusion_picture, result.confusion, test_source.class_names)
+  return Outcome(_linear_figures(result), pictures)
+
+
+def _linear_figures(result: LinearResult) -> dict[str, Any]:
   return {'linear_top1': result.top1, 'linear_top5': result.top5,
           'linear_learning_rate': result.learning_rate,
           'linear_by_learning_rate': {str(k): v for k, v in result.by_learning_rate.items()},
@@ -149,7 +182,7 @@ def evaluate(encode: Encode, variables: Any, random_variables: Callable[[], Any]
     if config.eval.knn:
       figures |= knn(encode, variables, train_source, test_source, config, mesh)
     if config.eval.linear:
-      figures |= linear(encode, variables, train_source, test_source, config, mesh)
+      figures |= linear(encode, variables, train_source, test_source, config, mesh).figures
     return figures
 
   summary = {}

@@ -1,8 +1,7 @@
 """Semantic segmentation: DeepLabV3 fine-tuned from the encoder (ConIC, Appendix C), single-scale mIoU."""
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,7 +15,7 @@ from PIL import Image
 from conic_jax import visualise
 from conic_jax.data import augment, mask_pipeline, masks, pipeline
 from conic_jax.errors import UserError
-from conic_jax.evals import encoders
+from conic_jax.evals import encoders, protocols
 from conic_jax.evals.encoders import Encoder
 from conic_jax.mesh import batch_sharding, check_batch_size, process_rows, replicated, to_global
 from conic_jax.models import DeepLabV3
@@ -70,8 +69,12 @@ class Segmentation:
     if self.classes and len(set(self.classes)) != self.num_classes:
       raise UserError(f'config.segmentation.classes has {len(set(self.classes))} different names and '
                       f'num_classes is {self.num_classes}: name every class, or none with ().')
-    if min(*self.crop, *self.test_size, self.iterations, self.report_every) < 1:
-      raise UserError('config.segmentation.crop, test_size, iterations and report_every are at least 1.')
+    if min(*self.crop, *self.test_size, self.iterations, self.report_every, self.channels) < 1:
+      raise UserError('config.segmentation.crop, test_size, iterations, report_every and channels are at '
+                      'least 1.')
+    if not self.rates or not 0 < self.scale[0] <= self.scale[1]:
+      raise UserError(f'config.segmentation.rates is {self.rates} and scale {self.scale}: give at least one '
+                      'rate, and two factors above 0, the smaller first.')
 
   @property
   def class_names(self) -> tuple[str, ...]:
@@ -95,18 +98,17 @@ class Example:
   prediction: np.ndarray
 
 
-def run(encoder: Encoder, config: Any, mesh: Mesh, out: Path, say: Callable[[str], None]) -> dict[str, Any]:
+def run(encoder: Encoder, config: Any, mesh: Mesh, say: protocols.Say) -> protocols.Outcome:
   """Fine-tunes DeepLabV3 on `config.data.train` and tests it on `config.data.test`.
 
   Args:
     encoder: what the backbone starts from; it stays as it is.
     config: of configs/segment.py.
     mesh: the mesh that batches are split over.
-    out: figures/segmentation.png is drawn in it.
     say: prints a line.
 
   Returns:
-    The figures of `scores`.
+    The figures of `scores`, and the picture of some predictions.
 
   Raises:
     UserError: where the images, the masks or the settings do not suit.
@@ -119,16 +121,22 @@ def run(encoder: Encoder, config: Any, mesh: Mesh, out: Path, say: Callable[[str
                              for split in (config.data.train, config.data.test))
   for pairs in (train_pairs, test_pairs):
     masks.check_pairs(pairs, table)
+  largest = train_pairs.num_images // mesh.size * mesh.size
+  if not largest:
+    raise UserError(f'{train_pairs.num_images} images with masks are too few to train on {mesh.size} '
+                    'devices: use more of them, or fewer devices.')
+  settings = dataclasses.replace(settings, batch_size=min(settings.batch_size, largest))
   model, variables = build(encoder, settings, config.seed, mesh)
   variables = train(model, variables, train_pairs, table, settings, encoder.views, config.seed, mesh, say)
   confusion, examples = test(model, variables, test_pairs, table, settings, encoder.views,
                              config.eval.batch_size, mesh, say)
-  if jax.process_index() == 0:
-    visualise.segmentation_picture(
-      [example.image for example in examples], [example.truth for example in examples],
-      [example.prediction for example in examples], settings.class_names,
-      out / 'figures' / 'segmentation.png')
-  return scores(confusion, settings.class_names)
+  pictures = {}
+  if examples:
+    pictures['predictions'] = functools.partial(
+      visualise.segmentation_picture, [example.image for example in examples],
+      [example.truth for example in examples], [example.prediction for example in examples],
+      settings.class_names)
+  return protocols.Outcome(scores(confusion, settings.class_names), pictures)
 
 
 def build(encoder: Encoder, settings: Segmentation, seed: int, mesh: Mesh) -> tuple[DeepLabV3, Any]:
@@ -147,7 +155,7 @@ def build(encoder: Encoder, settings: Segmentation, seed: int, mesh: Mesh) -> tu
 
 
 def train(model: DeepLabV3, variables: Any, pairs: masks.Pairs, table: np.ndarray, settings: Segmentation,
-          spec: Views, seed: int, mesh: Mesh, say: Callable[[str], None]) -> Any:
+          spec: Views, seed: int, mesh: Mesh, say: protocols.Say) -> Any:
   """Trains all layers, with batch norm over the global batch.
 
   Args:
@@ -174,7 +182,7 @@ def train(model: DeepLabV3, variables: Any, pairs: masks.Pairs, table: np.ndarra
     pairs, table, crop=settings.crop, scale=settings.scale, short_side=settings.short_side, fill=_fill(spec),
     batch_size=settings.batch_size, seed=seed, steps=settings.iterations,
     rows=process_rows(mesh, settings.batch_size))
-  rejects = pipeline.Rejects(pairs.images)
+  rejects = pipeline.Rejects(pairs)
   loss = jnp.zeros(())
   for step, batch in enumerate(batches):
     rejects.add(batch)
@@ -195,7 +203,7 @@ def train(model: DeepLabV3, variables: Any, pairs: masks.Pairs, table: np.ndarra
 
 def test(model: DeepLabV3, variables: Any, pairs: masks.Pairs, table: np.ndarray, settings: Segmentation,
          spec: Views, batch_size: int, mesh: Mesh,
-         say: Callable[[str], None]) -> tuple[np.ndarray, list[Example]]:
+         say: protocols.Say) -> tuple[np.ndarray, list[Example]]:
   """Predicts every image whole, at one scale, and counts its pixels at the size of its mask.
 
   A prediction for an image that was brought to another size is brought back to its own by nearest pixels.
@@ -214,7 +222,7 @@ def test(model: DeepLabV3, variables: Any, pairs: masks.Pairs, table: np.ndarray
   rows = process_rows(mesh, batch_size)
   pictured = _spread_over(pairs.num_images, batch_size, rows)
   confusion = np.zeros((settings.num_classes,) * 2, np.int64)
-  rejects, examples = pipeline.Rejects(pairs.images), []
+  rejects, examples = pipeline.Rejects(pairs), []
   for batch in mask_pipeline.eval_batches(pairs, table, canvas=settings.test_size,
                                           short_side=settings.short_side, fill=_fill(spec),
                                           batch_size=batch_size, rows=rows):

@@ -8,24 +8,26 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from conic_jax import mesh as meshes
-from conic_jax.data import sources
-from conic_jax.data.sources import Source
 from conic_jax.errors import UserError
 from conic_jax.evals import encoders, finetune, protocols, segment, svm
 from conic_jax.evals.encoders import Encoder
 from conic_jax.metrics import write_json
 
-Task = Callable[[Encoder, Any, Mesh, Path, protocols.Say], dict[str, Any]]
+Task = Callable[[Encoder, Any, Mesh, protocols.Say], protocols.Outcome]
 
 
 def evaluate(config: Any) -> dict[str, Any]:
-  """Measures `config.encoder` by the protocol `config.task`, prints and writes the figures.
+  """Measures `config.encoder` by the protocol `config.task`, prints and writes the figures, and draws.
+
+  They go to `config.result` + '.json' and figures/, in `config.run`, or in the encoder's own run, or, of an
+  encoder that has none, in runs/evaluated_NAME.
 
   Returns:
-    The figures, which are written to `config.result` + '.json' in `config.run`, or in the encoder's run.
+    The figures.
 
   Raises:
-    UserError: where there is no such task or encoder, or the data does not suit it.
+    UserError: where there is no such task or encoder, the data does not suit it, or the result cannot be
+      written.
   """
   if config.task not in TASKS:
     raise UserError(f"config.task is '{config.task}'; there is: pretrain, {', '.join(TASKS)}.")
@@ -33,27 +35,37 @@ def evaluate(config: Any) -> dict[str, Any]:
     raise UserError('config.run is a folder of this machine or of a shared file system, not a bucket.')
   encoder = encoders.open_encoder(config.encoder, config.network, config.dtype, config.seed)
   config = complete(config, encoder)
-  alone = f'runs/{config.result}-{Path(config.encoder).stem}'
-  run = Path(config.run or (config.encoder if encoder.pretraining is not None else alone))
-  mesh = meshes.make_mesh(config.mesh)
+  run = Path(config.run or own_folder(encoder))
   first_process = jax.process_index() == 0
   say = (lambda line: print(line, flush=True)) if first_process else (lambda line: None)
-
-  figures = TASKS[config.task](encoder, config, mesh, run, say)
   if first_process:
-    run.mkdir(parents=True, exist_ok=True)
+    _write(lambda: run.mkdir(parents=True, exist_ok=True), run)
+
+  outcome = TASKS[config.task](encoder, config, meshes.make_mesh(config.mesh), say)
+  say('\n'.join(f'{name:24}{value}' for name, value in outcome.figures.items()))
+  if first_process:
     written = run / f'{config.result}.json'
-    write_json(written, figures)
-    say('\n'.join(f'{name:24}{value}' for name, value in figures.items()))
+    _write(lambda: write_json(written, outcome.figures), written)
     say(f'Written to {written}')
-  return figures
+    for name, draw in outcome.pictures.items():
+      picture = run / 'figures' / f'{config.result}_{name}.png'
+      _write(lambda draw=draw, picture=picture: draw(picture), picture)
+      say(f'Picture: {picture}')
+  return outcome.figures
+
+
+def own_folder(encoder: Encoder) -> Path:
+  """Where the results of an encoder go by default."""
+  if encoder.pretraining is not None:
+    return Path(encoder.name)
+  return Path('runs', f'evaluated_{Path(encoder.name).stem}')
 
 
 def complete(config: Any, encoder: Encoder) -> Any:
   """The config with what it leaves open taken from the encoder's own run.
 
   Raises:
-    UserError: where something stays open, as an encoder that is random or a file has no run.
+    UserError: where something stays open.
   """
   config, pretraining = config.copy_and_resolve_references(), encoder.pretraining
   if pretraining is not None:
@@ -68,11 +80,19 @@ def complete(config: Any, encoder: Encoder) -> Any:
         theirs = {name: value for name, value in pretraining[part].items() if name in config[part]}
         config[part] = ConfigDict({**theirs, **given})
   still_open = [name for name, value in _leaves(config) if value is None]
-  if not config.data.name or still_open:
-    raise UserError('An encoder that is random or a file has no run to take its data and settings from '
-                    f'({", ".join(still_open) or "config.data.name"}): give a preset, such as '
-                    f'--config=configs/{config.task}.py:photos.')
+  still_open += [] if config.data.name else ['config.data.name']
+  if still_open:
+    raise UserError(f'The encoder {encoder.name} has no run to take data and settings from, or it lacks '
+                    f'them: give a preset of configs/{config.task}.py that names them, or set '
+                    f'{", ".join(still_open)}.')
   return config
+
+
+def _write(action: Callable[[], None], path: Path) -> None:
+  try:
+    action()
+  except OSError as error:
+    raise UserError(f'{path} cannot be written ({error}): make room, or set config.run.') from error
 
 
 def _leaves(node: Any, prefix: str = 'config'):
@@ -83,37 +103,17 @@ def _leaves(node: Any, prefix: str = 'config'):
       yield f'{prefix}.{name}', value
 
 
-def _knn(encoder: Encoder, config: Any, mesh: Mesh, out: Path, say: protocols.Say) -> dict[str, Any]:
-  train_source, test_source = labelled_sources(config, mesh)
+def _knn(encoder: Encoder, config: Any, mesh: Mesh, say: protocols.Say) -> protocols.Outcome:
+  train_source, test_source = protocols.labelled_sources(config, mesh)
   variables = jax.device_put(encoder.variables, meshes.replicated(mesh))
-  return protocols.knn(encoder.encode, variables, train_source, test_source, config, mesh)
+  return protocols.Outcome(protocols.knn(encoder.encode, variables, train_source, test_source, config, mesh))
 
 
-def _linear(encoder: Encoder, config: Any, mesh: Mesh, out: Path, say: protocols.Say) -> dict[str, Any]:
-  train_source, test_source = labelled_sources(config, mesh)
+def _linear(encoder: Encoder, config: Any, mesh: Mesh, say: protocols.Say) -> protocols.Outcome:
+  train_source, test_source = protocols.labelled_sources(config, mesh)
   variables = jax.device_put(encoder.variables, meshes.replicated(mesh))
-  return protocols.linear(encoder.encode, variables, train_source, test_source, config, mesh, out, say)
+  return protocols.linear(encoder.encode, variables, train_source, test_source, config, mesh, say)
 
 
-def _finetune(encoder: Encoder, config: Any, mesh: Mesh, out: Path, say: protocols.Say) -> dict[str, Any]:
-  train_source, test_source = labelled_sources(config, mesh)
-  return finetune.run(encoder, train_source, test_source, config, mesh, say)
-
-
-def labelled_sources(config: Any, mesh: Mesh) -> tuple[Source, Source]:
-  """The training and test images of `config.data`, with the same classes.
-
-  Raises:
-    UserError: where they have no labels, or other ones.
-  """
-  train_source = sources.open_source(config.data, config.data.train)
-  test_source = sources.open_source(config.data, config.data.test) if config.data.test else None
-  if test_source is None or not protocols.has_labels(train_source, test_source):
-    raise UserError('The evaluation needs labelled images to train and to test on: set '
-                    '--config.data.train and --config.data.test (and data.name, data.dir).')
-  protocols.check(train_source, test_source, config, mesh)
-  return train_source, test_source
-
-
-TASKS: dict[str, Task] = {'knn': _knn, 'linear': _linear, 'finetune': _finetune, 'svm': svm.run,
+TASKS: dict[str, Task] = {'knn': _knn, 'linear': _linear, 'finetune': finetune.run, 'svm': svm.run,
                           'segment': segment.run}

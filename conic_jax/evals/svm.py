@@ -1,9 +1,8 @@
 """The SVM protocol: one linear SVM a class on frozen features, for images with several labels (VOC07)."""
 import dataclasses
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -81,14 +80,13 @@ def average_precision(present: np.ndarray, scores: np.ndarray) -> tuple[float, f
   return float(np.mean(at_points)), float(-np.sum(np.diff(recall) * envelope))
 
 
-def run(encoder: Encoder, config: Any, mesh: Mesh, out: Path, say: Callable[[str], None]) -> dict[str, Any]:
+def run(encoder: Encoder, config: Any, mesh: Mesh, say: protocols.Say) -> protocols.Outcome:
   """The protocol on the data that a config names.
 
   Args:
     encoder: gives the features.
     config: `data`, `views`, `eval` and `svm` of configs/svm.py.
     mesh: the mesh.
-    out: unused, as there are no pictures.
     say: prints a line.
 
   Returns:
@@ -97,7 +95,6 @@ def run(encoder: Encoder, config: Any, mesh: Mesh, out: Path, say: Callable[[str
   Raises:
     UserError: where the data has no labels or the settings make no sense.
   """
-  del out
   settings = SvmSettings(tuple(config.svm.costs), config.svm.folds, config.svm.max_iterations)
   train, test = multilabel.open_splits(config.data, (config.data.train, config.data.test), config.svm.labels)
   variables = jax.device_put(encoder.variables, replicated(mesh))
@@ -106,12 +103,13 @@ def run(encoder: Encoder, config: Any, mesh: Mesh, out: Path, say: Callable[[str
     features, _, ids = to_host(protocols.features_of(encoder.encode, variables, source, config, mesh))
     return features, source.targets[ids]
 
-  return mean_average_precision(with_targets(train), with_targets(test), train.class_names, settings, say)
+  return protocols.Outcome(
+    mean_average_precision(with_targets(train), with_targets(test), train.class_names, settings, say))
 
 
 def mean_average_precision(train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray],
                            class_names: Sequence[str], settings: SvmSettings,
-                           say: Callable[[str], None]) -> dict[str, Any]:
+                           say: protocols.Say) -> dict[str, Any]:
   """Trains one SVM a class on unit features and measures its average precision.
 
   As in VISSL, an image whose objects of a class are all difficult is a negative of the class in training,

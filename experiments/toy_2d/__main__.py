@@ -1,10 +1,11 @@
 """ConIC's toy in two dimensions: with and without the consistency loss (Figure 2, Appendix D).
 
-  python -m experiments.toy_2d --size=64 --out=runs/toy_2d
+  python -m experiments.toy_2d --size=64 --seeds=2 --out=runs/toy_2d
 
-Trains a ResNet-50 twice on eight photographs that come with scikit-image and scikit-learn, with features of
-two dimensions, α 0.1 and 0, and writes toy_2d.png and results.md beside this file: the kernel density, with a
-deviation of 0.04, of the features of 20 random views of each photograph.
+Trains a ResNet-50 on eight photographs that come with scikit-image and scikit-learn, with features of two
+dimensions, with α 0.1 and 0 from each seed, and writes toy_2d.png and results.md beside this file: the
+kernel density, with a deviation of 0.04, of the features of 20 random views of each photograph. The same
+command again goes on with what is there.
 """
 import argparse
 import dataclasses
@@ -22,7 +23,7 @@ from benchmarks.hardware import cpu_name
 from conic_jax import mesh as meshes
 from conic_jax import methods, train
 from conic_jax.checkpoint import restore_model
-from conic_jax.command_line import load
+from conic_jax.command_line import guarded, load
 from conic_jax.data import photos, pipeline, sources
 from conic_jax.data.augment import augment, view_keys
 from conic_jax.methods.instance import InstanceMethod
@@ -32,14 +33,16 @@ HERE = Path(__file__).parent
 PHOTOGRAPHS = ('astronaut', 'chelsea', 'china', 'coffee', 'flower', 'motorcycle_left', 'retina', 'rocket')
 ALPHAS = (0.1, 0.0)
 VIEWS, DEVIATION, GRID = 20, 0.04, 240
+LAST = 50  # Steps that the losses of the table are the mean of.
 VIEWS_EPOCH = 2**32 - 1  # Names views that no training has seen.
 COLOURS = ('#332288', '#CC6677', '#117733', '#88CCEE', '#882255', '#DDCC77', '#44AA99', '#D55E00')
 
 
-def settings(alpha: float, arguments: argparse.Namespace) -> Any:
+def settings(alpha: float, seed: int, arguments: argparse.Namespace) -> Any:
   """Appendix D: ResNet-50, 200 epochs, batch 8, cosine from 0.0001, weight decay 1e-6, crops of 0.7 to 1."""
   config: Any = load('configs/conic.py:folder')
-  config.run = str(arguments.out / f'alpha_{alpha:g}')
+  config.run = str(arguments.out / f'alpha_{alpha:g}_seed_{seed}_size_{arguments.size}')
+  config.seed = seed
   config.data.dir = str(arguments.out / 'photographs')
   config.alpha = alpha
   config.batch_size, config.epochs, config.head.features = 8, 200, 2
@@ -48,7 +51,7 @@ def settings(alpha: float, arguments: argparse.Namespace) -> Any:
   config.views.size, config.views.crop = arguments.size, (0.7, 1.0)
   config.views.flip = config.views.jitter = config.views.grayscale = config.views.blur = 0.0
   config.mesh.data = 1
-  config.log_every, config.knn_every, config.checkpoint.every_epochs = 20, 0, 200.0
+  config.log_every, config.knn_every, config.checkpoint.every_epochs = 1, 0, 200.0
   config.eval.batch_size = 8
   return config
 
@@ -83,7 +86,7 @@ def features_of(config: Any) -> np.ndarray:
 
 
 def density(points: np.ndarray, grid: np.ndarray) -> np.ndarray:
-  """Kernel density of points [n, 2] at the places [..., 2], a Gaussian of DEVIATION a point."""
+  """The mean of Gaussian kernels of height one around points [n, 2], at the places [..., 2]."""
   squares = ((grid[..., None, :] - points) ** 2).sum(-1)
   return np.exp(-squares / (2 * DEVIATION ** 2)).mean(-1)
 
@@ -110,39 +113,44 @@ def draw(features: dict[float, np.ndarray], path: Path) -> None:
   plt.close(figure)
 
 
-def describe(alpha: float, config: Any, found: np.ndarray) -> str:
-  """A row of the table: losses at the end, how compact and how far apart the photographs' features are."""
-  report: dict[str, Any] = json.loads((Path(config.run) / 'metrics.jsonl').read_text().splitlines()[-1])
+def describe(alpha: float, seed: int, config: Any, found: np.ndarray) -> str:
+  """A row of the table: losses of the last steps, how compact and how far apart the photographs are."""
+  lines = (Path(config.run) / 'metrics.jsonl').read_text().splitlines()[-LAST:]
+  losses = [np.mean([json.loads(line)[f'loss_{name}'] for line in lines])
+            for name in ('instance', 'consistency')]
   cosines = np.einsum('ivd,jwd->ijvw', found, found)
   own = np.eye(len(found), dtype=bool)
-  return (f'| {alpha:g} | {report["loss_instance"]:.3f} | {report["loss_consistency"]:.4f} | '
+  return (f'| {alpha:g} | {seed} | {losses[0]:.3f} | {losses[1]:.4f} | '
           f'{cosines[own].mean():.3f} | {cosines[~own].mean(axis=(1, 2)).max():.3f} |')
 
 
-def main() -> None:
-  """Trains both, or goes on with what is there, and writes the picture and the table."""
+def run() -> None:
+  """Trains all, or goes on with what is there, and writes the picture of the first seed and the table."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--out', type=Path, default=Path('runs/toy_2d'))
   parser.add_argument('--size', type=int, default=224, help='side of the views in pixels; the paper has 224')
+  parser.add_argument('--seeds', type=int, default=1, help='how many seeds, from 0')
   parser.add_argument('--learning_rate', type=float, default=1e-4)
   arguments = parser.parse_args()
   write_photographs(arguments.out / 'photographs')
   features, rows = {}, []
-  for alpha in ALPHAS:
-    config = settings(alpha, arguments)
-    train.pretrain(config)
-    features[alpha] = features_of(config)
-    rows.append(describe(alpha, config, features[alpha]))
-  draw(features, HERE / 'toy_2d.png')
+  for seed in range(arguments.seeds):
+    for alpha in ALPHAS:
+      config = settings(alpha, seed, arguments)
+      train.pretrain(config)
+      features[seed, alpha] = features_of(config)
+      rows.append(describe(alpha, seed, config, features[seed, alpha]))
+  draw({alpha: features[0, alpha] for alpha in ALPHAS}, HERE / 'toy_2d.png')
   table = '\n'.join([
     f'Measured on {cpu_name()} (jax {jax.__version__}) by `python -m experiments.toy_2d '
-    f'--size={arguments.size} --learning_rate={arguments.learning_rate:g}`.', '',
-    '| α | classification loss | consistency loss | cosine of views of one photograph | the same of the two '
-    'nearest photographs |',
-    '| ---: | ---: | ---: | ---: | ---: |', *rows]) + '\n'
+    f'--size={arguments.size} --seeds={arguments.seeds} --learning_rate={arguments.learning_rate:g}`. The '
+    f'losses are means of the last {LAST} steps.', '',
+    '| α | seed | classification loss | consistency loss | cosine of views of one photograph '
+    '| the same of the two nearest photographs |',
+    '| ---: | ---: | ---: | ---: | ---: | ---: |', *rows]) + '\n'
   (HERE / 'results.md').write_text(table)
   print(table)
 
 
 if __name__ == '__main__':
-  main()
+  guarded(run)

@@ -1,4 +1,6 @@
 """Fine-tuning: its steps by hand, what it learns, and that it leaves the encoder alone."""
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from conic_jax.data import augment
 from conic_jax.errors import UserError
 from conic_jax.evals import encoders, finetune
 from conic_jax.evals.encoders import Encoder
+from conic_jax.evals.features import to_host
 from conic_jax.evals.finetune import FinetuneSettings
 from conic_jax.mesh import make_mesh
 from conic_jax.models import ResNet
@@ -34,7 +37,7 @@ def config_of(**finetune):
   config = load('configs/finetune.py:photos')
   config.views.size = config.eval.resize = 8
   config.eval.batch_size = config.finetune.batch_size = 16
-  config.finetune.update(epochs=6, learning_rate=0.05, **finetune)
+  config.finetune.update({'epochs': 6, 'learning_rate': 0.05, **finetune})
   return config
 
 
@@ -48,8 +51,8 @@ def source(labels, seed=0, **kinds):
 
 def test_learns_and_leaves_the_encoder_alone(mesh, variables):
   before, said = jax.tree.map(np.copy, variables), []
-  figures = finetune.run(encoder_of(variables), source(LABELS), source(LABELS[:30], 1), config_of(), mesh,
-                         said.append)
+  test = source(LABELS[:30], 1)
+  figures = finetune.finetune(encoder_of(variables), source(LABELS), test, config_of(), mesh, said.append)
   assert figures == {'top1': 1.0, 'top5': 1.0, 'num_labels': 40}
   assert said[0] == '40 labelled images of 4 classes, 2 steps an epoch'
   assert len(said) == 7
@@ -73,7 +76,7 @@ def test_a_trained_encoder_beats_a_random_one_with_few_labels(mesh8, variables):
   trained = {'params': learnt.params['encoder'], 'batch_stats': learnt.batch_stats}
   few = config_of(labels=1 / 16, head_learning_rate=0.3)
   few.finetune.learning_rate = 1e-4
-  reached = [finetune.run(encoder_of(each), patterned(128, 1), patterned(64, 2), few, mesh8, unheard)
+  reached = [finetune.finetune(encoder_of(each), patterned(128, 1), patterned(64, 2), few, mesh8, unheard)
              for each in (trained, variables)]
   assert [figures['num_labels'] for figures in reached] == [8, 8]
   assert reached[0]['top1'] > reached[1]['top1'] + 0.2
@@ -83,7 +86,7 @@ def test_steps_are_those_of_two_optimizers(variables):
   """Encoder and layer each by optax's SGD at its own rate, on the same gradient."""
   settings = FinetuneSettings(0.02, 0.5, epochs=3, batch_size=8, weight_decay=0.01, schedule='steps',
                               milestones=(0.5,), crop=(1.0, 1.0))
-  view = finetune.dataclasses.replace(SPEC, count=1, jitter=0.0, grayscale=0.0, blur=0.0)
+  view = dataclasses.replace(SPEC, count=1, jitter=0.0, grayscale=0.0, blur=0.0)
   step_fn = jax.jit(finetune.make_step(NETWORK, view, settings, 0, 2))
   state = finetune.init_state(NETWORK, variables, 4, settings)
   def sgd(rate):
@@ -119,18 +122,24 @@ def test_steps_are_those_of_two_optimizers(variables):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-5), ours, theirs)
 
 
-def test_every_image_is_evaluated_once(mesh, variables):
-  """A layer that always says class 1; 27 images, of which one of class 1 is broken, in batches of 16."""
-  labels = np.arange(27) % 4
-  head = {'kernel': jnp.zeros((8, 4)), 'bias': jnp.array([0.0, 3.0, 2.0, 1.0])}
+def test_every_image_is_evaluated_once(mesh, variables, monkeypatch):
+  """A layer with one order of the classes; 27 images, of which one of class 1 is broken, in batches of 16."""
+  labels, counted, extract = np.arange(27) % 6, [], finetune.extract
+  def seen(*args, **kinds):
+    counted.append(found := extract(*args, **kinds))
+    return found
+  monkeypatch.setattr(finetune, 'extract', seen)
+  head = {'kernel': jnp.zeros((8, 6)), 'bias': jnp.array([0.0, 5.0, 4.0, 3.0, 2.0, 1.0])}
   params = {'encoder': variables['params'], 'head': head}
   state = finetune.FinetuneState(params, variables['batch_stats'], None)
-  found = finetune.evaluate(NETWORK, state, source(labels, broken=[1]), SPEC, 8, 16, mesh)
-  assert found == pytest.approx((((labels == 1).sum() - 1) / 26, 1.0))
+  images = ArraySource(coloured(labels % 4), labels, 6, broken=[1])
+  found = finetune.evaluate(NETWORK, state, images, SPEC, 8, 16, mesh)
+  assert found == pytest.approx((((labels == 1).sum() - 1) / 26, 1 - (labels == 0).sum() / 26))
+  np.testing.assert_array_equal(to_host(counted[0])[2], np.delete(np.arange(27), 1))
 
 
 def test_half_precision_is_trained_in_float32(variables):
-  narrow = finetune.dataclasses.replace(encoder_of(variables), network=NETWORK.clone(dtype=jnp.float16))
+  narrow = dataclasses.replace(encoder_of(variables), network=NETWORK.clone(dtype=jnp.float16))
   assert encoders.trainable(narrow).dtype == jnp.float32
   assert encoders.trainable(encoder_of(variables)) is NETWORK
 
@@ -138,16 +147,29 @@ def test_half_precision_is_trained_in_float32(variables):
 @pytest.mark.parametrize(('changes', 'message'), [
   ({'schedule': 'plateau'}, "is 'plateau'; there is: cosine, steps"),
   ({'milestones': (60, 80)}, 'share of the training between 0 and 1'),
-  ({'labels': 0.0}, 'share of the labels'),
+  ({'labels': 0.0}, 'share of the labels'), ({'labels': 1.5}, 'share of the labels'),
   ({'head_learning_rate': 3e38}, 'lower config.finetune.learning_rate'),
   ({'batch_size': 12}, 'cannot be split over 8 devices')])
 def test_what_cannot_be_is_told(variables, changes, message):
   config = config_of()
   config.finetune.update(changes)
   with pytest.raises(UserError, match=message):
-    finetune.run(encoder_of(variables), source(LABELS), source(LABELS), config, make_mesh(), unheard)
+    finetune.finetune(encoder_of(variables), source(LABELS), source(LABELS), config, make_mesh(), unheard)
+
+
+def test_all_labels_are_all_images_of_unequal_classes(mesh8, variables):
+  unequal = source(np.repeat(np.arange(4), [20, 6, 4, 2]))
+  config = config_of(epochs=1)
+  figures = finetune.finetune(encoder_of(variables), unequal, source(LABELS), config, mesh8, unheard)
+  assert figures['num_labels'] == 32
+
+
+def test_images_that_cannot_be_decoded_stop_the_training(mesh8, variables):
+  with pytest.raises(UserError, match=r'\d\d of 40 images cannot be decoded'):
+    finetune.finetune(encoder_of(variables), source(LABELS, broken=range(20)), source(LABELS),
+                      config_of(epochs=1), mesh8, unheard)
 
 
 def test_too_few_labels_are_told(mesh8, variables):
   with pytest.raises(UserError, match='4 labelled images are too few to train on 8 devices'):
-    finetune.run(encoder_of(variables), source(LABELS[:4]), source(LABELS), config_of(), mesh8, print)
+    finetune.finetune(encoder_of(variables), source(LABELS[:4]), source(LABELS), config_of(), mesh8, print)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.neighbors import KNeighborsClassifier
 from tiny import on_mesh
 
 from conic_jax.errors import UserError
@@ -50,6 +51,15 @@ def test_equals_the_reference(mesh, bank_size, num_queries, chunk):
   similarities, ids = neighbours(bank, queries, 20, mesh, chunk=chunk)
   np.testing.assert_array_equal(ids, reference(*rows, 20, 0.1)[2])
   np.testing.assert_allclose(similarities, reference(*rows, 20, 0.1)[1], atol=2e-6)
+
+
+def test_equals_scikit_learn(mesh8):
+  rows = draw(150, 60, width=5)
+  theirs = KNeighborsClassifier(17, metric='cosine', weights=lambda distances: np.exp((1 - distances) / 0.07))
+  theirs.fit(*rows[:2])
+  accuracy = knn_accuracy(on_mesh(mesh8, *rows[:2]), on_mesh(mesh8, *rows[2:]), num_classes=CLASSES, ks=(17,),
+                          mesh=mesh8)
+  assert accuracy == pytest.approx({17: theirs.score(*rows[2:])})
 
 
 @settings(max_examples=6, deadline=None, derandomize=True)

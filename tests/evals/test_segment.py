@@ -64,42 +64,29 @@ def tiny(scenes):
   return config
 
 
-def test_a_trained_encoder_beats_a_random_one(scenes, mesh8, tmp_path):
-  """In a few iterations, the backbone of a segmentation that was trained before against a fresh one."""
-  config, fresh = tiny(scenes), open_encoder('random', NETWORK)
+def test_training_beats_chance_and_a_trained_encoder_a_random_one(scenes, mesh8, tmp_path):
+  """A long training, and the same in a few iterations from its backbone and from a fresh one."""
+  config, fresh, lines = tiny(scenes), open_encoder('random', NETWORK), []
   settings, table = segment.Segmentation(**config.segmentation), masks.label_table(3, (), (255,))
-  pairs = masks.open_pairs(config.data, 'train')
+  train_pairs, test_pairs = (masks.open_pairs(config.data, split) for split in ('train', 'val'))
   model, variables = segment.build(fresh, settings, 0, mesh8)
-  learnt = segment.train(model, variables, pairs, table, settings, fresh.views, 0, mesh8, lambda line: None)
-  trained = dataclasses.replace(fresh, variables={name: np_tree(part['backbone'])
-                                                  for name, part in learnt.items()})
-  config.segmentation.update(iterations=6, learning_rate=0.02)
-  reached = [segment.run(encoder, config, mesh8, tmp_path, lambda line: None)['miou']
-             for encoder in (trained, fresh)]
-  assert reached[0] > reached[1] + 0.1, reached
-
-
-def np_tree(tree):
-  return jax.tree.map(np.asarray, tree)
-
-
-def test_training_beats_chance_and_leaves_the_encoder_as_it_was(scenes, mesh8, tmp_path):
-  config = tiny(scenes)
-  encoder = open_encoder('random', NETWORK)
-  on_mesh = dataclasses.replace(encoder, variables=jax.device_put(encoder.variables, replicated(mesh8)))
-  before = jax.tree.map(np.array, encoder.variables)
-  lines = []
-  figures = segment.run(on_mesh, config, mesh8, tmp_path, lines.append)
-  jax.tree.map(np.testing.assert_array_equal, on_mesh.variables, before)
-
+  learnt = segment.train(model, variables, train_pairs, table, settings, fresh.views, 0, mesh8, lines.append)
+  confusion, _ = segment.test(model, learnt, test_pairs, table, settings, fresh.views, 8, mesh8, lines.append)
   # One class everywhere would reach about a third in that class, and nothing in the two others.
-  assert figures['miou'] > 0.75
-  assert figures['pixel_accuracy'] > 0.85
-  assert set(figures['iou']) == {'0', '1', '2'}
-  assert figures['miou'] == pytest.approx(np.mean(list(figures['iou'].values())))
+  assert segment.scores(confusion, settings.class_names)['miou'] > 0.75
   assert [line.split('  ')[0] for line in lines[:2]] == ['iteration 20/40', 'iteration 40/40']
   assert '1 images could not be decoded' in lines[2]
-  with Image.open(tmp_path / 'figures/segmentation.png') as picture:
+
+  trained = dataclasses.replace(fresh, variables={name: jax.tree.map(np.asarray, part['backbone'])
+                                                  for name, part in learnt.items()})
+  before = jax.tree.map(np.copy, trained.variables)
+  config.segmentation.update(iterations=6, learning_rate=0.02)
+  reached, unaided = (segment.run(encoder, config, mesh8, lambda line: None) for encoder in (trained, fresh))
+  jax.tree.map(np.testing.assert_array_equal, trained.variables, before)
+  assert reached.figures['miou'] > unaided.figures['miou'] + 0.1
+  assert reached.figures['miou'] == pytest.approx(np.mean(list(reached.figures['iou'].values())))
+  reached.pictures['predictions'](tmp_path / 'predictions.png')
+  with Image.open(tmp_path / 'predictions.png') as picture:
     assert picture.width > 900
 
 
@@ -150,7 +137,8 @@ def test_every_image_counts_once_at_its_own_size(scenes, mesh):
     kept = mask != 255
     expected += confusion_matrix(mask[kept], image.argmax(axis=-1)[kept], labels=range(3))
   np.testing.assert_array_equal(confusion, expected)
-  assert lines == [f'1 images could not be decoded and were left out: {scenes}/val/images/07.bmp.']
+  broken = f'{scenes}/val/images/07.bmp (or its mask)'
+  assert lines == [f'1 images could not be decoded and were left out: {broken}.']
   assert len(examples) == 6
 
 
@@ -216,13 +204,14 @@ def test_a_loss_that_diverges_is_told(scenes, mesh8):
 @pytest.mark.parametrize(('changes', 'words'), [
   ({'num_classes': 2}, r'of the 16 masks looked at do not suit.*are none of the 2 classes \(2\)'),
   ({'classes': ('a', 'b')}, 'has 2 different names and num_classes is 3'),
-  ({'crop': (0, 32)}, 'are at least 1'), ({'batch_size': 12}, 'cannot be split over 8 devices'),
+  ({'crop': (0, 32)}, 'are at least 1'), ({'rates': ()}, 'at least one rate'),
+  ({'scale': (0, 2)}, 'above 0'), ({'batch_size': 12}, 'cannot be split over 8 devices'),
 ])
-def test_wrong_settings_are_told_before_training(changes, words, scenes, mesh8, tmp_path):
+def test_wrong_settings_are_told_before_training(changes, words, scenes, mesh8):
   config = tiny(scenes)
   config.segmentation.update(changes)
   with pytest.raises(UserError, match=words):
-    segment.run(open_encoder('random', NETWORK), config, mesh8, tmp_path, lambda line: None)
+    segment.run(open_encoder('random', NETWORK), config, mesh8, lambda line: None)
 
 
 @pytest.mark.parametrize('preset', [

@@ -1,8 +1,11 @@
 """Evaluations as tasks: what they take from the encoder's run, and where their figures go."""
 import json
 
+import jax
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from PIL import Image
 
 from conic_jax.command_line import load
 from conic_jax.errors import UserError
@@ -11,6 +14,7 @@ from conic_jax.evals.encoders import Encoder
 from conic_jax.evals.protocols import linear_settings
 from conic_jax.views import Views
 
+TINY = {'name': 'resnet18', 'stem': 'cifar', 'blocks': (1,), 'width': 0.125}
 EVALUATIONS = {
   'knn': ('run', 'imagenet', 'cifar10', 'photos', 'folder'),
   'linear': ('run', 'imagenet', 'cifar10', 'photos', 'folder', 'conic', 'moco', 'one_million'),
@@ -29,14 +33,14 @@ def test_presets_load_and_all_but_run_are_whole(name, preset):
   config = load(f'configs/{name}.py:{preset}')
   assert config.task in standalone.TASKS
   if preset == 'run':
-    with pytest.raises(UserError, match='has no run to take its data'):
+    with pytest.raises(UserError, match='has no run to take data'):
       standalone.complete(config, encoder_with(None))
   else:
     assert standalone.complete(config, encoder_with(None)).data.name == config.data.name != ''
 
 
 def test_results_do_not_overwrite_each_other():
-  results = [load(f'configs/{name}.py:{preset}').result for name in ('finetune', 'semi', 'svm')
+  results = [load(f'configs/{name}.py:{preset}').result for name in EVALUATIONS
              for preset in EVALUATIONS[name]]
   assert len(set(results)) == len(results)
 
@@ -87,7 +91,7 @@ def test_data_of_its_own_is_not_mixed_with_the_runs():
 def test_a_random_encoder_is_fine_tuned_as_a_task(image_folder, tmp_path, capsys):
   config = load('configs/finetune.py:folder')
   config.encoder, config.run = 'random', str(tmp_path)
-  config.network.update(name='resnet18', stem='cifar', blocks=(1,), width=0.125)
+  config.network.update(TINY)
   config.data.update(dir=str(image_folder), test='test')
   config.views.size = config.eval.resize = config.eval.batch_size = config.finetune.batch_size = 16
   config.finetune.epochs, config.finetune.labels = 1, 0.5
@@ -97,9 +101,28 @@ def test_a_random_encoder_is_fine_tuned_as_a_task(image_folder, tmp_path, capsys
   assert f'Written to {tmp_path / "finetune_folder.json"}' in capsys.readouterr().out
 
 
+def test_the_linear_task_leaves_the_encoder_alone_and_draws_its_confusion(image_folder, mesh8, tmp_path):
+  config = load('configs/linear.py:folder')
+  config.network.update(TINY)
+  config.data.update(dir=str(image_folder), test='test')
+  config.views.size = config.eval.resize = config.eval.batch_size = 16
+  config.linear.update(learning_rates=(0.1, 1.0), epochs=1, batch_size=16)
+  encoder, said = encoders.open_encoder('random', config.network), []
+  before = jax.tree.map(np.copy, encoder.variables)
+  outcome = standalone.TASKS['linear'](encoder, config, mesh8, said.append)
+  figures = outcome.figures
+  jax.tree.map(np.testing.assert_array_equal, encoder.variables, before)
+  assert 0 <= figures['linear_top1'] <= figures['linear_top5'] == 1
+  assert f'a learning rate up to {figures["linear_stable_rate"]:.2g} is stable' in said[-1]
+  outcome.pictures['confusion'](tmp_path / 'confusion.png')
+  with Image.open(tmp_path / 'confusion.png') as picture:
+    assert picture.width > 100
+
+
 @pytest.mark.parametrize(('changes', 'message'), [
   ({'task': 'detect'}, "'detect'; there is: pretrain, knn, linear, finetune, svm, segment"),
-  ({'encoder': ''}, 'Which encoder'), ({'encoder': 'runs/nowhere'}, "'runs/nowhere' is no run"),
+  ({'encoder': ''}, "no encoder ''"), ({'encoder': 'runs/nowhere'}, "no encoder 'runs/nowhere'"),
+  ({'encoder': 'configs'}, "'configs' is no run"),
   ({'encoder': 'random', 'run': 'gs://bucket/run'}, 'not a bucket'),
   ({'encoder': 'random', 'data': ConfigDict({'name': 'photos', 'dir': '', 'train': 'train', 'test': '',
                                             'cache': ''})}, 'needs labelled images')])

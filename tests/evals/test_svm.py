@@ -155,7 +155,7 @@ def quadrants(variables, images):
   return images.reshape(-1, 2, 6, 2, 6, 3).mean((2, 4, 5)).reshape(-1, 4)
 
 
-def measure(folder, mesh, tmp_path, encode=None):
+def measure(folder, mesh, encode=None):
   config = load('configs/svm.py:folder')
   config.data.dir = str(folder)
   config.views.size = config.eval.resize = 12
@@ -166,15 +166,15 @@ def measure(folder, mesh, tmp_path, encode=None):
   if encode is not None:
     encoder = dataclasses.replace(encoder, encode=encode)
   before = jax.tree.map(np.array, encoder.variables)
-  figures = svm.run(encoder, config, mesh, tmp_path, lambda line: None)
+  figures = svm.run(encoder, config, mesh, lambda line: None).figures
   jax.tree.map(np.testing.assert_array_equal, encoder.variables, before)
   return figures
 
 
-def test_features_that_tell_beat_random_ones_and_chance(labelled_folder, mesh, tmp_path):
-  told = measure(labelled_folder, mesh, tmp_path, quadrants)
+def test_features_that_tell_beat_random_ones_and_chance(labelled_folder, mesh):
+  told = measure(labelled_folder, mesh, quadrants)
   assert (told['num_train'], told['num_test']) == (89, 85)
   assert list(told['cost']) == list(NAMES)
   assert told['map'] > 0.9
-  random = measure(labelled_folder, mesh, tmp_path)
+  random = measure(labelled_folder, mesh)
   assert 0.4 < random['map'] < told['map'] - 0.1, random
