@@ -5,7 +5,9 @@
 The paper's other encoder is trained by the classification loss alone (--config.alpha=0). An encoder is a run,
 a file of weights, or 'random': then it has the network of the other one. The images are drawn evenly from the
 folder, which may have subfolders. A map is scaled by itself: it tells where an encoder looks, not how much.
+The picture is written over an older one of its name.
 """
+import argparse
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -20,12 +22,14 @@ from conic_jax import command_line, visualise
 from conic_jax.data import augment, pipeline, sources
 from conic_jax.data.folder import Folder
 from conic_jax.errors import UserError
+from conic_jax.evals.embeddings import printable
 from conic_jax.evals.encoders import RANDOM, Encoder, open_encoder
 from conic_jax.models import ResNet
 from conic_jax.views import Views
 
 _USAGE = ('python -m conic_jax.activations ENCODER [ENCODER] --images=FOLDER [--count=6] [--size=224] '
           '[--out=maps.png]')
+_MOST_IMAGES = 50
 
 
 def scaled(response: jax.Array, size: int) -> jax.Array:
@@ -52,7 +56,7 @@ def activation_maps(encoder: Encoder, images: np.ndarray) -> np.ndarray:
   return np.asarray(_maps(encoder.network, encoder.variables, images, encoder.views))
 
 
-def read_images(folder: Path, count: int, size: int) -> tuple[np.ndarray, str | None]:
+def read_images(folder: str, count: int, size: int) -> tuple[np.ndarray, str | None]:
   """The central squares of images drawn evenly from a folder.
 
   Args:
@@ -67,7 +71,7 @@ def read_images(folder: Path, count: int, size: int) -> tuple[np.ndarray, str | 
     UserError: where there is no image that can be decoded.
   """
   try:
-    every = Folder(str(folder), '')
+    every = Folder(folder, '')
   except UserError as error:
     raise UserError(f'--images={folder}: there are no images below this folder.') from error
   count = min(count, every.num_images)
@@ -109,7 +113,7 @@ def _randomised(encoder: Encoder) -> Encoder:
 # ---- The command --------------------------------------------------------------------------------
 
 
-def run(names: list[str], folder: Path, count: int, size: int, out: Path, say: Callable[[str], None]) -> None:
+def run(names: list[str], folder: str, count: int, size: int, out: Path, say: Callable[[str], None]) -> None:
   """Draws the maps of the encoders over images of the folder.
 
   Raises:
@@ -117,33 +121,42 @@ def run(names: list[str], folder: Path, count: int, size: int, out: Path, say: C
   """
   if out.suffix != '.png':
     raise UserError(f'--out={out}: the picture is a PNG; give it a name that ends in .png.')
-  if len(names) > 2 or min(count, size) < 1:
-    raise UserError(f'One encoder or two, and --count and --size of at least 1; usage: {_USAGE}.')
+  if len(names) > 2 or not 1 <= count <= _MOST_IMAGES or size < 1:
+    raise UserError(f'One encoder or two, --count from 1 to {_MOST_IMAGES}, --size of at least 1; usage: '
+                    f'{_USAGE}.')
   encoders = open_encoders(names)
   images, left_out = read_images(folder, count, size)
   if left_out:
-    say(left_out)
+    say(printable(left_out))
   titles = [Path(name).name for name in names]
-  titles = titles if len(set(titles)) == len(titles) else names
-  maps = {title: activation_maps(encoder, images) for title, encoder in zip(titles, encoders, strict=True)}
+  titles = titles if len(set(titles)) == len(set(names)) else names
+  maps = [(title, activation_maps(encoder, images)) for title, encoder in zip(titles, encoders, strict=True)]
   try:
     visualise.activations_picture(images, maps, out)
   except OSError as error:
-    raise UserError(f'--out={out} cannot be written: {error}.') from error
+    raise UserError(f'--out={out} cannot be written ({error}): give another --out.') from error
   say(f'{out}: {" and ".join(titles)} over {len(images)} images')
 
 
-def main() -> None:
-  """Parses the command line and draws."""
+def _arguments() -> argparse.Namespace:
   parser = command_line.Parser(_USAGE, __doc__)
   parser.add_argument('encoders', metavar='ENCODER', nargs='+')
-  parser.add_argument('--images', metavar='FOLDER', type=Path, required=True)
+  parser.add_argument('--images', metavar='FOLDER', required=True)
   parser.add_argument('--count', type=int, default=6)
   parser.add_argument('--size', type=int, default=224)
-  parser.add_argument('--out', type=Path, default=Path('maps.png'))
-  arguments = parser.parse_args()
-  run(arguments.encoders, arguments.images, arguments.count, arguments.size, arguments.out, print)
+  parser.add_argument('--out', default='maps.png')
+  return parser.parse_args()
+
+
+def command() -> None:
+  """The whole command, with its exit code."""
+  def action():
+    arguments = _arguments()
+    if '://' in arguments.out:
+      raise UserError(f"--out: '{arguments.out}' is in no folder of this machine.")
+    run(arguments.encoders, arguments.images, arguments.count, arguments.size, Path(arguments.out), print)
+  command_line.guarded(action)
 
 
 if __name__ == '__main__':
-  command_line.guarded(main)
+  command()

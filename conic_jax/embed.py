@@ -9,6 +9,7 @@ images are a folder, or what --out wrote of one: a table, .parquet, with the col
 arrays, .npz, with the names ids, paths and vectors. Paths are from the folder, and ids are their order; an
 image that cannot be decoded is left out. Encoded is the centre crop of --size pixels of the image with a
 short side of --resize, by default as in the run's own evaluations, or those of the file; else 224 of 256.
+A file is searched with the encoder that its features are of.
 """
 import argparse
 import functools
@@ -29,6 +30,7 @@ from conic_jax.evals.embeddings import Embeddings
 _USAGE = (f'python -m conic_jax.embed RUN_OR_FILE FOLDER [--out=FILE{"|".join(embeddings.SUFFIXES)}] '
           '[--neighbours=IMAGE [-k N] [--sheet=FILE.png]] [--size=N] [--resize=N] [--batch_size=N]')
 _BATCH_OF_DEVICE = 32
+_MOST_ON_SHEET = 100
 
 Embed = Callable[..., Iterator[Embeddings]]
 
@@ -72,8 +74,11 @@ def run(arguments: argparse.Namespace) -> None:
   encoder, mesh = encoders.open_encoder(arguments.encoder), meshes.make_mesh()
   written = Path(arguments.images)
   metadata, blocks = embeddings.read(written) if written.is_file() else ({}, None)
-  size = arguments.size or int(metadata.get('size', encoder.views.size))
-  resize = arguments.resize or int(metadata.get('resize', _resize(encoder, size)))
+  weights = embeddings.fingerprint(encoder)
+  if metadata.get('fingerprint', weights) != weights:
+    raise UserError(f'The features in {written} are of other weights than those of {encoder.name}: name the '
+                    f'encoder that they are of ({metadata.get("encoder", "not known")}).')
+  size, resize = _sizes(arguments, metadata, encoder)
   # One image, the query, is all that there is to encode beside a file.
   batch_size = mesh.size if blocks is not None else arguments.batch_size or _BATCH_OF_DEVICE * mesh.size
   meshes.check_batch_size(batch_size, mesh, '--batch_size')
@@ -81,20 +86,21 @@ def run(arguments: argparse.Namespace) -> None:
                             mesh=mesh)
   query = _vector(embed, arguments.neighbours) if arguments.neighbours else None
   if blocks is None:
-    metadata = {'encoder': encoder.name, 'images': arguments.images, 'size': str(size), 'resize': str(resize),
+    metadata = {'encoder': encoder.name, 'fingerprint': weights, 'images': arguments.images,
+                'size': str(size), 'resize': str(resize),
                 'mean': ' '.join(map(str, encoder.views.mean)), 'std': ' '.join(map(str, encoder.views.std))}
     blocks = _of_folder(embed, arguments.images, batch_size)
   if arguments.out:
     count = embeddings.write(blocks, metadata, arguments.out)
-    print(f'{count} vectors written to {arguments.out}')
+    _say(f'{count} vectors written to {arguments.out}')
     _, blocks = embeddings.read(arguments.out)
   if query is not None:
     paths, similarities = embeddings.nearest(query, blocks, arguments.k)
     for path, similarity in zip(paths, similarities, strict=True):
-      print(f'{similarity:7.4f}  {path}')
+      _say(f'{similarity:7.4f}  {path}')
     if arguments.sheet:
       _draw(arguments.neighbours, metadata.get('images', ''), paths, similarities, arguments.sheet)
-      print(f'Picture: {arguments.sheet}')
+      _say(f'Picture: {arguments.sheet}')
 
 
 def _check(arguments):
@@ -110,9 +116,20 @@ def _check(arguments):
     raise UserError(f"--out={out}: its name must end in {' or '.join(embeddings.SUFFIXES)}.")
   if sheet and (sheet.suffix != '.png' or not arguments.neighbours):
     raise UserError(f'--sheet={sheet}: it is a picture, .png, of what --neighbours=IMAGE finds.')
+  if sheet and arguments.k > _MOST_ON_SHEET:
+    raise UserError(f'-k {arguments.k}: a sheet shows at most {_MOST_ON_SHEET} images.')
   for path in (out, sheet):
     if path and path.exists():
       raise UserError(f'{path} is there already: delete it or give another name.')
+
+
+def _sizes(arguments, metadata, encoder):
+  size = arguments.size or int(metadata.get('size', encoder.views.size))
+  resize = arguments.resize or int(metadata.get('resize', _resize(encoder, size)))
+  if size > resize:
+    raise UserError(f'--size={size} is larger than --resize={resize}, the short side of the image that the '
+                    'crop is of.')
+  return size, resize
 
 
 def _resize(encoder: encoders.Encoder, size: int) -> int:
@@ -134,14 +151,21 @@ def _of_folder(embed: Embed, images: str, batch_size: int) -> Iterator[Embedding
   """Shows the progress and, at the end, what was left out."""
   try:
     source = folder.Folder(images, '')
-  except UserError:
+  except UserError as error:
+    reason = str(error).partition(': set config')[0]
+    if 'cannot be listed' in reason and os.path.exists(os.path.expanduser(images)):
+      raise UserError(f'{reason}.') from None
     raise UserError(f"There are no images below '{images}' (a folder with files that end in "
                     f"{' '.join(folder.EXTENSIONS)}), nor is it a file that --out wrote.") from None
   rejects = pipeline.Rejects(source)
   yield from tqdm(embed(source, os.path.expanduser(images), rejects=rejects),
                   total=-(-source.num_images // batch_size), unit='batch', disable=None)
   if report := rejects.report():
-    print(report)
+    _say(report)
+
+
+def _say(line: str) -> None:
+  print(embeddings.printable(line))
 
 
 def _draw(query: str, root: str, paths: list[str], similarities: np.ndarray, out: Path) -> None:
@@ -154,6 +178,12 @@ def _draw(query: str, root: str, paths: list[str], similarities: np.ndarray, out
                             protocols.thumbnails(found, places)[None], similarities[None], None, out)
 
 
+def _local(text: str) -> Path:
+  if '://' in text:
+    raise argparse.ArgumentTypeError(f"'{text}' is in no folder of this machine")
+  return Path(text)
+
+
 def _whole_number(text: str) -> int:
   if not text.isdecimal() or int(text) < 1:
     raise argparse.ArgumentTypeError(f"'{text}' is no whole number above 0")
@@ -164,10 +194,10 @@ def _arguments() -> argparse.Namespace:
   parser = command_line.Parser(_USAGE, __doc__)
   parser.add_argument('encoder', metavar='RUN_OR_FILE')
   parser.add_argument('images', metavar='FOLDER')
-  parser.add_argument('--out', type=Path)
+  parser.add_argument('--out', type=_local)
   parser.add_argument('--neighbours', metavar='IMAGE')
   parser.add_argument('-k', type=_whole_number, default=8)
-  parser.add_argument('--sheet', type=Path)
+  parser.add_argument('--sheet', type=_local)
   for name in ('--size', '--resize', '--batch_size'):
     parser.add_argument(name, type=_whole_number)
   return parser.parse_args()

@@ -60,6 +60,18 @@ def image_folder(tmp_path_factory):
 
 
 @pytest.fixture
+def figures(monkeypatch):
+  """The figures that are written, which are written as ever."""
+  from matplotlib.figure import Figure  # Takes a while, and few tests draw.
+  seen, savefig = [], Figure.savefig
+  def keep(figure, *arguments, **options):
+    seen.append(figure)
+    savefig(figure, *arguments, **options)
+  monkeypatch.setattr(Figure, 'savefig', keep)
+  return seen
+
+
+@pytest.fixture
 def tiny_config(image_folder, tmp_path):
   """ConIC on `image_folder` with a network of one block: 3 steps an epoch, 2 epochs."""
   config = load('configs/conic.py:folder')

@@ -1,17 +1,15 @@
 """The picture of where encoders are active."""
-import dataclasses
 import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from PIL import Image
 
-from conic_jax import activations, command_line, models
-from conic_jax.errors import UserError
+from conic_jax import activations, models
 from conic_jax.evals.encoders import Encoder
+from conic_jax.export import targets
 from conic_jax.views import Views
 
 VIEWS = Views(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -25,24 +23,20 @@ def encoder():
   return Encoder('folder/own', network, variables, VIEWS, lambda variables, images: images, None)
 
 
-@pytest.fixture
-def command(monkeypatch, encoder):
-  """Runs the command, to which every name but 'nothing' is the encoder; gives the figures that it wrote."""
-  def opened(name):
-    if name == 'nothing':
-      raise UserError("'nothing' is no run.")
-    return dataclasses.replace(encoder, name=name)
-  figures, savefig = [], Figure.savefig
-  def keep(figure, *rest, **options):
-    figures.append(figure)
-    savefig(figure, *rest, **options)
-  monkeypatch.setattr(activations, 'open_encoder', opened)
-  monkeypatch.setattr(Figure, 'savefig', keep)
+@pytest.fixture(scope='module')
+def weights(encoder, tmp_path_factory):
+  """The encoder as a file of weights."""
+  out = tmp_path_factory.mktemp('weights') / 'own.safetensors'
+  targets.write('safetensors', encoder.network, encoder.variables, 'card', out)
+  return out
 
+
+@pytest.fixture
+def command(monkeypatch):
+  """Runs the command."""
   def run(*arguments):
     monkeypatch.setattr(sys, 'argv', ['activations', *map(str, arguments)])
-    command_line.guarded(activations.main)
-    return figures
+    activations.command()
   return run
 
 
@@ -70,14 +64,15 @@ def test_maps_are_of_the_last_stage_on_normalised_images(encoder):
 
 
 def test_the_command_draws_two_encoders_and_leaves_out_what_cannot_be_decoded(
-    command, image_folder, tmp_path, capsys):
+    command, weights, figures, image_folder, tmp_path, capsys):
   folder, out = tmp_path / 'images', tmp_path / 'new' / 'maps.png'
   folder.mkdir()
   for index, path in enumerate(sorted((image_folder / 'train' / 'checks').iterdir())[:7]):
     (folder / f'{index}.png').write_bytes(path.read_bytes() if index != 3 else b'no image')
-  figure, = command('folder/own', 'random', f'--images={folder}', '--count=3', '--size=16', f'--out={out}')
+  command(weights, 'random', f'--images={folder}', '--count=3', '--size=16', f'--out={out}')
+  figure, = figures
   axes = np.reshape(figure.axes[:-1], (2, 3))
-  assert [axis.get_title() for axis in axes[0]] == ['image', 'own', 'random']
+  assert [axis.get_title() for axis in axes[0]] == ['image', 'own.safetensors', 'random']
   for row, index in enumerate((0, 6)):
     with Image.open(folder / f'{index}.png') as image:
       np.testing.assert_array_equal(axes[row, 0].images[0].get_array(), np.asarray(image))
@@ -85,28 +80,46 @@ def test_the_command_draws_two_encoders_and_leaves_out_what_cannot_be_decoded(
     assert np.abs(own.astype(int) - random).max() > 20
   said = capsys.readouterr().out
   assert f'1 images could not be decoded and were left out: {folder}/3.png' in said
-  assert f'{out}: own and random over 2 images' in said
+  assert f'{out}: own.safetensors and random over 2 images' in said
   with Image.open(out) as picture:
     assert len(np.unique(np.asarray(picture.convert('L')))) > 2
 
 
+def test_one_encoder_twice_over_an_older_picture(
+    command, weights, figures, image_folder, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'maps.png').write_text('older')
+  command(weights, weights, f'--images={image_folder}', '--count=1', '--size=16')
+  axes = figures[0].axes[:3]
+  assert [axis.get_title() for axis in axes] == ['image', weights.name, weights.name]
+  images = [np.asarray(axis.images[0].get_array()) for axis in axes]
+  np.testing.assert_array_equal(images[1], images[2])
+  assert (images[0] != images[1]).any()
+  with Image.open('maps.png') as picture:
+    assert picture.size[0] > 100
+
+
 @pytest.mark.parametrize(('arguments', 'answer'), [
-  (['own'], 'arguments are required: --images'),
-  (['own', '--images={folder}', '--out=maps.jpg'], r'--out=maps\.jpg: .* ends in \.png'),
-  (['own', 'own', 'own', '--images={folder}'], 'One encoder or two'),
-  (['own', '--images={folder}', '--count=0'], '--count and --size of at least 1'),
+  (['{own}'], 'arguments are required: --images'),
+  (['{own}', '--images={folder}', '--out=maps.jpg'], r'--out=maps\.jpg: .* ends in \.png'),
+  (['{own}', '--images={folder}', '--out=s3://bucket/maps.png'], r"--out: 's3://bucket/maps\.png' is in no"),
+  (['{own}', '{own}', '{own}', '--images={folder}'], 'One encoder or two'),
+  (['{own}', '--images={folder}', '--count=0'], '--count from 1 to 50'),
+  (['{own}', '--images={folder}', '--count=51'], '--count from 1 to 50'),
+  (['{own}', '--images={folder}', '--size=0'], '--size of at least 1'),
   (['random', 'random', '--images={folder}'], 'network of another one'),
-  (['nothing', '--images={folder}'], "'nothing' is no run"),
-  (['own', '--images={folder}/none'], 'none: there are no images below'),
-  (['own', '--images={folder}/broken'], r'none of the images can be decoded: .*broken/0\.png'),
-  (['own', '--images={folder}', '--size=16', '--out={folder}/file/maps.png'], r'maps\.png cannot be written'),
+  (['nothing', '--images={folder}'], "There is no encoder 'nothing'"),
+  (['', '--images={folder}'], "There is no encoder ''"),
+  (['{own}', '--images={folder}/none'], 'none: there are no images below'),
+  (['{own}', '--images={folder}/broken'], r'none of the images can be decoded: .*broken/0\.png'),
+  (['{own}', '--images={folder}', '--size=16', '--out={folder}/file/maps.png'], 'cannot be written'),
 ])
-def test_a_mistake_is_answered_in_one_line(command, image_folder, tmp_path, arguments, answer):
+def test_a_mistake_is_answered_in_one_line(command, weights, image_folder, tmp_path, arguments, answer):
   (tmp_path / 'broken').mkdir()
   (tmp_path / 'broken' / '0.png').write_bytes(b'no image')
   (tmp_path / 'good.png').write_bytes(next((image_folder / 'train' / 'checks').iterdir()).read_bytes())
   (tmp_path / 'file').touch()
   with pytest.raises(SystemExit, match=answer) as exit:
-    command(*(argument.format(folder=tmp_path) for argument in arguments))
+    command(*(argument.format(folder=tmp_path, own=weights) for argument in arguments))
   assert str(exit.value).startswith('conic_jax: ')
   assert len(str(exit.value).splitlines()) == 1

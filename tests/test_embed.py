@@ -1,9 +1,11 @@
+import dataclasses
 import os
 import re
 import sys
 
 import jax
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from ml_collections import ConfigDict
@@ -157,6 +159,77 @@ def test_an_interrupted_file_is_not_left(tmp_path, suffix):
   assert not os.listdir(tmp_path)
 
 
+@pytest.mark.parametrize('suffix', embeddings.SUFFIXES)
+def test_a_name_that_is_not_utf8_is_written(command, weights, tmp_path, suffix):
+  root, out = tmp_path / os.fsdecode(b'with_\xe9'), tmp_path / f'features{suffix}'
+  root.mkdir()
+  Image.new('RGB', (16, 16)).save(root / os.fsdecode(b'caf\xe9.png'))
+  (root / os.fsdecode(b'bro\xe9ken.png')).write_bytes(b'broken')
+  printed = command(weights, root, f'--out={out}', '--size=16', '--batch_size=8')
+  assert r'bro\udce9ken.png' in printed
+  assert columns(out)[1] == [r'caf\udce9.png']
+  assert read(out)[0]['images'].endswith(r'with_\udce9')
+
+
+def write_array(file):
+  with open(file, 'wb') as opened:
+    np.save(opened, np.ones((2, 3)))
+
+
+def write_arrays(file, paths, vectors):
+  np.savez(file, ids=np.arange(2), paths=np.array(paths), vectors=vectors, metadata=np.array('{}'))
+
+
+def write_table(file, vectors):
+  pq.write_table(pa.table({'id': [0, 1], 'path': ['a', 'b'], 'vector': vectors}), file)
+
+
+@pytest.mark.parametrize(('name', 'write_other'), [
+  ('x.npy', write_array), ('x.npz', write_array),
+  ('y.npz', lambda file: write_arrays(file, ['a'], np.ones((2, 3)))),
+  ('z.npz', lambda file: write_arrays(file, ['a', 'b'], np.ones(2))),
+  ('x.parquet', lambda file: write_table(file, [[1., 2.], [3., 4.]])),
+  ('y.parquet', lambda file: write_table(file, [1., 2.])),
+  ('z.parquet', lambda file: write_table(file, pa.array([[1., 2.], None], pa.list_(pa.float32(), 2)))),
+  ('x.txt', lambda file: file.write_text('text'))])
+def test_another_file_is_told(tmp_path, name, write_other):
+  write_other(tmp_path / name)
+  with pytest.raises(UserError, match=f'{name} is no file of embeddings'):
+    list(read(tmp_path / name)[1])
+
+
+@pytest.mark.parametrize('suffix', embeddings.SUFFIXES)
+@pytest.mark.parametrize('place', [0.1, 0.5])
+def test_damage_is_told(tmp_path, suffix, place):
+  out = tmp_path / f'features{suffix}'
+  write(iter([block(0, 5000)]), {}, out)
+  content = bytearray(out.read_bytes())
+  content[int(place * len(content))] ^= 0xff
+  out.write_bytes(content)
+  with pytest.raises(UserError, match='or it is damaged'):
+    list(read(out)[1])
+
+
+def test_a_failure_of_the_images_is_not_one_of_the_file(tmp_path):
+  def failing():
+    yield block(0, 1)
+    raise OSError('the cable is out')
+  with pytest.raises(UserError, match=r'^The images cannot be read \(the cable is out\)'):
+    write(failing(), {}, tmp_path / 'features.parquet')
+  assert not os.listdir(tmp_path)
+
+
+def test_the_fingerprint_is_of_all_weights(encoder):
+  first = embeddings.fingerprint(encoder)
+  assert re.fullmatch('[0-9a-f]{16}', first)
+  assert first == embeddings.fingerprint(open_encoder('random', NETWORK))
+  leaves, tree = jax.tree.flatten(encoder.variables)
+  for place in (0, len(leaves) - 1):
+    changed = [leaf + (i == place) for i, leaf in enumerate(leaves)]
+    other = dataclasses.replace(encoder, variables=jax.tree.unflatten(tree, changed))
+    assert embeddings.fingerprint(other) != first
+
+
 def test_no_image_and_no_folder_are_told(tmp_path):
   with pytest.raises(UserError, match='None of the images can be decoded'):
     write(iter([block(0, 0)]), {}, tmp_path / 'features.parquet')
@@ -188,25 +261,44 @@ def test_nearest_equals_a_search_of_everything(k):
   (['{there}', '--out=new.npz'], r'is a file: --out writes'),
   (['{there}', '--neighbours={image}'], 'is no file of embeddings'),
   (['{narrow}', '--neighbours={image}'], 'The vectors have 3 numbers and those of this encoder 8'),
+  (['{other}', '--neighbours={image}'], r'are of other weights than .*that they are of \(runs/other\)'),
   (['{images}/none', '--out=new.npz'], 'There are no images below'),
+  (['{images}', '--out=gs://bucket/new.npz'], "--out: 'gs://bucket/new.npz' is in no folder"),
+  (['{images}', '--neighbours={image}', '--sheet=gs://b/new.png'], "--sheet: 'gs://b/new.png' is in no"),
+  (['{images}', '--neighbours={image}', '--sheet=new.png', '-k101'], 'at most 100 images'),
+  (['{images}', '--out=new.npz', '--size=16', '--resize=15'], '--size=16 is larger than --resize=15'),
+  (['{images}', '--out=new.npz', '--resize=100'], '--size=224 is larger than --resize=100'),
   (['{narrow}', '--neighbours={images}/b/broken.png'], 'no such image, or it cannot be decoded'),
   (['{images}', '--size=16', '--batch_size=8', '--neighbours=none.png'], 'no such image'),
   (['{images}', '--out=new.npz', '--sheet=new.png'], '--sheet=new.png: it is a picture'),
   (['{images}', '--neighbours={image}', '--sheet=new.jpg'], '--sheet=new.jpg: it is a picture'),
   (['{narrow}', '--neighbours={image}', '-k', '0'], "'0' is no whole number above 0"),
   (['{images}', '--out=new.npz', '--batch_size=12'], '--batch_size 12 cannot be split over 8 devices')])
-def test_mistakes_are_told(command, weights, images, tmp_path, arguments, message):
-  there, narrow = tmp_path / 'there.npz', tmp_path / 'narrow.parquet'
+def test_mistakes_are_told(command, weights, images, tmp_path, monkeypatch, arguments, message):
+  monkeypatch.chdir(tmp_path)
+  there, narrow, other = (tmp_path / name for name in ('there.npz', 'narrow.parquet', 'other.npz'))
   np.savez(there, ids=np.arange(2))
   write(iter([block(0, 5)]), {'size': '16', 'resize': '16'}, narrow)
-  names = {'images': images, 'weights': weights, 'there': there, 'narrow': narrow, 'image': images / PATHS[0]}
+  write(iter([block(0, 5, width=8)]), {'encoder': 'runs/other', 'fingerprint': 16 * '0'}, other)
+  names = {'images': images, 'weights': weights, 'there': there, 'narrow': narrow, 'other': other,
+           'image': images / PATHS[0]}
   answer = command(weights, *(argument.format(**names) for argument in arguments))
   assert str(answer).startswith('conic_jax: ')
   assert re.search(message, answer)
-  assert not os.path.exists('new.npz')
+  assert len(answer.splitlines()) == 1
+  assert {path.name for path in tmp_path.iterdir()} == {'there.npz', 'narrow.parquet', 'other.npz'}
 
 
-@pytest.mark.parametrize(('name', 'message'), [('random', 'no random encoder'), ('none', 'is no run')])
+def test_a_folder_that_cannot_be_listed_is_told(command, weights, images, tmp_path, monkeypatch):
+  def refused(root):
+    raise PermissionError(13, 'Permission denied')
+  monkeypatch.setattr(folder.files, 'walk', refused)
+  answer = command(weights, images, f'--out={tmp_path}/new.npz')
+  assert answer == f'conic_jax: The folder of images {images} cannot be listed (Permission denied).'
+
+
+@pytest.mark.parametrize(('name', 'message'), [
+  ('random', 'no random encoder'), ('none', "There is no encoder 'none'"), ('', "There is no encoder ''")])
 def test_an_encoder_that_is_not_there_is_told(command, images, name, message):
   assert message in command(name, images, '--out=new.npz')
 

@@ -5,7 +5,6 @@ import sys
 import jax
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from PIL import Image
 from support import flags_of, tiny_method
 
@@ -20,12 +19,8 @@ SIDES = 120, 200
 
 
 @pytest.fixture
-def command(monkeypatch):
+def command(monkeypatch, figures):
   """Runs the command and gives the figures that it wrote."""
-  figures, savefig = [], Figure.savefig
-  monkeypatch.setattr(
-    Figure, 'savefig', lambda figure, *rest, **how: figures.append(figure) or savefig(figure, *rest, **how))
-
   def run(*arguments):
     monkeypatch.setattr(sys, 'argv', ['preview', *arguments])
     preview.command()

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from PIL import Image
 
 from conic_jax import command_line
 from conic_jax.errors import UserError
+from conic_jax.export import targets
 from conic_jax.report import __main__ as main
 from conic_jax.report import curves, formats
 from conic_jax.report.run import read_run
@@ -91,7 +93,7 @@ def test_the_page_holds_every_figure_and_needs_nothing_else(run, tmp_path):
   assert {figure['value'] for figure in page.all('data')} == numbers_of(SUMMARY, SEGMENT)
   for part in ('81.2 %', '75.0 %', '25.0 %', '50.0 %', '12,048', '13.13', '41.2 %', '70.0 %', 'sky, car',
                'Segmentation: roads', 'finished after 6 steps', 'conic · images', 'lr_scale',
-               'python -m conic_jax.export RUN --to=safetensors'):
+               'python -m conic_jax.export RUN --to=safetensors --out=encoder_safetensors.safetensors'):
     assert part in page.text
   assert '--to=torchvision' not in page.text
   assert [level for level, _ in page.tags if level in ('h1', 'h2')] == ['h1'] + 6 * ['h2']
@@ -112,6 +114,47 @@ def test_the_commands_are_there(run):
   assert all(importlib.util.find_spec(module) for module in modules)
   tasks = {command_line.load(config).task for config in configs}
   assert tasks == {'knn', 'linear', 'finetune', 'svm', 'segment'}
+  evaluations = re.findall(r'--config=[^#]*', page)
+  assert all(('folder' in line) == ('--config.data.dir=IMAGES' in line) for line in evaluations)
+
+
+def test_the_command_of_each_target_writes_its_own_file(run, tiny_config):
+  tiny_config.encoder = {**tiny_config.encoder.to_dict(), 'stem': 'imagenet', 'blocks': (), 'width': 1.}
+  (run / 'config.json').write_text(tiny_config.to_json())
+  exported = re.findall(r'--to=(\w+) --out=(\S+)', Reader(written(run)).text)
+  assert [target for target, _ in exported] == list(targets.SUFFIXES)
+  files = [str(path) for target, out in exported
+           for path in (out, targets.card_path(target, Path(out)))]
+  assert len(set(files)) == len(files)
+
+
+def test_the_main_figures_are_one_row_each(run):
+  (run / 'summary.json').write_text(json.dumps(
+    {'knn_top1': 0.8125, 'linear_top1': 0.75, 'random_init': {'knn_top1': 0.25, 'linear_top1': 0.125}}))
+  for name, figures in (('semi_1pct', {'top1': 0.5, 'top5': 1.}), ('semi_10pct', {'top1': 0.625, 'top5': 1.}),
+                        ('knn', {'knn_top1': 0.8125}), ('knn_cifar10', {'knn_top1': 0.8125}),
+                        ('linear', {'linear_top1': 0.75}), ('linear_moco', {'linear_top1': 0.7})):
+    (run / f'{name}.json').write_text(json.dumps(figures))
+  text = written(run)
+  table = re.search(r'<table class="headline">.*?</table>', text).group()
+  rows = [re.sub(r'<[^>]*>', ' ', row).split() for row in re.findall(r'<th scope="row">.*?</tr>', table)]
+  assert [' '.join(row) for row in rows] == [
+    'kNN top-1 Nearest neighbours 81.2 % 25.0 % –', 'kNN top-1 Nearest neighbours: cifar10 81.2 % – –',
+    'Linear top-1 Linear classifier 75.0 % 12.5 % –',
+    'Linear top-1 Linear classifier: moco 70.0 % – –',
+    'mIoU Segmentation: roads 41.2 % – –',
+    'top-1 Semi-supervised: 10pct 62.5 % – –', 'top-5 Semi-supervised: 10pct 100.0 % – –',
+    'top-1 Semi-supervised: 1pct 50.0 % – –', 'top-5 Semi-supervised: 1pct 100.0 % – –']
+
+
+def test_pictures_say_what_they_are_of(run):
+  for name in ('linear_confusion', 'linear_moco_confusion', 'segment_camvid_predictions', 'my_own'):
+    shutil.copy(run / 'figures' / 'neighbours.png', run / 'figures' / f'{name}.png')
+  assert [picture['alt'] for picture in Reader(written(run)).all('img')] == [
+    'Linear classifier. Confusion: true classes in rows, predicted ones in columns.',
+    'Linear classifier: moco. Confusion: true classes in rows, predicted ones in columns.',
+    'My own', 'Images, and the training images whose features are nearest.',
+    'Segmentation: camvid. Images, their masks, and the predicted masks.']
 
 
 def test_names_are_text_whatever_they_are(run, tiny_config):
@@ -132,12 +175,14 @@ def test_names_are_text_whatever_they_are(run, tiny_config):
   assert '/home/me' not in page.text
 
 
-def test_a_run_that_is_under_way(run):
+@pytest.mark.parametrize('unfinished', ['{"step": 5, "epo', '{}', '[]', '7', '{"step": "5", "epoch": null}',
+                                        '{"step": 5, "epoch": NaN}'])
+def test_a_run_that_is_under_way(run, unfinished):
   for name in ('summary.json', 'segment_roads.json'):
     (run / name).unlink()
   shutil.rmtree(run / 'figures')
   with (run / 'metrics.jsonl').open('a') as file:
-    file.write('{"step": 5, "epo')
+    file.write(unfinished)
   page = Reader(written(run))
   assert 'unfinished, last report at step 4, epoch 2' in page.text
   assert 'Nothing has been measured yet' in page.text
@@ -148,12 +193,35 @@ def test_a_run_that_is_under_way(run):
   assert not page.all('figure')
 
 
+def test_a_run_that_goes_on_after_its_summary(run):
+  assert 'finished after 6 steps' in Reader(written(run)).text
+  with (run / 'metrics.jsonl').open('a') as file:
+    file.write('{"step": 7, "epoch": 3.5}\n')
+  page = Reader(written(run)).text
+  assert 'goes on after the 6 steps of its summary, last report at step 7, epoch 3.5' in page
+  assert 'finished' not in page
+  (run / 'summary.json').write_text('{"step": "all"}')
+  assert 'finished' in Reader(written(run)).text
+
+
+def test_settings_and_figures_are_published_without_places(run, tiny_config, tmp_path):
+  tiny_config.data.dir, tiny_config.data.cache = 'clients/secret/photos', '/var/cache'
+  (run / 'config.json').write_text(tiny_config.to_json())
+  (run / 'knn.json').write_text(json.dumps({'encoder': f'{tmp_path}/a.pkl', 'of': {'x': ['gs://b/c']}}))
+  found = read_run(run)
+  assert found.settings['data']['dir'] == 'photos'
+  assert 'cache' not in found.settings['data']
+  assert 'run' not in found.settings
+  assert found.evaluations['knn'] == {'encoder': 'a.pkl', 'of': {'x': ['c']}}
+
+
 @pytest.mark.parametrize(('file', 'content', 'answer'), [
   ('config.json', '{"method": ', r'config\.json cannot be read'),
   ('config.json', '{}', 'is no run'),
   ('knn.json', '{"knn_top1": ', r'knn\.json cannot be read'),
   ('knn.json', '[1]', r'knn\.json cannot be read'),
   ('metrics.jsonl', '{"step": 1, "epoch": 1}\n{"st\n{"step": 3, "epoch": 1}', r'metrics\.jsonl .* in line 2'),
+  ('metrics.jsonl', '{"step": 1}\n{"step": 3, "epoch": 1}', r'in line 1 \(it lacks the numbers step'),
   ('report.html/x', '', r'report\.html cannot be written'),
 ])
 def test_what_is_broken_is_named(run, file, content, answer):
@@ -162,26 +230,33 @@ def test_what_is_broken_is_named(run, file, content, answer):
   with pytest.raises(UserError, match=answer) as error:
     main.report(run, run / 'report.html')
   assert len(str(error.value).splitlines()) == 1
+  assert not list(run.glob('*.tmp'))
 
 
 def test_the_command_writes_beside_the_run_and_over_an_older_page(run, monkeypatch, capsys):
   (run / 'report.html').write_text('older')
   monkeypatch.setattr(sys, 'argv', ['report', str(run)])
-  command_line.guarded(main.main)
+  main.command()
   assert capsys.readouterr().out == f'{run / "report.html"}\n'
   assert (run / 'report.html').read_text().startswith('<!doctype html>')
   monkeypatch.setattr(sys, 'argv', ['report', str(run / 'figures'), f'--out={run}/new/page.html'])
   with pytest.raises(SystemExit, match=r'^conic_jax: .*figures. is no run'):
-    command_line.guarded(main.main)
+    main.command()
   assert not (run / 'new').exists()
+  monkeypatch.setattr(sys, 'argv', ['report', str(run), '--out=gs://bucket/page.html'])
+  with pytest.raises(SystemExit, match=r"^conic_jax: --out: 'gs://bucket/page.html' is in no folder"):
+    main.command()
 
 
 # ---- Curves and numbers ---------------------------------------------------------------------------
 
 
 def test_panels_are_of_what_the_run_reports(run):
-  last = {'step': 9, 'epoch': 4.5, 'loss': math.nan, 'knn_top1': 0.5, 'knn_top1_k3': 0.5}
-  panels = dict(curves.panels([*read_run(run).reports, last]))
+  last = {'step': 9, 'epoch': 4.5, 'loss': math.nan, 'knn_top1': 0.5, 'knn_top1_k3': 0.5,
+          'learning_rate': None, 'note': 'x'}
+  with (run / 'metrics.jsonl').open('a') as file:
+    file.write(json.dumps(last) + '\n')
+  panels = dict(curves.panels(read_run(run).reports))
   assert list(panels) == ['Loss (nats)', 'kNN top-1 (%)', 'Learning rate', 'Of my own']
   total, instance = panels['Loss (nats)']
   assert (total.legend, instance.legend) == ('total', 'instance')
@@ -202,9 +277,9 @@ def test_points_lie_where_the_ticks_say():
   page = Reader(curves.figure('Title', [series]))
   paths = [path['d'] for path in page.all('path') if path.get('class') == 'line']
   assert paths == ['M42.0 128.0L178.0 98.0L314.0 8.0']
-  heights = {text['y'] for text in page.all('text') if text.get('text-anchor') == 'end'}
-  assert heights == {'131.0', '101.0', '71.0', '41.0', '11.0'}
-  for tick in ('−5', '0', '5', '10', '15'):
+  heights = [text['y'] for text in page.all('text') if text['text-anchor'] == 'end']
+  assert heights == ['131.0', '101.0', '71.0', '41.0', '11.0', '141']
+  for tick in ('−5', '0', '5', '10', '15', 'epoch'):
     assert tick in page.text
   assert page.all('svg')[-1]['aria-label'] == 'Title, over 10 epochs: from −5 to 15'
   values = json.loads(page.all('g')[0]['data-points'])

@@ -1,6 +1,8 @@
 """Features of many images as a file: made batch by batch, written and read part by part, searched."""
+import contextlib
 import dataclasses
 import functools
+import hashlib
 import itertools
 import json
 import os
@@ -32,7 +34,7 @@ class Embeddings:
 
   Attributes:
     ids: int64 [n], ascending.
-    paths: n paths from the folder of the images.
+    paths: n paths from the folder of the images, printable.
     vectors: float32 [n, F].
   """
   ids: np.ndarray
@@ -63,7 +65,21 @@ def embed(encoder: Encoder, source: Source, root: str, *, size: int, resize: int
     vectors = np.asarray(_encode(variables, images, encode=encoder.encode, spec=encoder.views))
     valid = batch['valid']
     ids = batch['id'][valid].astype(np.int64)
-    yield Embeddings(ids, [os.path.relpath(source.name(int(i)), root) for i in ids], vectors[valid])
+    yield Embeddings(ids, [printable(os.path.relpath(source.name(int(i)), root)) for i in ids],
+                     vectors[valid])
+
+
+def fingerprint(encoder: Encoder) -> str:
+  """What tells the weights of an encoder from others: 16 hexadecimal digits of their SHA-256."""
+  digest = hashlib.sha256()
+  for leaf in jax.tree.leaves(encoder.variables):  # In the order of their names.
+    digest.update(np.asarray(leaf).tobytes())
+  return digest.hexdigest()[:16]
+
+
+def printable(text: str) -> str:
+  r"""A text with names of files in it; what is not UTF-8 in a name becomes such as '\udcff'."""
+  return text.encode('utf-8', 'backslashreplace').decode()
 
 
 def write(blocks: Iterable[Embeddings], metadata: dict[str, str], out: Path) -> int:
@@ -78,20 +94,21 @@ def write(blocks: Iterable[Embeddings], metadata: dict[str, str], out: Path) -> 
     The number of vectors.
 
   Raises:
-    UserError: where there is none, or the file cannot be written.
+    UserError: where there is none, the images cannot be read, or the file cannot be written.
   """
+  metadata = {name: printable(value) for name, value in metadata.items()}
   part = out.with_name(f'.{out.name}.part')
   write_part = _write_parquet if out.suffix == '.parquet' else _write_npz
   try:
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
       with open(part, 'wb') as file:
-        count = write_part(_grouped(blocks), metadata, file)
+        count = write_part(_grouped(_readable(blocks)), metadata, file)
       part.rename(out)
     finally:
       part.unlink(missing_ok=True)
   except OSError as error:
-    raise UserError(f'{out} cannot be written ({error.strerror}): choose another --out.') from error
+    raise UserError(f'{out} cannot be written ({error}): choose another --out.') from error
   return count
 
 
@@ -101,11 +118,8 @@ def read(file: Path) -> tuple[dict[str, str], Iterator[Embeddings]]:
   Raises:
     UserError: where it is another file, or damaged.
   """
-  try:
+  with _whole(file):
     return (_read_parquet if file.suffix == '.parquet' else _read_npz)(file)
-  except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, pa.ArrowException):
-    raise UserError(f'{file} is no file of embeddings, or it is damaged: write it with '
-                    '`python -m conic_jax.embed`.') from None
 
 
 def nearest(query: np.ndarray, blocks: Iterable[Embeddings], k: int) -> tuple[list[str], np.ndarray]:
@@ -144,6 +158,24 @@ def _unit(vectors):
   return vectors / np.maximum(norms, np.finfo(np.float32).tiny)
 
 
+@contextlib.contextmanager
+def _whole(file):
+  """Tells of a file that another program wrote, or that is damaged, whatever its reader stumbles over."""
+  try:
+    yield
+  except (OSError, EOFError, AttributeError, LookupError, TypeError, ValueError, zipfile.BadZipFile,
+          pa.ArrowException):
+    raise UserError(f'{file} is no file of embeddings, or it is damaged: write it with '
+                    '`python -m conic_jax.embed`.') from None
+
+
+def _readable(blocks):
+  try:
+    yield from blocks
+  except OSError as error:
+    raise UserError(f'The images cannot be read ({error}): mend the folder or name another.') from error
+
+
 def _grouped(blocks):
   """The same rows in blocks of at least `_ROWS`, but for the last, and none that is empty."""
   waiting, rows = [], 0
@@ -175,7 +207,7 @@ def _write_parquet(groups: Iterator[Embeddings], metadata: dict[str, str], file:
   width = first.vectors.shape[1]
   schema = pa.schema({'id': pa.int64(), 'path': pa.string(), 'vector': pa.list_(pa.float32(), width)},
                      metadata)
-  with pq.ParquetWriter(file, schema) as writer:
+  with pq.ParquetWriter(file, schema, write_page_checksum=True) as writer:
     for group in itertools.chain([first], groups):
       vectors = pa.FixedSizeListArray.from_arrays(pa.array(group.vectors.ravel()), width)
       writer.write_table(pa.table([pa.array(group.ids), pa.array(group.paths), vectors], schema=schema))
@@ -191,15 +223,17 @@ def _write_npz(groups: Iterator[Embeddings], metadata: dict[str, str], file: Bin
 
 
 def _read_parquet(file):
-  table = pq.ParquetFile(file)
+  table = pq.ParquetFile(file, page_checksum_verification=True)
   schema = table.schema_arrow
   width = schema.field('vector').type.list_size
   metadata = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
 
   def blocks() -> Iterator[Embeddings]:
-    for batch in table.iter_batches(_ROWS, columns=['id', 'path', 'vector']):
-      yield Embeddings(batch['id'].to_numpy(), batch['path'].to_pylist(),
-                       batch['vector'].flatten().to_numpy().reshape(-1, width))
+    # Pages are read, and their checksums compared, as the rows are asked for.
+    with _whole(file):
+      for batch in table.iter_batches(_ROWS, columns=['id', 'path', 'vector']):
+        yield Embeddings(batch['id'].to_numpy(), batch['path'].to_pylist(),
+                         batch['vector'].flatten().to_numpy().reshape(len(batch), width))
 
   return metadata, blocks()
 
@@ -207,4 +241,6 @@ def _read_parquet(file):
 def _read_npz(file):
   with np.load(file, allow_pickle=False) as arrays:
     whole = Embeddings(arrays['ids'], arrays['paths'].tolist(), arrays['vectors'])
+    if whole.vectors.ndim != 2 or not len(whole.ids) == len(whole.paths) == len(whole.vectors):
+      raise ValueError('The arrays are not of the same images.')
     return json.loads(str(arrays['metadata'])), iter([whole])

@@ -45,7 +45,7 @@ def check_out(target: str, out: Path) -> None:
 
 def card_path(target: str, out: Path) -> Path:
   """Where the card lies: beside a file, in a folder."""
-  return out / 'README.md' if target == 'transformers' else out.with_suffix('.md')
+  return out / 'README.md' if target == 'transformers' else out.with_name(f'{out.name}.md')
 
 
 def write(target: str, network: ResNet, variables: Mapping[str, Any], card: str, out: Path) -> list[Path]:

@@ -4,6 +4,7 @@
 
 It says what the run folder holds: a run that is under way has curves, settings and what was measured so far.
 """
+import argparse
 from pathlib import Path
 
 from conic_jax import command_line
@@ -24,22 +25,42 @@ def report(folder: Path, out: Path) -> None:
   temporary = out.with_name(out.name + '.tmp')
   try:
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary.write_text(text, encoding='utf-8')
-    temporary.replace(out)
+    try:
+      temporary.write_text(text, encoding='utf-8')
+      temporary.replace(out)
+    finally:
+      temporary.unlink(missing_ok=True)
   except OSError as error:
-    raise UserError(f'--out={out} cannot be written: {error.strerror}.') from error
+    raise UserError(f'--out={out} cannot be written ({error}): give another --out.') from error
 
 
-def main() -> None:
-  """Parses the command line and writes the page."""
-  parser = command_line.Parser(_USAGE, __doc__)
-  parser.add_argument('run', metavar='RUN', type=Path)
-  parser.add_argument('--out', type=Path)
-  arguments = parser.parse_args()
-  out = arguments.out or arguments.run / 'report.html'
+def run(arguments: argparse.Namespace) -> None:
+  """Writes the page that the command is asked for.
+
+  Args:
+    arguments: those of `_arguments`.
+
+  Raises:
+    UserError: as `report` does, and where the page is to lie on no disk of this machine.
+  """
+  if arguments.out and '://' in arguments.out:
+    raise UserError(f"--out: '{arguments.out}' is in no folder of this machine.")
+  out = Path(arguments.out or arguments.run / 'report.html')
   report(arguments.run, out)
   print(out)
 
 
+def _arguments() -> argparse.Namespace:
+  parser = command_line.Parser(_USAGE, __doc__)
+  parser.add_argument('run', metavar='RUN', type=Path)
+  parser.add_argument('--out')
+  return parser.parse_args()
+
+
+def command() -> None:
+  """The whole command, with its exit code."""
+  command_line.guarded(lambda: run(_arguments()))
+
+
 if __name__ == '__main__':
-  command_line.guarded(main)
+  command()

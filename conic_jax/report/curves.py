@@ -112,6 +112,7 @@ def _axes(ticks):
     across, _ = _place(np.array([[x, ticks['y'][0]]]), ends)[0]
     parts.append(f'<path class="tick" d="M{across:.1f} {_BOTTOM}v3"/><text x="{across:.1f}" '
                  f'y="{_BOTTOM + 13}" text-anchor="middle">{_tick(x, ticks["x"])}</text>')
+  parts.append(f'<text x="{_LEFT - 12}" y="{_BOTTOM + 13}" text-anchor="end">epoch</text>')
   return ''.join(parts)
 
 

@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from conic_jax.export.targets import SUFFIXES
 from conic_jax.report import curves
 from conic_jax.report.formats import is_share, words, written
 from conic_jax.report.run import Run
@@ -48,8 +49,8 @@ _EVALUATIONS = {'summary': 'After pretraining', 'knn': 'Nearest neighbours', 'li
 _CAPTIONS = {
   'features': 'Features of images in two dimensions, by t-SNE.',
   'neighbours': 'Images, and the training images whose features are nearest.',
-  'confusion': 'Confusion of the linear classifier: true classes in rows, predicted ones in columns.',
-  'segmentation': 'Images, their masks, and the predicted masks.',
+  'confusion': 'Confusion: true classes in rows, predicted ones in columns.',
+  'predictions': 'Images, their masks, and the predicted masks.',
   'activations': 'Mean activation of the last stage.',
   'curves': 'Curves of the pretraining.'}
 # What evaluates the encoder: config and the flags beside it, with what it measures.
@@ -59,8 +60,6 @@ _PROTOCOLS = (
   ('finetune.py:folder', ' --config.data.dir=IMAGES', 'fine-tuning with all labels'),
   ('svm.py:voc07', '', 'linear SVMs for several labels an image'),
   ('segment.py:folder', ' --config.data.dir=IMAGES', 'semantic segmentation'))
-_SUFFIXES = {'torchvision': '.safetensors', 'transformers': '', 'detectron2': '.pkl',
-             'safetensors': '.safetensors'}
 
 
 def page(run: Run) -> str:
@@ -86,13 +85,20 @@ def _file(name: str) -> str:
 
 
 def _headline(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
-  """The main figure of every evaluation, beside the same of the baselines."""
-  rows, seen = [], set()
+  """The main figure of every evaluation, beside the same of the baselines.
+
+  What the summary repeats of 'knn' or 'linear', which are on the run's own data, is left out there, and its
+  baselines stand beside those; a preset's, such as 'knn_cifar10', may be on other data.
+  """
+  rows, summary = [], evaluations.get('summary', {})
+  repeated = {(file, name) for file in ('knn', 'linear') for name, value in evaluations.get(file, {}).items()
+              if summary.get(name) == value}
+  left_out = {('summary', name) for _, name in repeated}
   for file, figures in evaluations.items():
     for name, value in figures.items():
-      if _MAIN_FIGURE.search(name) and is_share((name,), value) and (name, value) not in seen:
-        seen.add((name, value))
-        bars = [_bar(name, (figures.get(baseline) or {}).get(name)) for baseline in _BASELINES]
+      if _MAIN_FIGURE.search(name) and is_share((name,), value) and (file, name) not in left_out:
+        measured = summary if (file, name) in repeated else figures
+        bars = [_bar(name, (measured.get(baseline) or {}).get(name)) for baseline in _BASELINES]
         rows.append(f'<tr><th scope="row">{escape(words(name))} <small>{escape(_title(file))}</small></th>'
                     f'{_bar(name, value)}{"".join(bars)}</tr>')
   if not rows:
@@ -161,7 +167,7 @@ def _curves(run: Run) -> str:
   drawn = [curves.figure(title, series) for title, series in curves.panels(run.reports)]
   if not drawn:
     return '<p>No report yet.</p>'
-  return f'<p>Over the epochs of pretraining.</p><div class="panels">{"".join(drawn)}</div>'
+  return f'<div class="panels">{"".join(drawn)}</div>'
 
 
 def _pictures(run: Run) -> str:
@@ -172,7 +178,10 @@ def _pictures(run: Run) -> str:
 
 
 def _picture(path: Path) -> str:
-  caption = _CAPTIONS.get(path.stem.partition('_')[0], '')
+  evaluation, _, kind = path.stem.rpartition('_')
+  caption = _CAPTIONS.get(kind, '')
+  if evaluation and caption:
+    caption = f'{_title(evaluation)}. {caption}'
   encoded = base64.b64encode(path.read_bytes()).decode()
   return (f'<figure class="picture"><img src="data:image/png;base64,{encoded}" '
           f'alt="{escape(caption or words(path.stem))}">'
@@ -213,10 +222,10 @@ def _setting(value: Any) -> str:
 def _commands(targets: Iterable[str]) -> str:
   evaluate = [f'python -m conic_jax.main --config=configs/{config} --config.encoder=RUN{flags}  # {what}'
               for config, flags, what in _PROTOCOLS]
-  export = [f'python -m conic_jax.export RUN --to={target} --out=encoder{_SUFFIXES[target]}'
+  export = [f'python -m conic_jax.export RUN --to={target} --out=encoder_{target}{SUFFIXES[target]}'
             for target in targets]
   use = ['python -m conic_jax.embed RUN FOLDER --out=features.parquet',
-         'python -m conic_jax.activations RUN random --images=FOLDER --out=maps.png',
+         'python -m conic_jax.activations RUN random --images=FOLDER --out=RUN/figures/activations.png',
          'python -m conic_jax.report RUN']
   blocks = {'Evaluate': evaluate, 'Export': export, 'Use and look': use}
   return ('<p><code>RUN</code> is the folder of this run.</p>'

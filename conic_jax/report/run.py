@@ -1,6 +1,7 @@
 """What a run folder holds, for its page."""
 import dataclasses
 import json
+import math
 import types
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +23,7 @@ class Run:
     title: method, data and encoder.
     facts: what there is to know in a line each, by name.
     evaluations: the figures of every evaluation, nested, by the name of its file; 'summary' first.
-    reports: the lines of metrics.jsonl.
+    reports: the numbers of each line of metrics.jsonl, 'step' and 'epoch' among them.
     pictures: the PNG files.
     settings: the resolved config.
     targets: what the encoder can be exported to.
@@ -42,13 +43,9 @@ def read_run(folder: Path) -> Run:
   Raises:
     UserError: where the folder is no run, or a file of it cannot be read.
   """
-  try:
-    config = read_config(folder)
-  except ValueError as error:
-    raise UserError(f'{folder / "config.json"} cannot be read ({error}): bring it back, or pretrain anew in '
-                    'another folder.') from error
+  config = read_config(folder)
   origin = card.of_run(folder, config)
-  evaluations = {path.stem: _public(json.loads(path.read_text())) for path in folder.glob('*.json')
+  evaluations = {path.stem: card.public(json.loads(path.read_text())) for path in folder.glob('*.json')
                  if path.stem != 'config'}
   reports = _read_reports(folder / 'metrics.jsonl')
   network = models.build_encoder(types.SimpleNamespace(**config['encoder']), jnp.float32)
@@ -61,7 +58,7 @@ def read_run(folder: Path) -> Run:
     evaluations=dict(sorted(evaluations.items(), key=lambda item: (item[0] != 'summary', item[0]))),
     reports=reports,
     pictures=sorted((folder / 'figures').glob('*.png')),
-    settings=_public(origin.settings),
+    settings=origin.settings,
     targets=[target for target in targets.SUFFIXES if _expresses(target, network)])
 
 
@@ -71,11 +68,21 @@ def _read_reports(path: Path) -> list[dict[str, Any]]:
   reports = []
   for number, line in enumerate(lines, 1):
     try:
-      reports.append(dict(json.loads(line)))
-    except (ValueError, TypeError) as error:
+      reports.append(_report(line))
+    except ValueError as error:
       if number < len(lines):
         raise UserError(f'{path} cannot be read in line {number} ({error}): delete that line.') from error
   return reports
+
+
+def _report(line: str) -> dict[str, Any]:
+  """The numbers of a line."""
+  content = json.loads(line)
+  if isinstance(content, dict):
+    numbers = {name: value for name, value in content.items() if type(value) in (int, float)}
+    if all(math.isfinite(numbers.get(name, math.nan)) for name in ('step', 'epoch')):
+      return numbers
+  raise ValueError('it lacks the numbers step and epoch')
 
 
 def _encoder(name: str, network: models.ResNet) -> str:
@@ -84,11 +91,15 @@ def _encoder(name: str, network: models.ResNet) -> str:
 
 
 def _state(summary: Mapping[str, Any] | None, reports: list[dict[str, Any]]) -> str:
-  if summary is not None:
-    return f'finished after {summary["step"]:,} steps' if 'step' in summary else 'finished'
-  if not reports:
-    return 'unfinished, no report yet'
-  return f'unfinished, last report at step {reports[-1]["step"]:,}, epoch {reports[-1]["epoch"]:g}'
+  finished = None if summary is None else summary.get('step')
+  last = f'last report at step {reports[-1]["step"]:,}, epoch {reports[-1]["epoch"]:g}' if reports else ''
+  if summary is None:
+    return f'unfinished, {last or "no report yet"}'
+  if not isinstance(finished, int):
+    return 'finished'
+  if reports and reports[-1]['step'] > finished:
+    return f'goes on after the {finished:,} steps of its summary, {last}'
+  return f'finished after {finished:,} steps'
 
 
 def _expresses(target: str, network: models.ResNet) -> bool:
@@ -97,14 +108,3 @@ def _expresses(target: str, network: models.ResNet) -> bool:
   except UserError:
     return False
   return True
-
-
-def _public(value: Any) -> Any:
-  """Settings or figures with the last part alone of every path that names a place of the machine."""
-  if isinstance(value, Mapping):
-    return {name: _public(part) for name, part in value.items()}
-  if isinstance(value, list | tuple):
-    return [_public(part) for part in value]
-  if isinstance(value, str) and (value.startswith(('/', '~')) or '://' in value):
-    return Path(value).name
-  return value

@@ -1,5 +1,5 @@
 """Where the activation of encoders lies, over the images."""
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -14,12 +14,12 @@ _HEAT, _OPACITY = 'inferno', 0.65
 _LUMINANCE = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601.
 
 
-def activations_picture(images: np.ndarray, maps: Mapping[str, np.ndarray], out: Path) -> None:
+def activations_picture(images: np.ndarray, maps: Sequence[tuple[str, np.ndarray]], out: Path) -> None:
   """Draws images beside the maps of each encoder, which lie over the grey image.
 
   Args:
     images: uint8 [n, S, S, 3].
-    maps: float [n, S, S] from 0 to 1, by the name of the encoder.
+    maps: of each encoder its title and its maps, float [n, S, S] from 0 to 1.
     out: picture to write.
 
   Source: Consistent Instance Classification for Unsupervised Representation Learning, Figure 1.
@@ -29,8 +29,8 @@ def activations_picture(images: np.ndarray, maps: Mapping[str, np.ndarray], out:
     layout = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.05, wspace=0, hspace=0)
     figure = Figure(figsize=(1.7 * columns + 0.2, 1.7 * rows + 0.7), layout=layout)
     axes = figure.subplots(rows, columns, squeeze=False)
-    pictures = {'image': images, **{name: _over(images, values) for name, values in maps.items()}}
-    for column, (title, drawn) in zip(axes.T, pictures.items(), strict=True):
+    pictures = [('image', images), *((title, _over(images, values)) for title, values in maps)]
+    for column, (title, drawn) in zip(axes.T, pictures, strict=True):
       column[0].set_title(title[-28:], fontsize=8, loc='center')
       for axis, picture in zip(column, drawn, strict=True):
         draw_image(axis, picture, '#444444')

@@ -9,6 +9,8 @@ from matplotlib.patches import Patch
 
 from conic_jax.visualise.style import BLUE, ORANGE, STYLE, draw_image, save
 
+_WIDE = 10  # Neighbours in a row of pictures; more go on below.
+
 
 def neighbours_grid(query_images: np.ndarray, neighbour_images: np.ndarray,
                     similarities: np.ndarray, same_label: np.ndarray | None, out: Path) -> None:
@@ -22,25 +24,29 @@ def neighbours_grid(query_images: np.ndarray, neighbour_images: np.ndarray,
     out: picture to write.
   """
   num_queries, k = similarities.shape
+  wide, lines = min(k, _WIDE), -(-k // _WIDE)
   with matplotlib.rc_context(STYLE):
     layout = ConstrainedLayoutEngine(w_pad=0.025, h_pad=0.025, wspace=0, hspace=0)
-    figure = Figure(figsize=(0.9 * (k + 1.2), 1.06 * num_queries + 0.6), layout=layout)
-    axes = figure.subplots(num_queries, k + 2, squeeze=False,
-                           width_ratios=[1, 0.15] + [1] * k)
+    figure = Figure(figsize=(0.9 * (wide + 1.2), 1.06 * num_queries * lines + 0.6), layout=layout)
+    axes = figure.subplots(num_queries * lines, wide + 2, squeeze=False,
+                           width_ratios=[1, 0.15] + [1] * wide).reshape(num_queries, lines, wide + 2)
     for row in range(num_queries):
-      draw_image(axes[row, 0], query_images[row], '#444444')
-      axes[row, 1].set_axis_off()
+      draw_image(axes[row, 0, 0], query_images[row], '#444444')
       for rank in range(k):
         colour = '#444444'
         if same_label is not None:
           colour = BLUE if same_label[row, rank] else ORANGE
-        axis = axes[row, 2 + rank]
+        line, place = divmod(rank, wide)
+        axis = axes[row, line, 2 + place]
         draw_image(axis, neighbour_images[row, rank], colour)
         axis.set_xlabel(f'{similarities[row, rank]:.2f}', fontsize=7, labelpad=3)
-    axes[0, 0].set_title('query', fontsize=8, loc='center')
+    for axis in axes.ravel():
+      if not axis.images:
+        axis.set_axis_off()
+    axes[0, 0, 0].set_title('query', fontsize=8, loc='center')
     # A text, not a title, whose width would push the columns apart.
-    axes[0, 2].text(0, 1.07, 'nearest neighbours, with cosine similarity', fontsize=8,
-                    transform=axes[0, 2].transAxes, in_layout=False)
+    axes[0, 0, 2].text(0, 1.07, 'nearest neighbours, with cosine similarity', fontsize=8,
+                       transform=axes[0, 0, 2].transAxes, in_layout=False)
     if same_label is not None:
       frames = [Patch(fill=False, edgecolor=BLUE, linewidth=2, label='same class'),
                 Patch(fill=False, edgecolor=ORANGE, linewidth=2, label='another class')]

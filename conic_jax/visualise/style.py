@@ -20,7 +20,8 @@ STYLE: dict[Any, Any] = {'font.size': 9, 'axes.titlesize': 10, 'axes.titlelocati
                          'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True,
                          'axes.axisbelow': True, 'grid.color': '#E6E6E6', 'grid.linewidth': 0.6,
                          'axes.edgecolor': '#666666', 'xtick.color': '#444444', 'ytick.color': '#444444',
-                         'legend.frameon': False}
+                         'legend.frameon': False,
+                         'text.parse_math': False}  # Names of classes may hold a $.
 
 
 def draw_image(axis: Axes, image: np.ndarray, colour: str) -> None:

@@ -56,8 +56,9 @@ def command(monkeypatch):
 def test_a_run_is_exported_with_its_card(run, command, tmp_path, capsys):
   folder, network, variables = run
   out = tmp_path / 'new' / 'encoder.safetensors'
+  written_card = out.with_name('encoder.safetensors.md')
   assert command(folder, '--to=safetensors', f'--out={out}') == 0
-  assert capsys.readouterr().out.split() == [str(out), str(out.with_suffix('.md'))]
+  assert capsys.readouterr().out.split() == [str(out), str(written_card)]
   module = TorchResNet(network.blocks, network.bottleneck, 8, 'cifar').eval()
   module.load_state_dict(load_file(out), strict=True)
   images = draw_images(16)
@@ -65,7 +66,7 @@ def test_a_run_is_exported_with_its_card(run, command, tmp_path, capsys):
     features = module(torch.tensor(images.transpose(0, 3, 1, 2)))
   assert difference(features, jax.jit(network.apply)(variables, images)) <= 1e-4
 
-  text = out.with_suffix('.md').read_text()
+  text = written_card.read_text()
   assert text.startswith('---\nlicense: unknown\n')
   for part in ('pretrained with conic', '| data | folder, images', "split 'train', 48 images |",
                '| training | without labels, 2 epochs, batch 16', '8 features',
@@ -89,7 +90,7 @@ def test_a_file_is_evaluated_as_its_run(run, tiny_config, tmp_path):
   of_file.views.size = of_file.eval.resize = of_file.eval.batch_size = 16
   of_file.eval.k, of_file.run = (3, 5), str(tmp_path / 'file')
   assert standalone.evaluate(of_file) == standalone.evaluate(of_run)
-  assert (tmp_path / 'file' / 'knn.json').read_bytes() == (folder / 'knn.json').read_bytes()
+  assert (tmp_path / 'file' / 'knn_photos.json').read_bytes() == (folder / 'knn.json').read_bytes()
 
 
 def test_mistakes_are_one_sentence(run, command, tmp_path):

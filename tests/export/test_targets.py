@@ -118,9 +118,10 @@ def test_names_that_are_wrong_or_taken(tmp_path):
     targets.check_out(target, tmp_path / f'x{end}')
     with pytest.raises(UserError, match=f'ends in {end}'):
       targets.check_out(target, tmp_path / 'x.pth')
-  (tmp_path / 'x.md').touch()
-  with pytest.raises(UserError, match=r'x\.md is there already'):
+  (tmp_path / 'x.safetensors.md').touch()
+  with pytest.raises(UserError, match=r'x\.safetensors\.md is there already'):
     targets.check_out('safetensors', tmp_path / 'x.safetensors')
+  targets.check_out('detectron2', tmp_path / 'x.pkl')
   with pytest.raises(UserError, match='is there already'):
     targets.check_out('transformers', tmp_path)
 

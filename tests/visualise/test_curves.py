@@ -1,0 +1,47 @@
+import json
+
+import numpy as np
+import pytest
+from pictures import check_picture
+
+from conic_jax import visualise
+from conic_jax.errors import UserError
+
+
+def write(path, rows):
+  path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  return path
+
+
+def test_loss_curves_draw_what_the_run_reports(figures, tmp_path):
+  rows = [{'step': step, 'epoch': step / 4, 'loss': 9. - step, 'loss_instance': 8. - step,
+           'instance_top1': step / 10, 'learning_rate': 0.1} for step in range(8)]
+  rows.insert(4, {'step': 4, 'epoch': 1., 'knn_top1': 0.25})
+  out = tmp_path / 'figures' / 'curves.png'
+  visualise.loss_curves(write(tmp_path / 'metrics.jsonl', rows), out)
+  axes = {axis.get_title(loc='left'): axis for axis in figures[0].axes if axis.lines}
+  assert set(axes) == {'Loss (nats)', 'Instance top-1 (%)', 'kNN top-1 (%)', 'Learning rate'}
+  total, instance = axes['Loss (nats)'].lines
+  np.testing.assert_allclose(total.get_xdata(), np.arange(8) / 4)
+  np.testing.assert_allclose(total.get_ydata(), 9. - np.arange(8))
+  np.testing.assert_allclose(instance.get_ydata(), 8. - np.arange(8))
+  np.testing.assert_allclose(axes['Instance top-1 (%)'].lines[0].get_ydata(), 10. * np.arange(8))
+  np.testing.assert_allclose(axes['kNN top-1 (%)'].lines[0].get_xydata(), [[1., 25.]])
+  check_picture(out)
+
+
+def test_long_curves_are_smoothed_over_the_raw_ones(figures, tmp_path):
+  rows = [{'epoch': step / 100, 'loss_consistency': step % 2} for step in range(1000)]
+  out = tmp_path / 'curves.png'
+  visualise.loss_curves(write(tmp_path / 'metrics.jsonl', rows), out)
+  raw, smoothed = figures[0].axes[0].lines
+  assert len(raw.get_ydata()) == 1000
+  np.testing.assert_allclose(smoothed.get_ydata(), 0.5)
+  np.testing.assert_allclose(smoothed.get_xdata()[0], np.arange(10).mean() / 100)
+  check_picture(out)
+
+
+def test_a_run_without_reports_is_told(tmp_path):
+  with pytest.raises(UserError, match=r'metrics\.jsonl holds no reports yet'):
+    visualise.loss_curves(write(tmp_path / 'metrics.jsonl', [{'step': 1, 'epoch': 1}]),
+                          tmp_path / 'curves.png')
