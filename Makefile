@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+# Processes that share the tests, a file at a time.
+WORKERS ?= 2
 export JAX_PLATFORMS ?= cpu
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
@@ -22,7 +24,7 @@ quickstart: $(VENV)/.installed
 
 ## The whole test suite.
 test: $(VENV)/.developed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 ## Style and types.
 lint: $(VENV)/.developed

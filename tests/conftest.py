@@ -9,8 +9,10 @@ os.environ['XLA_FLAGS'] = (
   # Compiling is most of a test's time: the shapes are too small for optimised code to pay.
   ' --xla_backend_optimization_level=0')
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
-# Many tests compile the same step, some of them in processes of their own.
-os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='compiled')
+# Many tests compile the same step, some of them in processes of their own: all share what is compiled.
+WORKER = 'PYTEST_XDIST_WORKER' in os.environ
+if not WORKER:
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='compiled')
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
 
 import jax
@@ -25,7 +27,8 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 
 def pytest_unconfigure():
-  shutil.rmtree(os.environ['JAX_COMPILATION_CACHE_DIR'])
+  if not WORKER:
+    shutil.rmtree(os.environ['JAX_COMPILATION_CACHE_DIR'])
 
 
 @pytest.fixture(params=[1, 8], ids=['1 device', '8 devices'])

@@ -74,7 +74,7 @@ def test_out_and_in_and_out_again_gives_the_same_arrays(name, stem, tmp_path):
   assert build_encoder(ConfigDict(config), network.dtype) == network
   export(tmp_path / 'a.safetensors', 'safetensors', tmp_path / 'b.safetensors')
   assert (tmp_path / 'a.safetensors').read_bytes() == (tmp_path / 'b.safetensors').read_bytes()
-  card = (tmp_path / 'b.md').read_text()
+  card = (tmp_path / 'b.safetensors.md').read_text()
   assert card.startswith('---\nlicense: unknown\n')
   assert 'from a.safetensors' in card
   assert '| data | not told by the file' in card
