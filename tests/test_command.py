@@ -75,7 +75,7 @@ def long_config(tiny_config):
   (['--config=configs/conic.py:photos', '--config.task=dance'], r'there is: pretrain, knn, linear'),
   (['--config=configs/knn.py'], r'Which encoder\? --config\.encoder=RUN'),
   (['--config=configs/knn.py', '--config.encoder=docs'], r"'docs' is no run"),
-  (['--config=configs/linear.py', '--config.encoder=random'], r'give a preset.*linear\.py:photos'),
+  (['--config=configs/linear.py', '--config.encoder=random'], r'give a preset of configs/linear\.py'),
 ])
 def test_a_mistake_is_answered_in_one_line(arguments, answer, tmp_path, monkeypatch):
   monkeypatch.setenv('HOME', str(tmp_path))

@@ -31,6 +31,9 @@ def evaluate(config: Any) -> dict[str, Any]:
   """
   if config.task not in TASKS:
     raise UserError(f"config.task is '{config.task}'; there is: pretrain, {', '.join(TASKS)}.")
+  if not config.encoder:
+    raise UserError('Which encoder? --config.encoder=RUN, the folder of a pretraining run, or a file of '
+                    'weights, or --config.encoder=random.')
   if '://' in config.run:
     raise UserError('config.run is a folder of this machine or of a shared file system, not a bucket.')
   encoder = encoders.open_encoder(config.encoder, config.network, config.dtype, config.seed)

@@ -121,7 +121,7 @@ def test_the_linear_task_leaves_the_encoder_alone_and_draws_its_confusion(image_
 
 @pytest.mark.parametrize(('changes', 'message'), [
   ({'task': 'detect'}, "'detect'; there is: pretrain, knn, linear, finetune, svm, segment"),
-  ({'encoder': ''}, "no encoder ''"), ({'encoder': 'runs/nowhere'}, "no encoder 'runs/nowhere'"),
+  ({'encoder': ''}, 'Which encoder'), ({'encoder': 'runs/nowhere'}, "no encoder 'runs/nowhere'"),
   ({'encoder': 'configs'}, "'configs' is no run"),
   ({'encoder': 'random', 'run': 'gs://bucket/run'}, 'not a bucket'),
   ({'encoder': 'random', 'data': ConfigDict({'name': 'photos', 'dir': '', 'train': 'train', 'test': '',
