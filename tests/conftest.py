@@ -10,9 +10,9 @@ os.environ['XLA_FLAGS'] = (
   ' --xla_backend_optimization_level=0')
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
 # Many tests compile the same step, some of them in processes of their own: all share what is compiled.
-WORKER = 'PYTEST_XDIST_WORKER' in os.environ
-if not WORKER:
-  os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='compiled')
+os.environ['JAX_COMPILATION_CACHE_DIR'] = (
+  os.environ['JAX_COMPILATION_CACHE_DIR'] if 'PYTEST_XDIST_WORKER' in os.environ
+  else tempfile.mkdtemp(prefix='compiled'))
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
 
 import jax
@@ -27,7 +27,7 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 
 def pytest_unconfigure():
-  if not WORKER:
+  if 'PYTEST_XDIST_WORKER' not in os.environ:
     shutil.rmtree(os.environ['JAX_COMPILATION_CACHE_DIR'])
 
 
