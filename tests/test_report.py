@@ -207,12 +207,13 @@ def test_a_run_that_goes_on_after_its_summary(run):
 def test_settings_and_figures_are_published_without_places(run, tiny_config, tmp_path):
   tiny_config.data.dir, tiny_config.data.cache = 'clients/secret/photos', '/var/cache'
   (run / 'config.json').write_text(tiny_config.to_json())
-  (run / 'knn.json').write_text(json.dumps({'encoder': f'{tmp_path}/a.pkl', 'of': {'x': ['gs://b/c']}}))
+  figures = {'encoder': f'{tmp_path}/a.pkl', 'of': {'x': ['gs://b/c']}, 'iou': {'run': 0.5, 'dir': 0.25}}
+  (run / 'knn.json').write_text(json.dumps(figures))
   found = read_run(run)
   assert found.settings['data']['dir'] == 'photos'
   assert 'cache' not in found.settings['data']
   assert 'run' not in found.settings
-  assert found.evaluations['knn'] == {'encoder': 'a.pkl', 'of': {'x': ['c']}}
+  assert found.evaluations['knn'] == {**figures, 'encoder': 'a.pkl', 'of': {'x': ['c']}}
 
 
 @pytest.mark.parametrize(('file', 'content', 'answer'), [

@@ -90,7 +90,7 @@ def of_run(run: Path, config: Mapping[str, Any]) -> Origin:
   Raises:
     UserError: where a file of figures cannot be read.
   """
-  settings, figures, views = public(config), read_figures(run), config['views']
+  settings, figures, views = _settings(config), read_figures(run), config['views']
   data, images = settings['data'], figures.get(('summary', 'num_images'))
   amount = f'{config["max_steps"]} steps' if config.get('max_steps') else f'{config["epochs"]} epochs'
   mean, std = views.get('mean', IMAGENET_MEAN), views.get('std', IMAGENET_STD)
@@ -161,15 +161,20 @@ def read_figures(run: Path) -> dict[tuple[str, str], float]:
 
 
 def public(value: Any) -> Any:
-  """Settings or figures without the places of a machine, as cards and pages are published.
-
-  A run's own folder and its caches are left out; of every other path the last part alone stays.
-  """
+  """Settings or figures with the last part alone of every text that names a place of a machine."""
   if isinstance(value, Mapping):
-    return {name: public(Path(part).name if name == 'dir' and part else part)
-            for name, part in value.items() if name not in ('run', 'cache')}
+    return {name: public(part) for name, part in value.items()}
   if isinstance(value, list | tuple):
     return [public(part) for part in value]
   if isinstance(value, str) and (value.startswith(('/', '~')) or '://' in value):
     return Path(value).name
   return value
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+  """The settings as they are published: without the run's own folder, its caches, and the way to its data."""
+  settings = public({name: value for name, value in config.items() if name != 'run'})
+  settings['data'].pop('cache', None)
+  if settings['data'].get('dir'):
+    settings['data']['dir'] = Path(settings['data']['dir']).name
+  return settings
