@@ -5,6 +5,7 @@
 It takes the flags of Detectron2's own script, and settings by name at the end; README.md here has the
 commands. It needs nothing of conic_jax, so that it runs where that is not installed.
 """
+# pyright: reportMissingImports=false
 import argparse
 import os
 import sys
