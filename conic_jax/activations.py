@@ -23,7 +23,7 @@ from conic_jax.data import augment, pipeline, sources
 from conic_jax.data.folder import Folder
 from conic_jax.errors import UserError
 from conic_jax.evals.embeddings import printable
-from conic_jax.evals.encoders import RANDOM, Encoder, open_encoder
+from conic_jax.evals.encoders import RANDOM, Encoder, open_encoder, random_variables
 from conic_jax.models import ResNet
 from conic_jax.views import Views
 
@@ -95,19 +95,14 @@ def open_encoders(names: list[str]) -> list[Encoder]:
     raise UserError("The encoder 'random' has the network of another one: give a run or a file of weights "
                     'too.')
   other = next(iter(opened.values()))
-  return [opened.get(name) or _randomised(other) for name in names]
+  return [opened.get(name) or dataclasses.replace(
+    other, name=RANDOM, variables=random_variables(other.network, seed=0)) for name in names]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def _maps(network: ResNet, variables: Any, images: jax.Array, views: Views) -> jax.Array:
   stages: Any = network.apply(variables, augment.normalise(images, views), mode='frozen', stages=True)
   return scaled(stages[f'stage{len(network.blocks)}'], images.shape[1])
-
-
-def _randomised(encoder: Encoder) -> Encoder:
-  init = jax.jit(encoder.network.init)
-  return dataclasses.replace(encoder, name=RANDOM,
-                             variables=init(jax.random.key(0), jnp.zeros((1, 32, 32, 3))))
 
 
 # ---- The command --------------------------------------------------------------------------------
@@ -144,7 +139,7 @@ def _arguments() -> argparse.Namespace:
   parser.add_argument('--images', metavar='FOLDER', required=True)
   parser.add_argument('--count', type=int, default=6)
   parser.add_argument('--size', type=int, default=224)
-  parser.add_argument('--out', default='maps.png')
+  parser.add_argument('--out', type=command_line.local_path('--out'), default=Path('maps.png'))
   return parser.parse_args()
 
 
@@ -152,9 +147,7 @@ def command() -> None:
   """The whole command, with its exit code."""
   def action():
     arguments = _arguments()
-    if '://' in arguments.out:
-      raise UserError(f"--out: '{arguments.out}' is in no folder of this machine.")
-    run(arguments.encoders, arguments.images, arguments.count, arguments.size, Path(arguments.out), print)
+    run(arguments.encoders, arguments.images, arguments.count, arguments.size, arguments.out, print)
   command_line.guarded(action)
 
 

@@ -214,3 +214,8 @@ def restore_model(run: Path) -> dict[str, Any]:
   model = manager.restore(step, args=ocp.args.Composite(model=ocp.args.StandardRestore(shapes)))
   manager.close()
   return jax.tree.map(np.asarray, model['model'])
+
+
+def restore_encoder(run: Path) -> dict[str, Any]:
+  """The variables of the encoder alone, as `restore_model`."""
+  return {collection: part['encoder'] for collection, part in restore_model(run).items()}

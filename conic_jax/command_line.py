@@ -23,6 +23,15 @@ class Parser(argparse.ArgumentParser):
     raise UserError(f'{message}; {self.format_usage().strip()}.')
 
 
+def local_path(flag: str) -> Callable[[str], Path]:
+  """The type of an argument that names a file to write, on this machine or a file system that it mounts."""
+  def parse_path(text: str) -> Path:
+    if '://' in text:
+      raise UserError(f"{flag}: '{text}' is in no folder of this machine.")
+    return Path(text)
+  return parse_path
+
+
 def guarded(action: Callable[[], None], interrupted: str = 'interrupted') -> None:
   """Runs a command with its exit code: 0, 1 for a user's error, 128 + the signal when stopped.
 

@@ -136,7 +136,7 @@ def _resize(encoder: encoders.Encoder, size: int) -> int:
   """The short side that the run's own evaluations have, or ImageNet's at another size."""
   if encoder.pretraining is not None and size == encoder.views.size:
     return protocols.resize_of(encoder.pretraining)
-  return round(size * 256 / 224)
+  return protocols.usual_resize(size)
 
 
 def _vector(embed: Embed, image: str) -> np.ndarray:
@@ -178,12 +178,6 @@ def _draw(query: str, root: str, paths: list[str], similarities: np.ndarray, out
                             protocols.thumbnails(found, places)[None], similarities[None], None, out)
 
 
-def _local(text: str) -> Path:
-  if '://' in text:
-    raise argparse.ArgumentTypeError(f"'{text}' is in no folder of this machine")
-  return Path(text)
-
-
 def _whole_number(text: str) -> int:
   if not text.isdecimal() or int(text) < 1:
     raise argparse.ArgumentTypeError(f"'{text}' is no whole number above 0")
@@ -194,10 +188,10 @@ def _arguments() -> argparse.Namespace:
   parser = command_line.Parser(_USAGE, __doc__)
   parser.add_argument('encoder', metavar='RUN_OR_FILE')
   parser.add_argument('images', metavar='FOLDER')
-  parser.add_argument('--out', type=_local)
+  parser.add_argument('--out', type=command_line.local_path('--out'))
   parser.add_argument('--neighbours', metavar='IMAGE')
   parser.add_argument('-k', type=_whole_number, default=8)
-  parser.add_argument('--sheet', type=_local)
+  parser.add_argument('--sheet', type=command_line.local_path('--sheet'))
   for name in ('--size', '--resize', '--batch_size'):
     parser.add_argument(name, type=_whole_number)
   return parser.parse_args()

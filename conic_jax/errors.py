@@ -1,9 +1,15 @@
 """How a command ends early: errors that a user can cause, and being told to stop."""
 import signal
+from collections.abc import Sequence
 
 
 class UserError(Exception):
   """Something the user can mend; `main` prints the sentence alone, without a traceback."""
+
+
+def listed(items: Sequence, most: int = 5) -> str:
+  """The first of the things that an error is about, for its sentence."""
+  return ', '.join(map(str, items[:most])) + (' …' if len(items) > most else '')
 
 
 class Help(Exception):

@@ -56,6 +56,20 @@ def check_batch_size(batch_size: int, mesh: Mesh, field: str = 'config.batch_siz
                     f'nearest that can are {" and ".join(map(str, nearest))}.')
 
 
+def cut_batch_size(batch_size: int, num_images: int, mesh: Mesh, field: str, what: str = 'images') -> int:
+  """The batch size, or the largest that the images fill and the mesh splits, for sets smaller than a batch.
+
+  Raises:
+    UserError: where the images are fewer than the devices, or the mesh cannot split the batch.
+  """
+  largest = num_images // mesh.size * mesh.size
+  if not largest:
+    raise UserError(f'{num_images} {what} are too few to train on {mesh.size} devices: use more of them, or '
+                    'fewer devices.')
+  check_batch_size(min(batch_size, largest), mesh, field)
+  return min(batch_size, largest)
+
+
 def process_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
   """Positions of the global batch whose rows lie on this process's devices, in ascending order."""
   index_map = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))

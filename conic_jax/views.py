@@ -49,3 +49,9 @@ class Views:
   solarise: float = 0.0
   mean: tuple[float, float, float] = IMAGENET_MEAN
   std: tuple[float, float, float] = IMAGENET_STD
+
+
+def supervised(views: Views, size: int, crop: tuple[float, float]) -> Views:
+  """One view of a size for training on labels: a random crop, mirrored by half, and nothing else."""
+  return dataclasses.replace(views, count=1, size=size, crop=crop, flip=0.5, jitter=0.0, grayscale=0.0,
+                             blur=0.0, solarise=0.0, overlap=0.0)

@@ -8,12 +8,11 @@ import PIL.Image
 
 from conic_jax.data import folder, sources, tfds_source
 from conic_jax.data.sources import Source
-from conic_jax.errors import UserError
+from conic_jax.errors import UserError, listed
 
 VOID = 255  # A pixel of no class, which is neither learnt nor counted.
 MOST_CLASSES = 254
 _UNKNOWN = 254
-_LISTED = 5
 _LOOKED_AT = 64
 _PARTS = 'images', 'masks'
 
@@ -137,7 +136,7 @@ def _refuse(stems, which, source, ids, lacking):
   if stems:
     names = [source.name(ids[stem]) for stem in sorted(stems)]
     raise UserError(f'{len(names)} of {len(ids)} {which} have no {lacking}: an image and its mask have the '
-                    f'same path in {"/ and ".join(_PARTS)}/ but for the extension ({_listed(names)}).')
+                    f'same path in {"/ and ".join(_PARTS)}/ but for the extension ({listed(names)}).')
 
 
 def _decode(pairs, id, encoded_image, encoded_mask, table):
@@ -156,7 +155,7 @@ def _decode(pairs, id, encoded_image, encoded_mask, table):
   unknown = np.unique(ids[classes == _UNKNOWN])
   if len(unknown):
     raise UserError(f'The mask {name} has {len(unknown)} ids that are none of the '
-                    f'{(table < _UNKNOWN).sum()} classes ({_listed(unknown)}): add them to '
+                    f'{(table < _UNKNOWN).sum()} classes ({listed(unknown.tolist())}): add them to '
                     'config.segmentation.ignore, or set num_classes or ids.')
   return image, PIL.Image.fromarray(classes)
 
@@ -171,7 +170,3 @@ def _ids(mask, name):
     raise UserError(f'The mask {name} is no map of ids but a picture of kind {mask.mode}: give 8-bit PNGs, '
                     'grey or with a palette, whose values are the ids.')
   return np.asarray(mask)
-
-
-def _listed(items):
-  return ', '.join(map(str, items[:_LISTED])) + (' …' if len(items) > _LISTED else '')

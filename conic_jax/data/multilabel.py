@@ -23,10 +23,9 @@ from google.protobuf.message import DecodeError
 from conic_jax.data import files, sources
 from conic_jax.data.sources import Source
 from conic_jax.data.tfds_source import TfdsSource
-from conic_jax.errors import UserError
+from conic_jax.errors import UserError, listed
 
 _HEADER = ['image', 'labels']
-_LISTED = 5
 _BLOCK = 256  # Examples of TFDS read at a time for their labels.
 _LABEL, _DIFFICULT = 'objects/label', 'objects/is_difficult'
 
@@ -147,8 +146,7 @@ def _rows(path):
 
 def _refuse(images, what, remedy):
   if images:
-    listed = ', '.join(sorted(images)[:_LISTED]) + (' …' if len(images) > _LISTED else '')
-    raise UserError(f'{len(images)} {what}: {remedy} ({listed}).')
+    raise UserError(f'{len(images)} {what}: {remedy} ({listed(sorted(images))}).')
 
 
 def _one_hot(images):

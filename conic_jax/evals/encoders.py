@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from conic_jax import mesh as meshes
 from conic_jax import models
-from conic_jax.checkpoint import read_config, restore_model
+from conic_jax.checkpoint import read_config, restore_encoder
 from conic_jax.errors import UserError
 from conic_jax.export import read
 from conic_jax.views import Views
@@ -64,16 +64,21 @@ def open_encoder(name: str, network: Any = None, dtype: str = 'auto', seed: int 
   elif name != RANDOM:
     pretraining = pretraining_config(path)
     network, views = pretraining.encoder, Views(**pretraining.views)
-    variables = {collection: part['encoder'] for collection, part in restore_model(path).items()}
+    variables = restore_encoder(path)
   module = models.build_encoder(network, meshes.compute_dtype(dtype))
   if variables is None:
-    begin = jax.jit(lambda: module.init(jax.random.key(seed), jnp.zeros((1, 32, 32, 3))))
-    variables = jax.tree.map(np.asarray, begin())
+    variables = random_variables(module, seed)
 
   def encode(variables: Any, images: jax.Array) -> Any:
     return module.apply(variables, images, mode='frozen')
 
   return Encoder(name, module, variables, views, encode, pretraining)
+
+
+def random_variables(network: models.ResNet, seed: int) -> dict[str, Any]:
+  """The variables {'params', 'batch_stats'} of a network at random, numpy arrays."""
+  begin = jax.jit(lambda: network.init(jax.random.key(seed), jnp.zeros((1, 32, 32, 3))))
+  return jax.tree.map(np.asarray, begin())
 
 
 def trainable(encoder: Encoder) -> models.ResNet:

@@ -17,8 +17,8 @@ from conic_jax.errors import UserError
 from conic_jax.evals import accuracy, encoders, protocols
 from conic_jax.evals.encoders import Encoder
 from conic_jax.evals.features import extract
-from conic_jax.mesh import batch_sharding, check_batch_size, process_rows, replicated, to_global
-from conic_jax.views import Views
+from conic_jax.mesh import batch_sharding, cut_batch_size, process_rows, replicated, to_global
+from conic_jax.views import Views, supervised
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,12 +99,8 @@ def finetune(encoder: Encoder, train_source: Source, test_source: Source, config
   if settings.labels < 1:
     say('Reading the labels to choose from')
     train_source = balanced_subset(train_source, settings.labels, config.seed)
-  largest = train_source.num_images // mesh.size * mesh.size
-  if not largest:
-    raise UserError(f'{train_source.num_images} labelled images are too few to train on {mesh.size} devices: '
-                    'use more of them, or fewer devices.')
-  settings = dataclasses.replace(settings, batch_size=min(settings.batch_size, largest))
-  check_batch_size(settings.batch_size, mesh, 'config.finetune.batch_size')
+  settings = dataclasses.replace(settings, batch_size=cut_batch_size(
+    settings.batch_size, train_source.num_images, mesh, 'config.finetune.batch_size', 'labelled images'))
   say(f'{train_source.num_images} labelled images of {train_source.num_classes} classes, '
       f'{sampler.steps_per_epoch(train_source.num_images, settings.batch_size)} steps an epoch')
 
@@ -130,8 +126,7 @@ def train(network: models.ResNet, variables: Any, source: Source, spec: Views, s
     say: shows the loss of every epoch.
   """
   steps_per_epoch = sampler.steps_per_epoch(source.num_images, settings.batch_size)
-  view = dataclasses.replace(spec, count=1, crop=settings.crop, flip=0.5, jitter=0.0, grayscale=0.0, blur=0.0,
-                             solarise=0.0, overlap=0.0)
+  view = supervised(spec, spec.size, settings.crop)
   step_fn = jax.jit(make_step(network, view, settings, seed, steps_per_epoch), donate_argnums=0,
                     in_shardings=(replicated(mesh), batch_sharding(mesh), replicated(mesh)),
                     out_shardings=replicated(mesh))

@@ -15,8 +15,8 @@ from conic_jax.data import augment, pipeline, sampler, sources
 from conic_jax.errors import UserError
 from conic_jax.evals import accuracy
 from conic_jax.evals.features import Encode, Features, extract
-from conic_jax.mesh import check_batch_size, process_rows, replicated, to_global
-from conic_jax.views import Views
+from conic_jax.mesh import cut_batch_size, process_rows, replicated, to_global
+from conic_jax.views import Views, supervised
 
 _HELD_OUT = 0.1
 _CONFUSED_CLASSES = 1000
@@ -131,14 +131,9 @@ def linear_accuracy(encode: Encode, variables: Any, train_source: sources.Source
     held_out = _is_held_out(train_source.num_images)
     tune_source = sources.Subset(train_source, np.flatnonzero(held_out))
     train_source = sources.Subset(train_source, np.flatnonzero(~held_out))
-  largest = train_source.num_images // mesh.size * mesh.size
-  if not largest:
-    raise UserError(f'{train_source.num_images} images are too few to train a linear layer on '
-                    f'{mesh.size} devices: use a larger training set or fewer devices.')
-  settings = dataclasses.replace(settings, batch_size=min(settings.batch_size, largest))
-  check_batch_size(settings.batch_size, mesh, 'config.linear.batch_size')
-  view = dataclasses.replace(spec, count=1, size=size, crop=settings.crop, flip=0.5, jitter=0.,
-                             grayscale=0., blur=0., solarise=0., overlap=0.)
+  settings = dataclasses.replace(settings, batch_size=cut_batch_size(
+    settings.batch_size, train_source.num_images, mesh, 'config.linear.batch_size'))
+  view = supervised(spec, size, settings.crop)
   heads = _train(encode, variables, train_source, view, settings, seed, mesh, report)
 
   def test(source):

@@ -75,7 +75,12 @@ def labelled_sources(config: Any, mesh: Mesh) -> tuple[Source, Source]:
 
 def resize_of(config: Any) -> int:
   """Pixels of an evaluated image's short side; 0 stands for ImageNet's 256 for a crop of 224."""
-  return config.eval.resize or round(config.views.size * 256 / 224)
+  return config.eval.resize or usual_resize(config.views.size)
+
+
+def usual_resize(size: int) -> int:
+  """Pixels of the short side for a crop of a size, as ImageNet's 256 for 224."""
+  return round(size * 256 / 224)
 
 
 def linear_settings(config: Any) -> LinearSettings:

@@ -17,7 +17,14 @@ from conic_jax.data import augment, mask_pipeline, masks, pipeline
 from conic_jax.errors import UserError
 from conic_jax.evals import encoders, protocols
 from conic_jax.evals.encoders import Encoder
-from conic_jax.mesh import batch_sharding, check_batch_size, process_rows, replicated, to_global
+from conic_jax.mesh import (
+  batch_sharding,
+  check_batch_size,
+  cut_batch_size,
+  process_rows,
+  replicated,
+  to_global,
+)
 from conic_jax.models import DeepLabV3
 from conic_jax.optim import sgd
 from conic_jax.views import Views
@@ -121,11 +128,8 @@ def run(encoder: Encoder, config: Any, mesh: Mesh, say: protocols.Say) -> protoc
                              for split in (config.data.train, config.data.test))
   for pairs in (train_pairs, test_pairs):
     masks.check_pairs(pairs, table)
-  largest = train_pairs.num_images // mesh.size * mesh.size
-  if not largest:
-    raise UserError(f'{train_pairs.num_images} images with masks are too few to train on {mesh.size} '
-                    'devices: use more of them, or fewer devices.')
-  settings = dataclasses.replace(settings, batch_size=min(settings.batch_size, largest))
+  settings = dataclasses.replace(settings, batch_size=cut_batch_size(
+    settings.batch_size, train_pairs.num_images, mesh, 'config.segmentation.batch_size', 'images with masks'))
   model, variables = build(encoder, settings, config.seed, mesh)
   variables = train(model, variables, train_pairs, table, settings, encoder.views, config.seed, mesh, say)
   confusion, examples = test(model, variables, test_pairs, table, settings, encoder.views,

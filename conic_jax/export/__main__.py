@@ -12,7 +12,7 @@ from pathlib import Path
 import jax.numpy as jnp
 
 from conic_jax import command_line, models
-from conic_jax.checkpoint import read_config, restore_model
+from conic_jax.checkpoint import read_config, restore_encoder
 from conic_jax.export import card, read, targets
 
 _USAGE = f'python -m conic_jax.export RUN_OR_FILE --to={"|".join(targets.SUFFIXES)} --out=FILE'
@@ -38,7 +38,7 @@ def export(source: Path, target: str, out: Path) -> list[Path]:
   else:
     config = read_config(source)
     encoder, origin = config['encoder'], card.of_run(source, config)
-    variables = {name: part['encoder'] for name, part in restore_model(source).items()}
+    variables = restore_encoder(source)
   network = models.build_encoder(types.SimpleNamespace(**encoder), jnp.float32)
   targets.check(target, network)
   targets.check_out(target, out)

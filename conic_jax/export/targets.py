@@ -67,15 +67,28 @@ def write(target: str, network: ResNet, variables: Mapping[str, Any], card: str,
   try:
     out.parent.mkdir(parents=True, exist_ok=True)
     if target == 'transformers':
-      _whole(out, lambda folder: _write_transformers(network, variables, card, folder))
+      whole(out, lambda folder: _write_transformers(network, variables, card, folder))
       return sorted(out.iterdir())
     def weights_then_card(path: Path) -> None:
       (_write_detectron2 if target == 'detectron2' else _write_torchvision)(variables, path)
-      _whole(card_path(target, out), lambda path: path.write_text(card))
-    _whole(out, weights_then_card)
+      whole(card_path(target, out), lambda path: path.write_text(card))
+    whole(out, weights_then_card)
   except OSError as error:
     raise UserError(f'--out={out} cannot be written: {error}.') from error
   return [out, card_path(target, out)]
+
+
+def whole(path: Path, write: Callable[[Path], Any]) -> None:
+  """Lets `write` make a file or folder under another name first: it has its own only when it is whole."""
+  temporary = path.with_name(f'{path.name}.tmp{os.getpid()}')
+  try:
+    write(temporary)
+    temporary.replace(path)
+  except BaseException:
+    if temporary.is_dir():
+      shutil.rmtree(temporary)
+    temporary.unlink(missing_ok=True)
+    raise
 
 
 def _obstacle(target: str, network: ResNet) -> str | None:
@@ -92,19 +105,6 @@ def _obstacle(target: str, network: ResNet) -> str | None:
   if names.architecture(network.blocks, network.bottleneck) is None:
     return f'it has blocks {network.blocks}, and there it is one of {", ".join(ARCHITECTURES)}'
   return None
-
-
-def _whole(path: Path, write: Callable[[Path], Any]) -> None:
-  """Lets `write` make a file or folder under another name first."""
-  temporary = path.with_name(f'{path.name}.tmp{os.getpid()}')
-  try:
-    write(temporary)
-    temporary.replace(path)
-  except BaseException:
-    if temporary.is_dir():
-      shutil.rmtree(temporary)
-    temporary.unlink(missing_ok=True)
-    raise
 
 
 def _write_torchvision(variables: Mapping[str, Any], path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from conic_jax import command_line
 from conic_jax.errors import UserError
+from conic_jax.export.targets import whole
 from conic_jax.report.page import page
 from conic_jax.report.run import read_run
 
@@ -22,14 +23,9 @@ def report(folder: Path, out: Path) -> None:
     UserError: where the folder is no run, a file of it cannot be read, or the page cannot be written.
   """
   text = page(read_run(folder))
-  temporary = out.with_name(out.name + '.tmp')
   try:
     out.parent.mkdir(parents=True, exist_ok=True)
-    try:
-      temporary.write_text(text, encoding='utf-8')
-      temporary.replace(out)
-    finally:
-      temporary.unlink(missing_ok=True)
+    whole(out, lambda path: path.write_text(text, encoding='utf-8'))
   except OSError as error:
     raise UserError(f'--out={out} cannot be written ({error}): give another --out.') from error
 
@@ -41,11 +37,9 @@ def run(arguments: argparse.Namespace) -> None:
     arguments: those of `_arguments`.
 
   Raises:
-    UserError: as `report` does, and where the page is to lie on no disk of this machine.
+    UserError: as `report` does.
   """
-  if arguments.out and '://' in arguments.out:
-    raise UserError(f"--out: '{arguments.out}' is in no folder of this machine.")
-  out = Path(arguments.out or arguments.run / 'report.html')
+  out = arguments.out or arguments.run / 'report.html'
   report(arguments.run, out)
   print(out)
 
@@ -53,7 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
 def _arguments() -> argparse.Namespace:
   parser = command_line.Parser(_USAGE, __doc__)
   parser.add_argument('run', metavar='RUN', type=Path)
-  parser.add_argument('--out')
+  parser.add_argument('--out', type=command_line.local_path('--out'))
   return parser.parse_args()
 
 
