@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.hardware import hardware
 from conic_jax import mesh as meshes
-from conic_jax import methods, optim, train
+from conic_jax import methods, optim, train_step
 from conic_jax.command_line import load
 
 # Preset of configs/conic.py, images a batch (None is the preset's), instances.
@@ -50,12 +50,12 @@ def measure(name: str, repeats: int) -> dict[str, object]:
   mesh, dtype = meshes.make_mesh(), meshes.compute_dtype('auto')
   method = methods.make(config, num_instances, mesh, dtype)
   optimizer = optim.make_optimizer(config.optimizer)
-  init = lambda: train.init_state(method, optimizer, 0, dtype)
-  shardings = train.state_shardings(jax.eval_shape(init), method, mesh)
+  init = lambda: train_step.init_state(method, optimizer, 0, dtype)
+  shardings = train_step.state_shardings(jax.eval_shape(init), method, mesh)
   state = jax.jit(init, out_shardings=shardings)()
   batch = make_batch(config, mesh, num_instances)
   step = jax.jit(
-    train.make_step(method, optimizer, optim.cosine_schedule(0.06, 1000), 0, 1000, dtype),
+    train_step.make_step(method, optimizer, optim.cosine_schedule(0.06, 1000), 0, 1000, dtype),
     in_shardings=(shardings, meshes.batch_sharding(mesh)),
     out_shardings=(shardings, meshes.replicated(mesh), meshes.replicated(mesh)), donate_argnums=0)
 

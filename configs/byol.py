@@ -10,7 +10,7 @@ the linear protocol is configs/conic.py's, as is what is not named here.
 """
 from ml_collections import ConfigDict
 
-from configs import conic
+from configs import auto, conic
 
 
 def get_config(preset: str = 'imagenet') -> ConfigDict:
@@ -20,7 +20,7 @@ def get_config(preset: str = 'imagenet') -> ConfigDict:
   config = conic.get_config(preset)
   config.method = 'byol'
   config.run = 'runs/byol' if preset == 'imagenet' else f'runs/byol_{preset}'
-  del config.alpha
+  del config.alpha, config.alpha_pace
   del config.classifier
   del config.temperature
 
@@ -41,12 +41,14 @@ def get_config(preset: str = 'imagenet') -> ConfigDict:
   config.momentum.schedule = 'cosine'     # to 1; or 'constant'
 
   PRESETS[preset](config)
+  if preset == 'folder':
+    auto.leave_open(config)
   return config
 
 
 def paper(config: ConfigDict) -> None:
   """Appendix B and J of the paper."""
-  folder(config)
+  imagenet100(config)
   config.batch_size = 4096
   config.epochs = 1000
   config.optimizer.name = 'lars'
@@ -56,7 +58,7 @@ def paper(config: ConfigDict) -> None:
   config.optimizer.decay_vectors = False
 
 
-def folder(config: ConfigDict) -> None:
+def imagenet100(config: ConfigDict) -> None:
   """The paper's views and network, with SGD in batches of 512; LARS is for thousands."""
   config.views.crop = (0.08, 1.0)
   config.views.strength = 1.0
@@ -74,4 +76,4 @@ def small(config: ConfigDict) -> None:
   config.momentum.start = 0.95
 
 
-PRESETS = {'imagenet': paper, 'imagenet100': folder, 'cifar10': small, 'photos': small, 'folder': folder}
+PRESETS = {'imagenet': paper, 'imagenet100': imagenet100, 'cifar10': small, 'photos': small, 'folder': small}

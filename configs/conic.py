@@ -11,6 +11,8 @@ field is set on the command line: --config.batch_size=1024, --config.views.size=
 """
 from ml_collections import ConfigDict
 
+from configs import auto
+
 
 def get_config(preset: str = 'imagenet') -> ConfigDict:
   """The settings of §4 and Appendix C.2; a preset changes what its data set needs."""
@@ -61,10 +63,12 @@ def get_config(preset: str = 'imagenet') -> ConfigDict:
   # Losses (§3.2, §4).
   config.temperature = 0.1
   config.alpha = 2.5
+  config.alpha_pace = 0.0         # 0: α from the start; c: α · min(1, c (1 − ℓs/log N))
 
   # Optimizer (§4), the same for the classifier's rows.
   config.batch_size = 512
   config.epochs = 200
+  config.minutes = 0.0            # what open epochs (auto) are to take; 0 is no limit
   config.max_steps = 0            # stop after so many steps; 0 is all
   config.optimizer = ConfigDict()
   config.optimizer.name = 'sgd'   # or 'lars'
@@ -115,6 +119,8 @@ def get_config(preset: str = 'imagenet') -> ConfigDict:
   if preset not in PRESETS:
     raise ValueError(f"There is no preset '{preset}' of configs/conic.py; there is: {', '.join(PRESETS)}.")
   PRESETS[preset](config)
+  if preset == 'folder':
+    auto.leave_open(config)
   return config
 
 
@@ -174,11 +180,13 @@ def photos(config: ConfigDict) -> None:
 
 
 def folder(config: ConfigDict) -> None:
-  """Your own images: a flat or nested folder, or one folder a class."""
+  """Your own images, with settings for as many and such: `configs/auto.py` names what is left open.
+
+  A flat or nested folder, one folder a class, or train/ and val/ of such.
+  """
   config.run = 'runs/folder'
   config.data.name = 'folder'
-  config.data.train = ''
-  config.data.test = ''
+  config.eval.baselines = True
 
 
 PRESETS = {'imagenet': imagenet, 'imagenet100': imagenet100, 'cifar10': cifar10, 'photos': photos,

@@ -9,7 +9,7 @@ The presets and all else are those of configs/conic.py. A step costs the same fo
 """
 from ml_collections import ConfigDict
 
-from configs import conic
+from configs import auto, conic
 
 
 def get_config(preset: str = 'imagenet') -> ConfigDict:
@@ -24,4 +24,6 @@ def get_config(preset: str = 'imagenet') -> ConfigDict:
     config.classifier.window = 512
   if preset == 'cifar10':
     config.classifier.window = 8_192
+  if preset == 'folder':
+    auto.leave_open(config)
   return config

@@ -9,7 +9,7 @@ smoothed labels are left out, as they cost next to nothing.
 """
 from ml_collections import ConfigDict
 
-from configs import conic, one_million
+from configs import auto, conic, one_million
 
 
 def get_config(preset: str = 'imagenet') -> ConfigDict:
@@ -24,5 +24,7 @@ def get_config(preset: str = 'imagenet') -> ConfigDict:
   for other in ('smoothing', 'prior'):
     del config[other]
   del config.classifier.drawn
+  if preset == 'folder':
+    auto.leave_open(config)
   return config
 

@@ -16,5 +16,5 @@ def get_config(preset: str = 'imagenet') -> ConfigDict:
   config = conic.get_config(preset)
   config.method = 'exemplar'
   config.run = 'runs/exemplar' if preset == 'imagenet' else f'runs/exemplar_{preset}'
-  del config.alpha
+  del config.alpha, config.alpha_pace
   return config

@@ -19,7 +19,7 @@ in configs/moco_v2.py.
 """
 from ml_collections import ConfigDict
 
-from configs import moco_v2
+from configs import auto, moco_v2
 
 TEMPERATURES = (0.1, 0.2, 0.3, 0.4)
 ABLATIONS = {'single': {'multi.enabled': False, 'cell.enabled': False, 'views.overlap': 0.0},
@@ -60,4 +60,6 @@ def get_config(preset: str = 'imagenet') -> ConfigDict:
     config.cell.features = 128
     config.cell.queue = 9 * config.queue.size
   config.update_from_flattened_dict(ABLATIONS.get(preset, {}))
+  if preset == 'folder':
+    auto.leave_open(config)
   return config

@@ -13,7 +13,7 @@ the public code, nor here. The linear protocol is configs/conic.py's, as is what
 """
 from ml_collections import ConfigDict
 
-from configs import conic
+from configs import auto, conic
 
 
 def get_config(preset: str = 'imagenet') -> ConfigDict:
@@ -23,7 +23,7 @@ def get_config(preset: str = 'imagenet') -> ConfigDict:
   config = conic.get_config(preset if preset in conic.PRESETS else 'imagenet')
   config.method = 'instdisc'
   config.run = 'runs/instdisc' if preset == 'imagenet' else f'runs/instdisc_{preset}'
-  del config.alpha
+  del config.alpha, config.alpha_pace
   del config.classifier
 
   # One view.
@@ -49,6 +49,8 @@ def get_config(preset: str = 'imagenet') -> ConfigDict:
   config.optimizer.learning_rate = 0.03
 
   PRESETS[preset](config)
+  if preset == 'folder':
+    auto.leave_open(config)
   return config
 
 
@@ -82,4 +84,4 @@ def photos(config: ConfigDict) -> None:
 
 
 PRESETS = {'imagenet': paper, 'full': full, 'imagenet100': paper, 'cifar10': cifar10, 'photos': photos,
-           'folder': paper}
+           'folder': photos}

@@ -10,7 +10,7 @@ all that is not named here; and colour is dropped after the jitter, not before i
 """
 from ml_collections import ConfigDict
 
-from configs import moco_v2
+from configs import auto, moco_v2
 
 
 def get_config(preset: str = 'imagenet') -> ConfigDict:
@@ -18,6 +18,8 @@ def get_config(preset: str = 'imagenet') -> ConfigDict:
   config = moco_v2.get_config(preset)
   config.run = config.run.replace('moco_v2', 'moco_v1')
   first_version(config, preset)
+  if preset == 'folder':
+    auto.leave_open(config)
   return config
 
 

@@ -12,7 +12,7 @@ is as in configs/conic.py.
 """
 from ml_collections import ConfigDict
 
-from configs import conic
+from configs import auto, conic
 
 
 def get_config(preset: str = 'imagenet') -> ConfigDict:
@@ -22,7 +22,7 @@ def get_config(preset: str = 'imagenet') -> ConfigDict:
   config = conic.get_config(preset)
   config.method = 'moco'
   config.run = 'runs/moco_v2' if preset == 'imagenet' else f'runs/moco_v2_{preset}'
-  del config.alpha
+  del config.alpha, config.alpha_pace
   del config.classifier
 
   # Head: Linear-ReLU-Linear.
@@ -46,6 +46,8 @@ def get_config(preset: str = 'imagenet') -> ConfigDict:
   config.batch_norm.shuffle = True    # other parts for the keys, in every step
 
   PRESETS[preset](config)
+  if preset == 'folder':
+    auto.leave_open(config)
   return config
 
 
@@ -62,8 +64,8 @@ def paper(config: ConfigDict) -> None:
   config.linear.milestones = (0.6, 0.8)   # epochs 60 and 80
 
 
-def folder(config: ConfigDict) -> None:
-  """The paper's settings; a folder may have fewer images than the queue has keys."""
+def imagenet100(config: ConfigDict) -> None:
+  """The paper's settings; there may be fewer images than the queue has keys."""
   paper(config)
   config.queue.mask_own = True
 
@@ -81,4 +83,4 @@ def photos(config: ConfigDict) -> None:
   config.queue.size = 1024
 
 
-PRESETS = {'imagenet': paper, 'imagenet100': folder, 'cifar10': small, 'photos': photos, 'folder': folder}
+PRESETS = {'imagenet': paper, 'imagenet100': imagenet100, 'cifar10': small, 'photos': photos, 'folder': small}

@@ -14,7 +14,7 @@ top-1 on ImageNet. What is not named here is as in configs/conic.py.
 """
 from ml_collections import ConfigDict
 
-from configs import conic
+from configs import auto, conic
 
 
 def get_config(preset: str = 'imagenet') -> ConfigDict:
@@ -25,7 +25,7 @@ def get_config(preset: str = 'imagenet') -> ConfigDict:
   config = conic.get_config(preset if preset in conic.PRESETS else 'imagenet')
   config.method = 'one_million'
   config.run = 'runs/one_million' if preset == 'imagenet' else f'runs/one_million_{preset}'
-  del config.alpha
+  del config.alpha, config.alpha_pace
 
   # Loss (Eq. 3) and labels (Eq. 2).
   config.temperature = 0.15
@@ -44,6 +44,8 @@ def get_config(preset: str = 'imagenet') -> ConfigDict:
   config.classifier.drawn = 0
 
   PRESETS[preset](config)
+  if preset == 'folder':
+    auto.leave_open(config)
   return config
 
 
@@ -98,4 +100,4 @@ def small(config: ConfigDict) -> None:
 
 PRESETS = {'imagenet': paper, '1000': long, 'no_prior': no_prior, 'no_smoothing': no_smoothing,
            'no_mlp': no_mlp, **{f'sampled_{2 ** power}': sampled(2 ** power) for power in (10, 12, 14, 16)},
-           'imagenet100': paper, 'cifar10': small, 'photos': small, 'folder': paper}
+           'imagenet100': paper, 'cifar10': small, 'photos': small, 'folder': small}

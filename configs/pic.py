@@ -21,7 +21,7 @@ step's share of it. The linear protocol is configs/conic.py's, as is what is not
 """
 from ml_collections import ConfigDict
 
-from configs import conic
+from configs import auto, conic
 
 
 def get_config(preset: str = 'imagenet') -> ConfigDict:
@@ -31,7 +31,7 @@ def get_config(preset: str = 'imagenet') -> ConfigDict:
   config = conic.get_config(preset if preset in conic.PRESETS else 'imagenet')
   config.method = 'pic'
   config.run = 'runs/pic' if preset == 'imagenet' else f'runs/pic_{preset}'
-  del config.alpha
+  del config.alpha, config.alpha_pace
 
   # One view; small ones beside it where there is a count.
   config.views.count = 1
@@ -58,6 +58,8 @@ def get_config(preset: str = 'imagenet') -> ConfigDict:
   config.sampler.stride = 16_384
 
   PRESETS[preset](config)
+  if preset == 'folder':
+    auto.leave_open(config)
   return config
 
 
@@ -90,4 +92,4 @@ def photos(config: ConfigDict) -> None:
 
 
 PRESETS = {'imagenet': release, 'multi_crop': multi_crop, 'imagenet100': release, 'cifar10': cifar10,
-           'photos': photos, 'folder': release}
+           'photos': photos, 'folder': photos}

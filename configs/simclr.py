@@ -11,7 +11,7 @@ linear protocol is configs/conic.py's, as is what is not named here.
 """
 from ml_collections import ConfigDict
 
-from configs import conic
+from configs import auto, conic
 
 
 def get_config(preset: str = 'imagenet') -> ConfigDict:
@@ -21,10 +21,12 @@ def get_config(preset: str = 'imagenet') -> ConfigDict:
   config = conic.get_config(preset)
   config.method = 'simclr'
   config.run = 'runs/simclr' if preset == 'imagenet' else f'runs/simclr_{preset}'
-  del config.alpha
+  del config.alpha, config.alpha_pace
   del config.classifier
   config.temperature = 0.1
   PRESETS[preset](config)
+  if preset == 'folder':
+    auto.leave_open(config)
   return config
 
 
@@ -47,9 +49,9 @@ def small(config: ConfigDict) -> None:
   config.temperature = 0.2
 
 
-def folder(config: ConfigDict) -> None:
-  """Your own images: SimCLR with SGD in batches of 512; LARS is for thousands."""
+def imagenet100(config: ConfigDict) -> None:
+  """SimCLR with SGD in batches of 512; LARS is for thousands."""
   config.views.crop = (0.08, 1.0)
 
 
-PRESETS = {'imagenet': paper, 'imagenet100': folder, 'cifar10': small, 'photos': small, 'folder': folder}
+PRESETS = {'imagenet': paper, 'imagenet100': imagenet100, 'cifar10': small, 'photos': small, 'folder': small}

@@ -1,5 +1,6 @@
 """Reading the command line so that every mistake is answered with what exists."""
 import argparse
+import functools
 import signal
 import sys
 from collections.abc import Callable
@@ -75,8 +76,9 @@ def parse(argv: list[str], flag_values: flags.FlagValues, usage: str) -> None:
   for arg in argv[1:]:
     if arg.startswith('--config.'):
       _check_field(config, arg.split('=')[0].removeprefix('--config.'))
+  opened = [arg for arg in argv[1:] if _is_opened(config, arg)]
   try:
-    rest = list(flag_values(argv))[1:]
+    rest = list(flag_values([arg for arg in argv if arg not in opened]))[1:]
   except flags.UnrecognizedFlagError as error:
     name = error.flagname
     hint = f' Did you mean --config.{name}?' if name in config else ''
@@ -86,6 +88,10 @@ def parse(argv: list[str], flag_values: flags.FlagValues, usage: str) -> None:
     raise UserError(_wrong_value(config, argv, error)) from error
   if rest:
     raise UserError(f"'{rest[0]}' is no flag: settings are given as --config.FIELD=VALUE.")
+  for arg in opened:
+    *groups, name = arg.partition('=')[0].removeprefix('--config.').split('.')
+    node = functools.reduce(getattr, groups, flag_values['config'].value)
+    node[name] = None
 
 
 def load(path: str) -> ConfigDict:
@@ -130,16 +136,27 @@ def _check_field(config: ConfigDict, path: str) -> None:
     node, seen = node[name], f'{seen}.{name}'
 
 
+def _is_opened(config: ConfigDict, arg: str) -> bool:
+  """Whether an argument leaves a field open, --config.FIELD=auto; in a field of words 'auto' is a word."""
+  if not (arg.startswith('--config.') and arg.endswith('=auto')):
+    return False
+  *groups, name = arg.partition('=')[0].removeprefix('--config.').split('.')
+  node = functools.reduce(getattr, groups, config)
+  return node[name] is None or not isinstance(node[name], (str, ConfigDict))
+
+
 def _wrong_value(config: Any, argv: list[str], error: flags.Error) -> str:
   for arg in argv:
     name, _, value = arg.partition('=')
     if name.startswith('--config.') and f'{name.removeprefix("--")}={value}' in str(error):
       field = name.removeprefix('--')
-      node = config
+      node = parent = config
       for part in field.split('.')[1:]:
-        node = node[part]
+        node, parent = node[part], node
       if isinstance(node, ConfigDict):
         return f'{field} is a group of settings: set one of {field}.{{{", ".join(sorted(node))}}}.'
+      if node is None:
+        return f'{field} takes {_a(parent.get_type(part))}, or auto, not {value!r}.'
       return f'{field} takes {_a(type(node))} such as {node!r}, not {value!r}.'
   return str(error).splitlines()[0]
 

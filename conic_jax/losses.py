@@ -87,6 +87,29 @@ def consistency(views: jax.Array) -> jax.Array:
   return jnp.sum(pairs, axis=(1, 2)) / (count * (count - 1))
 
 
+def paced_weight(alpha: float, pace: float, loss: jax.Array, chance: float) -> jax.Array:
+  """The weight of the consistency loss, held back until instances are told apart.
+
+  α · min(1, c · max(0, 1 − ℓs/ℓ₀))
+
+  Consistency alone is least where all features are the same point. Early in a training nothing holds against
+  that: the rows are random, and ℓs stays at ℓ₀. The full weight is reached when ℓs has fallen by 1/c of ℓ₀.
+
+  Args:
+    alpha: α, the full weight.
+    pace: c; 0 gives α from the start.
+    loss: [], ℓs, the instance loss of the batch; no gradient goes through it.
+    chance: ℓ₀, its value where nothing is told apart: log N over all classes.
+
+  Returns:
+    [], between 0 and α.
+  """
+  if not pace:
+    return jnp.float32(alpha)
+  fallen = 1 - jax.lax.stop_gradient(loss) / chance
+  return alpha * jnp.clip(pace * fallen, 0, 1)
+
+
 def conic(views: jax.Array, rows: jax.Array, ids: jax.Array, temperature: float,
           alpha: float) -> jax.Array:
   """ConIC's loss of each image: mean over views of ℓs + α · mean over ordered pairs of ℓc.

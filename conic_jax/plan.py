@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from absl import flags
 from ml_collections import config_flags
 
-from conic_jax import command_line, hlo, methods, optim, topology, train
+from conic_jax import command_line, hlo, methods, optim, recipe, settings, topology, train_step
 from conic_jax import mesh as meshes
 from conic_jax.data import sources
 from conic_jax.data.sampler import Sampler
@@ -138,7 +138,7 @@ def lower_step(config: Any, mesh: jax.sharding.Mesh, num_instances: int, dtype: 
   schedule = optim.make_schedule(config.optimizer, config.epochs, sampler.steps_per_epoch)
   everywhere = meshes.replicated(mesh)
   step = jax.jit(
-    train.make_step(method, optimizer, schedule, config.seed, sampler.steps_per_round, dtype),
+    train_step.make_step(method, optimizer, schedule, config.seed, sampler.steps_per_round, dtype),
     in_shardings=(shardings, meshes.batch_sharding(mesh)),
     out_shardings=(shardings, everywhere, everywhere), donate_argnums=0)
   return step.trace(shapes, batch_shapes(method, config.batch_size)).lower(lowering_platforms=(platform,))
@@ -150,15 +150,15 @@ def lower_epoch(config: Any, mesh: jax.sharding.Mesh, num_instances: int, dtype:
   method, _, shapes, shardings = _setting(config, mesh, num_instances, dtype)
   if not method.prepares_epochs:
     return None
-  return train.jit_before_epoch(method, shardings).trace(shapes).lower(lowering_platforms=(platform,))
+  return train_step.jit_before_epoch(method, shardings).trace(shapes).lower(lowering_platforms=(platform,))
 
 
 def _setting(config, mesh, num_instances, dtype):
   """The method, the optimizer, and the shapes and shardings of their state."""
   method = methods.make(config, num_instances, mesh, dtype)
   optimizer = optim.make_optimizer(config.optimizer)
-  shapes = jax.eval_shape(lambda: train.init_state(method, optimizer, config.seed, dtype))
-  return method, optimizer, shapes, train.state_shardings(shapes, method, mesh)
+  shapes = jax.eval_shape(lambda: train_step.init_state(method, optimizer, config.seed, dtype))
+  return method, optimizer, shapes, train_step.state_shardings(shapes, method, mesh)
 
 
 def batch_shapes(method: Method, batch_size: int) -> dict[str, Any]:
@@ -370,10 +370,16 @@ def run(values: flags.FlagValues) -> None:
     raise UserError(f'--json={values.json}: there is no folder {Path(values.json).parent}.')
   if config.task != 'pretrain':
     raise UserError(f"config.task is '{config.task}': a plan is made for a pretraining.")
-  train.check_settings(config)
+  settings.check(config)
   where = topology.parse(values.topology)
   topology.prepare(where)
   mesh = meshes.make_mesh(config.mesh, topology.devices(where))
+  config = settings.choose_splits(config)
+  if recipe.open_fields(config):
+    count = config.num_instances or (_SEARCH_FROM if values['largest-n'].value else num_instances(config))
+    facts = recipe.plain_facts(count, where.platform != 'cpu', mesh.size)
+    config, choices = recipe.resolve(config, facts)
+    print(recipe.describe(choices))
   meshes.check_batch_size(config.batch_size, mesh)
   if not values['largest-n'].value:
     made = plan(config, where, mesh, num_instances(config))

@@ -18,7 +18,7 @@ import PIL.Image
 from absl import flags
 from ml_collections import config_flags
 
-from conic_jax import command_line, methods, train, visualise
+from conic_jax import command_line, methods, settings, train_step, visualise
 from conic_jax import mesh as meshes
 from conic_jax.data import decode, pipeline, sources
 from conic_jax.errors import UserError
@@ -38,7 +38,8 @@ def first_batch(config: Any, source: sources.Source, method: Method, images: int
     source, method.views, batch_size=config.batch_size, seed=config.seed, start_step=0,
     rows=np.arange(images), **config.sampler))
   batch.pop('label')
-  return jax.jit(train.augment_batch, static_argnums=(0, 2))(method.views, batch, config.seed, jnp.int32(0))
+  augment = jax.jit(train_step.augment_batch, static_argnums=(0, 2))
+  return augment(method.views, batch, config.seed, jnp.int32(0))
 
 
 def columns(source: sources.Source, method: Method, batch: dict[str, Any]) -> list[Column]:
@@ -130,13 +131,15 @@ def run(values: flags.FlagValues) -> None:
   config, out = values.config, Path(values.out)
   if config.task != 'pretrain':
     raise UserError(f"config.task is '{config.task}': views are drawn of a pretraining.")
-  train.check_settings(config)
+  settings.check(config)
+  config = settings.choose_splits(config)
+  source = sources.open_source(config.data, config.data.train)
+  mesh = meshes.make_mesh(devices=jax.devices()[:1])
+  config, _ = settings.settle(config, source, False, mesh, say=lambda line: None, timed=False)
   if not 1 <= values.images <= config.batch_size:
     raise UserError(f'--images={values.images}: from 1 to all {config.batch_size} of a batch are drawn.')
   if out.suffix != '.png':
     raise UserError(f'--out={out}: the picture is a PNG; give it a name that ends in .png.')
-  source = sources.open_source(config.data, config.data.train)
-  mesh = meshes.make_mesh(devices=jax.devices()[:1])
   method = methods.make(config, source.num_images, mesh, meshes.compute_dtype(config.dtype))
   pipeline.check_views(source, method.views)
   batch = first_batch(config, source, method, values.images)

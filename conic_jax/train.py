@@ -1,4 +1,4 @@
-"""The training loop, read from top to bottom: `pretrain`. The step is `make_step`."""
+"""The training loop, read from top to bottom: `pretrain`. The step is `train_step.make_step`."""
 import contextlib
 import dataclasses
 import functools
@@ -17,25 +17,29 @@ import numpy as np
 import optax
 from jax.experimental import multihost_utils
 
-from conic_jax import __version__, methods, optim
+from conic_jax import __version__, methods, optim, settings
 from conic_jax import mesh as meshes
 from conic_jax.checkpoint import Checkpoints
 from conic_jax.companion import Run
 from conic_jax.data import pipeline, sources
-from conic_jax.data.augment import augment, view_keys
 from conic_jax.data.sampler import Sampler
 from conic_jax.errors import Stopped, UserError
 from conic_jax.evals import protocols
 from conic_jax.methods import Method
 from conic_jax.metrics import Reporter, write_json
-from conic_jax.state import LossScale, TrainState
+from conic_jax.state import TrainState
 from conic_jax.stop import StopRequest
-from conic_jax.views import Views
+from conic_jax.train_step import (
+  augment_batch,
+  init_state,
+  jit_before_epoch,
+  make_step,
+  state_shardings,
+  variables,
+)
 
 # Steps that may be under way on the device while the host prepares the next.
 _STEPS_AHEAD = 2
-# Apart from the views' keys, which are the seed's folded with the epoch.
-_STATE_STREAM = 2**32 - 1
 # The epoch that names the order and the views of the pass before training.
 _PASS_EPOCH = 2**32 - 2
 _SAVES_IN_A_PASS = 10
@@ -61,15 +65,19 @@ def pretrain(config: Any) -> dict[str, Any]:
 
 
 def _pretrain(config: Any, at_the_end: contextlib.ExitStack, stop: StopRequest) -> dict[str, Any]:
-  check_settings(config)
+  settings.check(config)
   run = Path(config.run)
   first_process = jax.process_index() == 0
+  say = (lambda line: print(line, flush=True)) if first_process else (lambda line: None)
 
   # ---- Data -------------------------------------------------------------------------------------
   mesh = meshes.make_mesh(config.mesh)
-  meshes.check_batch_size(config.batch_size, mesh)
+  config = settings.choose_splits(config)
   train_source = sources.open_source(config.data, config.data.train)
   test_source = sources.open_source(config.data, config.data.test) if config.data.test else None
+  labelled = protocols.has_labels(train_source, test_source)
+  config, recipe = settings.settle(config, train_source, labelled, mesh, say)
+  meshes.check_batch_size(config.batch_size, mesh)
   protocols.check(train_source, test_source, config, mesh)
   num_images = train_source.num_images
   if config.num_instances not in (0, num_images):
@@ -97,6 +105,7 @@ def _pretrain(config: Any, at_the_end: contextlib.ExitStack, stop: StopRequest) 
   checkpoints = Checkpoints(run / 'checkpoints', keep)
   at_the_end.callback(checkpoints.close)
   identity = run_identity(config, sampler, dtype)
+  description = {**describe(config), **({'recipe': recipe} if recipe else {})}
   abstract = jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(
     leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings)
   state = checkpoints.restore(abstract, identity)
@@ -117,6 +126,8 @@ def _pretrain(config: Any, at_the_end: contextlib.ExitStack, stop: StopRequest) 
   fresh = state is None
   if state is None:
     begin = jax.jit(init, out_shardings=shardings)
+    if first_process:
+      write_json(run / 'config.json', description)
     if method.passes_before_training:
       state = pass_before_training(method, begin, abstract, train_source, config, mesh, identity, rejects,
                                    stop, reporter.say)
@@ -128,7 +139,7 @@ def _pretrain(config: Any, at_the_end: contextlib.ExitStack, stop: StopRequest) 
     shutil.rmtree(run / 'before_training', ignore_errors=True)
   on_all_processes(lambda: companion.start(state, first_step, fresh))
   if first_process:
-    write_json(run / 'config.json', describe(config))
+    write_json(run / 'config.json', description)
 
   # ---- The loop ---------------------------------------------------------------------------------
   step_fn = jax.jit(
@@ -295,104 +306,6 @@ def on_all_processes(action: Callable[[], None]) -> None:
       raise UserError(f'Process {int(np.flatnonzero(failed)[0])} could not go on: its own message says why.')
   if failure is not None:
     raise failure
-
-
-def check_settings(config: Any) -> None:
-  """Raises a `UserError` for numbers that no run can have."""
-  for name in ('log_every', 'epochs', 'batch_size'):
-    if config[name] < 1:
-      raise UserError(f'config.{name} is {config[name]}: it is at least 1.')
-  if not 0 <= config.seed < 2**32:
-    raise UserError(f'config.seed is {config.seed}: it lies from 0 to 4294967295.')
-  if '://' in config.run:
-    raise UserError(f'config.run {config.run} is no folder: give one of this machine, or of a file system '
-                    'that all hosts share.')
-
-
-def init_state(method: Method, optimizer: optax.GradientTransformation, seed: int,
-               dtype: jnp.dtype) -> TrainState:
-  """The state before the first step: a function of the seed alone."""
-  init_rng, step_rng = jax.random.split(jax.random.fold_in(jax.random.key(seed), _STATE_STREAM))
-  views = tuple(jnp.zeros((1, group.count, group.size, group.size, 3)) for group in method.views)
-  count = sum(group.count for group in method.views)
-  batch = {'views': views, 'id': jnp.zeros(1, jnp.int32), 'valid': jnp.ones(1, bool),
-           'crop': jnp.zeros((1, count, 4)), 'flip': jnp.zeros((1, count), bool)}
-  params, batch_stats, method_state = method.init(init_rng, batch)
-  return TrainState(
-    step=jnp.int32(0), updates=jnp.int32(0), params=params, batch_stats=batch_stats,
-    opt_state=optimizer.init(params), method_state=method_state, loss_scale=LossScale.create(dtype),
-    rng=step_rng)
-
-
-def state_shardings(shapes: TrainState, method: Method, mesh: jax.sharding.Mesh) -> TrainState:
-  """The shardings of a state: the method's rules for its own part, the rest on every device."""
-  everywhere = jax.tree.map(lambda _: meshes.replicated(mesh), shapes)
-  rules = method.partition_rules()
-  return everywhere.replace(method_state=meshes.shardings(shapes.method_state, rules, mesh))
-
-
-def make_step(method: Method, optimizer: optax.GradientTransformationExtraArgs, schedule: optim.Schedule,
-              seed: int, steps_per_round: int, dtype: jnp.dtype
-              ) -> Callable[[TrainState, dict[str, Any]], tuple[TrainState, dict[str, jax.Array], Any]]:
-  """Makes the train step, a pure function (state, batch) -> (state, metrics, what the companion gets).
-
-  It augments the views, exchanges what the host keeps, differentiates the method's loss, updates the
-  parameters by the optimizer and the method state by the method. In float16 a step whose gradients
-  overflow changes nothing but `step`, the loss scale, and what the exchange brought.
-  """
-  scaled = dtype == jnp.float16
-
-  def step(state: TrainState, batch: dict[str, Any]):
-    batch = augment_batch(method.views, batch, seed, state.step // steps_per_round)
-    rng = jax.random.fold_in(state.rng, state.step)
-    lr = schedule(state.step)
-    method_state, outgoing = method.exchange(state.method_state, batch, state.step, state.updates, lr)
-
-    def loss_fn(params):
-      loss, aux = method.loss(params, state.batch_stats, method_state, batch, rng)
-      return loss * state.loss_scale.scale, (loss, aux)
-
-    grads, (loss, aux) = jax.grad(loss_fn, has_aux=True)(state.params)
-    grads = jax.tree.map(lambda g: g / state.loss_scale.scale, grads)
-    grad_norm = optax.tree.norm(grads)
-    finite = jnp.isfinite(grad_norm) & jnp.isfinite(loss) if scaled else jnp.bool(True)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params, lr=lr)
-    params = optax.apply_updates(state.params, updates)
-    learned = {'params': params, 'batch_stats': aux.batch_stats, 'opt_state': opt_state,
-               'updates': state.updates + 1}
-    metrics = {'loss': loss, **aux.metrics, 'grad_norm': grad_norm, 'learning_rate': lr}
-    if scaled:
-      learned = {name: jax.tree.map(functools.partial(jnp.where, finite), after, getattr(state, name))
-                 for name, after in learned.items()}
-    method_state = method.update(method_state, aux, params, state.step, lr, finite)
-    new = state.replace(step=state.step + 1, method_state=method_state, **learned)
-    if scaled:
-      new = new.replace(loss_scale=state.loss_scale.next(finite))
-      metrics |= {'loss_scale': state.loss_scale.scale, 'skipped': new.skipped, 'overflow': ~finite}
-    return new, metrics, outgoing
-  return step
-
-
-def jit_before_epoch(method: Method, shardings: TrainState) -> Callable[[TrainState], TrainState]:
-  """`Method.before_epoch`, compiled, writing where its state lies."""
-  return jax.jit(method.before_epoch, donate_argnums=0, in_shardings=(shardings,), out_shardings=shardings)
-
-
-def augment_batch(groups: tuple[Views, ...], batch: dict[str, Any], seed: int,
-                  round_number: jax.Array) -> dict[str, Any]:
-  """The batch with its uint8 views flipped, augmented and normalised as their groups ask."""
-  views, first = [], 0
-  for images, group in zip(batch['views'], groups):
-    keys = view_keys(seed, round_number, batch['id'], group.count, first)
-    flip = batch['flip'][:, first:first + group.count]
-    views.append(augment(images, flip, keys, group))
-    first += group.count
-  return {**batch, 'views': tuple(views)}
-
-
-def variables(state: TrainState) -> dict[str, Any]:
-  """What `Method.encode` reads."""
-  return {'params': state.params, 'batch_stats': state.batch_stats}
 
 
 def finite_metrics(pending: list[tuple[int, dict[str, jax.Array]]], checkpoints: Checkpoints,

@@ -77,7 +77,7 @@ def figures(monkeypatch):
 @pytest.fixture
 def tiny_config(image_folder, tmp_path):
   """ConIC on `image_folder` with a network of one block: 3 steps an epoch, 2 epochs."""
-  config = load('configs/conic.py:folder')
+  config = load('configs/conic.py:imagenet100')
   config.run = str(tmp_path / 'run')
   config.data.dir, config.data.train, config.data.test = str(image_folder), 'train', 'test'
   config.batch_size, config.epochs, config.log_every = 16, 2, 1

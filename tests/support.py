@@ -17,7 +17,7 @@ _TINY = {
 
 def config_of(name):
   """The file of a method's config; of several the first."""
-  return f'configs/{ {"moco": "moco_v2", "co2": "co2_moco_v2"}.get(name, name)}.py:folder'
+  return f'configs/{ {"moco": "moco_v2", "co2": "co2_moco_v2"}.get(name, name)}.py:imagenet100'
 
 
 def as_method(config, name, **changes):
@@ -47,7 +47,7 @@ def _take_fields(config, own):
 
 
 def flags_of(config):
-  """The command-line flags that make the preset folder of its method into this config."""
+  """The command-line flags that make the preset imagenet100 of its method into this config."""
   file = config_of(config.method)
   base = dict(_leaves(load(file)))
   return [f'--config={file}',

@@ -3,7 +3,7 @@ import importlib
 
 import pytest
 
-from conic_jax import methods, optim
+from conic_jax import methods, optim, recipe, settings
 from conic_jax.command_line import load
 
 DATA = ('photos', 'cifar10', 'imagenet100', 'folder')
@@ -29,6 +29,9 @@ def test_every_method_has_a_config():
 def test_presets_load(name, preset):
   config = load(f'configs/{name}.py:{preset}')
   assert (config.task, config.method, config.num_instances) == ('pretrain', METHODS.get(name, name), 0)
+  if preset == 'folder':
+    config, _ = recipe.resolve(settings.choose_splits(config), recipe.plain_facts(5_000_000, True, 8))
+    assert not recipe.open_fields(config)
   assert optim.make_schedule(config.optimizer, config.epochs, 10)(0) > 0
   small = preset in ('photos', 'cifar10')
   assert config.data.name == {'photos': 'photos', 'cifar10': 'cifar10', 'imagenet100': 'folder',

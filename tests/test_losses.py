@@ -307,3 +307,14 @@ def test_queue_uniformity_is_one_mean_over_keys_and_pairs():
 def test_gradients_of_contrast_and_its_kin(x64, function, shapes):
   check_grads(function, [jnp.asarray(vectors(i, *shape)) for i, shape in enumerate(shapes)], order=1,
               modes=['rev'])
+
+
+@pytest.mark.parametrize(('loss', 'weight'), [
+  (8.0, 0.0), (8.5, 0.0), (7.0, 2.5 * 4 / 8), (6.0, 2.5), (1.0, 2.5)])
+def test_paced_weight_waits_for_the_loss_to_fall(loss, weight):
+  assert losses.paced_weight(2.5, 4.0, jnp.float32(loss), 8.0) == pytest.approx(weight)
+  assert losses.paced_weight(2.5, 0.0, jnp.float32(loss), 8.0) == 2.5
+
+
+def test_no_gradient_goes_through_the_paced_weight():
+  assert jax.grad(lambda loss: losses.paced_weight(2.5, 4.0, loss, 8.0))(7.0) == 0

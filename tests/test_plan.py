@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import config_of
 
-from conic_jax import hlo, methods, plan, topology, train
+from conic_jax import hlo, methods, plan, topology, train_step
 from conic_jax import mesh as meshes
 from conic_jax.command_line import load
 from conic_jax.data import pipeline, sources
@@ -57,7 +57,7 @@ def test_arguments_are_the_state_and_the_batch_that_a_device_holds(plans):
   assert made[1].arguments_bytes - made[8].arguments_bytes == pytest.approx(split, rel=0.01)
   mesh = meshes.make_mesh(devices=jax.devices()[:1])
   method = methods.make(config, 4096, mesh, jnp.dtype('float32'))
-  state = jax.eval_shape(lambda: train.init_state(
+  state = jax.eval_shape(lambda: train_step.init_state(
     method, plan.optim.make_optimizer(config.optimizer), 0, jnp.dtype('float32')))
   whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.replace(rng=None)))
   assert made[1].arguments_bytes == pytest.approx(whole + images, rel=0.02)
@@ -87,7 +87,7 @@ def test_no_collective_is_larger_than_the_features_or_the_parameters(plans):
   config, made = plans
   mesh = meshes.make_mesh(devices=jax.devices()[:8])
   method = methods.make(config, 4096, mesh, jnp.dtype('float32'))
-  params = jax.eval_shape(lambda: train.init_state(
+  params = jax.eval_shape(lambda: train_step.init_state(
     method, plan.optim.make_optimizer(config.optimizer), 0, jnp.dtype('float32'))).params
   bound = max(4 * 32 * 8, 4 * sum(leaf.size for leaf in jax.tree.leaves(params)))
   assert made[8].collectives

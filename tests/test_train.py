@@ -12,7 +12,7 @@ import pytest
 from support import tiny_method
 
 from conic_jax import mesh as meshes
-from conic_jax import methods, optim, train
+from conic_jax import methods, optim, train, train_step
 from conic_jax.errors import UserError
 from conic_jax.state import LossScale
 
@@ -163,9 +163,9 @@ def make_float16_step(config, mesh):
   dtype = jnp.dtype(jnp.float16)
   method = methods.make(config, 48, mesh, dtype)
   optimizer = optim.make_optimizer(config.optimizer)
-  state = train.init_state(method, optimizer, 0, dtype)
-  state = jax.device_put(state, train.state_shardings(state, method, mesh))
-  step = jax.jit(train.make_step(method, optimizer, optim.cosine_schedule(0.1, 10), 0, 3, dtype))
+  state = train_step.init_state(method, optimizer, 0, dtype)
+  state = jax.device_put(state, train_step.state_shardings(state, method, mesh))
+  step = jax.jit(train_step.make_step(method, optimizer, optim.cosine_schedule(0.1, 10), 0, 3, dtype))
   rng = np.random.default_rng(0)
   batch = {'views': (rng.integers(0, 256, (16, 2, 16, 16, 3), np.uint8),),
            'id': np.arange(16, dtype=np.int32), 'valid': np.ones(16, bool),
@@ -197,8 +197,8 @@ def test_invalid_images_are_masked_everywhere(tiny_config, mesh8):
   dtype = jnp.dtype(jnp.float32)
   method = methods.make(tiny_config, 48, mesh8, dtype)
   optimizer = optim.make_optimizer(tiny_config.optimizer)
-  state = train.init_state(method, optimizer, 0, dtype)
-  step = jax.jit(train.make_step(method, optimizer, optim.cosine_schedule(0.1, 10), 0, 3, dtype))
+  state = train_step.init_state(method, optimizer, 0, dtype)
+  step = jax.jit(train_step.make_step(method, optimizer, optim.cosine_schedule(0.1, 10), 0, 3, dtype))
   valid = np.arange(16) != 5
   black = np.array(batch['views'][0])
   black[5] = 0

@@ -72,6 +72,11 @@ class Softmax:
                       f'{SMALLEST_TEMPERATURE_FOR_CONSTANT_MAXIMUM}, below which the terms of the hardest '
                       'classes may all be zero in float32; raise it or set config.smoothing.alpha to 0.')
 
+  @property
+  def chance_loss(self) -> float:
+    """The loss where all logits are equal: log(1 + β (N − 1)), in nats; above zero for one class too."""
+    return max(math.log1p(self.negative_weight * (self.num_instances - 1)), 1e-6)
+
 
 class Scores(NamedTuple):
   """What `scores` gives for each of the M features, all [M].

@@ -48,7 +48,7 @@ class InstanceMethod(Method):
 
   Attributes:
     softmax: over which classes, and how, the softmax is taken.
-    alpha: α, the weight of the consistency loss.
+    alpha: α, the weight of the consistency loss; alpha_pace: how it comes in, see `losses.paced_weight`.
     sgd: how the rows learn.
   """
 
@@ -57,7 +57,7 @@ class InstanceMethod(Method):
     self.network = Network(config, dtype)
     self.dim = config.head.features
     self.views = view_groups(config)
-    self.alpha = alpha
+    self.alpha, self.alpha_pace = alpha, config.get('alpha_pace', 0.0)
     settings = config.classifier
     self.softmax = softmax or full.Softmax(num_instances, config.temperature, mesh, dtype,
                                            chunk_size=settings.chunk_size)
@@ -96,7 +96,8 @@ class InstanceMethod(Method):
     loss_consistency = jnp.float32(0)
     if count > 1:
       loss_consistency = losses.masked_mean(losses.consistency(pairs), batch['valid'])
-    loss = loss_instance + self.alpha * loss_consistency
+    weight = losses.paced_weight(self.alpha, self.alpha_pace, loss_instance, self.softmax.chance_loss)
+    loss = loss_instance + weight * loss_consistency
 
     seen = jax.lax.stop_gradient(pairs)
     metrics = {
@@ -107,6 +108,8 @@ class InstanceMethod(Method):
       'uniformity': losses.uniformity(seen[:, 0], batch['valid']),
       'feature_std': losses.feature_std(seen[:, 0], batch['valid']),
     }
+    if self.alpha_pace:
+      metrics['consistency_weight'] = weight
     if len(self.views) > 1:
       teaching = jnp.tile(jnp.arange(count) < self.views[0].count, len(pairs))
       classified = classified._replace(sample_weights=jnp.where(teaching, classified.sample_weights, 0))

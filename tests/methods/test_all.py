@@ -9,7 +9,7 @@ import pytest
 from support import collective_sizes, tiny_method
 
 from conic_jax import mesh as meshes
-from conic_jax import methods, optim, train
+from conic_jax import methods, optim, train_step
 from conic_jax.checkpoint import Checkpoints
 from conic_jax.companion import Run
 from conic_jax.errors import UserError
@@ -41,15 +41,15 @@ class Setting:
     self.mesh, self.dtype = mesh, jnp.dtype(dtype)
     self.method = methods.make(config, NUM_IMAGES, mesh, self.dtype)
     optimizer = optim.make_optimizer(config.optimizer)
-    init = lambda: train.init_state(self.method, optimizer, 0, self.dtype)
-    self.shardings = train.state_shardings(jax.eval_shape(init), self.method, mesh)
+    init = lambda: train_step.init_state(self.method, optimizer, 0, self.dtype)
+    self.shardings = train_step.state_shardings(jax.eval_shape(init), self.method, mesh)
     self.step_fn = jax.jit(
-      train.make_step(self.method, optimizer, SCHEDULE, 0, 2, self.dtype),
+      train_step.make_step(self.method, optimizer, SCHEDULE, 0, 2, self.dtype),
       in_shardings=(self.shardings, meshes.batch_sharding(mesh)),
       out_shardings=(self.shardings, meshes.replicated(mesh), meshes.replicated(mesh)))
     self.state = jax.jit(init, out_shardings=self.shardings)()
     if self.method.prepares_epochs:
-      self.state = train.jit_before_epoch(self.method, self.shardings)(self.state)
+      self.state = train_step.jit_before_epoch(self.method, self.shardings)(self.state)
     self.companion = self.method.companion(Run(folder, batch_ids, BATCH, 10, 2, 1))
     self.companion.start(self.state, 0, fresh=True)
 
@@ -114,9 +114,9 @@ def test_no_collective_of_the_whole_step_grows_with_what_is_kept(method_config, 
       {field: size for field, size in queues.items() if field.split('.')[0] in method_config})
     method = methods.make(method_config, NUM_IMAGES if 'queue' in method_config else kept, mesh8, dtype)
     optimizer = optim.make_optimizer(method_config.optimizer)
-    shapes = jax.eval_shape(functools.partial(train.init_state, method, optimizer, 0, dtype))
-    shardings = train.state_shardings(shapes, method, mesh8)
-    step = jax.jit(train.make_step(method, optimizer, SCHEDULE, 0, 2, dtype),
+    shapes = jax.eval_shape(functools.partial(train_step.init_state, method, optimizer, 0, dtype))
+    shardings = train_step.state_shardings(shapes, method, mesh8)
+    step = jax.jit(train_step.make_step(method, optimizer, SCHEDULE, 0, 2, dtype),
                    in_shardings=(shardings, meshes.batch_sharding(mesh8)),
                    out_shardings=(shardings, meshes.replicated(mesh8), meshes.replicated(mesh8)),
                    donate_argnums=0)
@@ -166,7 +166,7 @@ def test_saving_and_resuming_is_the_identity(settings, name, mesh8, tmp_path):
 @pytest.mark.parametrize('name', methods.available())
 def test_encode_gives_finite_features(settings, name, mesh8):
   setting = settings(mesh8)
-  features = jax.jit(setting.method.encode)(train.variables(setting.state), jnp.ones((2, 16, 16, 3)))
+  features = jax.jit(setting.method.encode)(train_step.variables(setting.state), jnp.ones((2, 16, 16, 3)))
   assert features.dtype == jnp.float32
   assert features.shape[0] == 2
   chex.assert_tree_all_finite(features)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from support import as_method
 
-from conic_jax import losses, methods, optim, train
+from conic_jax import losses, methods, optim, train_step
 from conic_jax import mesh as meshes
 from conic_jax.classifier import noise
 from conic_jax.command_line import load
@@ -75,9 +75,9 @@ def test_a_step_holds_the_bank_once(config, mesh8, loss):
   """The bank is written where it is read: no copy of it is made."""
   config.loss.name, num_images, dtype = loss, 2 ** 20, jnp.dtype('float32')
   method, optimizer = methods.make(config, num_images, mesh8, dtype), optim.make_optimizer(config.optimizer)
-  shapes = jax.eval_shape(lambda: train.init_state(method, optimizer, 0, dtype))
-  shardings = train.state_shardings(shapes, method, mesh8)
-  step = jax.jit(train.make_step(method, optimizer, lambda step: jnp.float32(0.1), 0, 2, dtype),
+  shapes = jax.eval_shape(lambda: train_step.init_state(method, optimizer, 0, dtype))
+  shardings = train_step.state_shardings(shapes, method, mesh8)
+  step = jax.jit(train_step.make_step(method, optimizer, lambda step: jnp.float32(0.1), 0, 2, dtype),
                  in_shardings=(shardings, meshes.batch_sharding(mesh8)),
                  out_shardings=(shardings, meshes.replicated(mesh8), meshes.replicated(mesh8)),
                  donate_argnums=0)

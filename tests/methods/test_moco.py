@@ -8,7 +8,7 @@ from methods.torch_moco import MoCo, leaves, to_torch
 from support import as_method
 
 from conic_jax import mesh as meshes
-from conic_jax import methods, optim, train
+from conic_jax import methods, optim, train_step
 from conic_jax.errors import UserError
 
 BATCH, QUEUE, GROUPS, LR = 16, 40, 4, 0.03
@@ -30,14 +30,14 @@ def test_three_steps_equal_pytorch(tiny_config, name):
   method = methods.make(config, 100, meshes.make_mesh(devices=jax.devices()[:1]), jnp.dtype('float32'))
   sgd = config.optimizer
   optimizer = optim.make_optimizer(sgd)
-  state = jax.jit(lambda: train.init_state(method, optimizer, 0, jnp.dtype('float32')))()
+  state = jax.jit(lambda: train_step.init_state(method, optimizer, 0, jnp.dtype('float32')))()
   peer = MoCo(jax.device_get(state.params), jax.device_get(state.batch_stats),
               np.asarray(state.method_state['queue'].keys)[:QUEUE], groups=GROUPS, temperature=0.2,
               momentum=0.9, lr=LR, sgd_momentum=sgd.momentum, weight_decay=sgd.weight_decay,
               alpha=3.0 if name == 'co2' else 0.0, consistency_temperature=0.05)
-  augment = jax.jit(lambda batch: train.augment_batch(method.views, batch, 0, jnp.int32(0))['views'][0])
+  augment = jax.jit(lambda batch: train_step.augment_batch(method.views, batch, 0, jnp.int32(0))['views'][0])
   step_fn = jax.jit(
-    train.make_step(method, optimizer, lambda step: jnp.float32(LR), 0, 10, jnp.dtype('float32')))
+    train_step.make_step(method, optimizer, lambda step: jnp.float32(LR), 0, 10, jnp.dtype('float32')))
   for step in range(3):
     batch = batch_of(step)
     images = torch.tensor(np.asarray(augment(batch), np.float64).transpose(1, 0, 4, 2, 3))

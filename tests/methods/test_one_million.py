@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from support import as_method
 
-from conic_jax import losses, methods, optim, train
+from conic_jax import losses, methods, optim, train, train_step
 from conic_jax.data import pipeline, sources
 from conic_jax.errors import Stopped, UserError
 
@@ -30,8 +30,8 @@ def run_pass(config, mesh):
   source = sources.open_source(config.data, config.data.train)
   method = methods.make(config, source.num_images, mesh, jnp.dtype(jnp.float32))
   optimizer = optim.make_optimizer(config.optimizer)
-  init = lambda: train.init_state(method, optimizer, config.seed, jnp.float32)
-  shardings = train.state_shardings(jax.eval_shape(init), method, mesh)
+  init = lambda: train_step.init_state(method, optimizer, config.seed, jnp.float32)
+  shardings = train_step.state_shardings(jax.eval_shape(init), method, mesh)
   make = jax.jit(init, out_shardings=shardings)
   with train.StopRequest() as stop:
     shapes = jax.tree.map(
@@ -54,7 +54,7 @@ def test_the_pass_writes_the_features_of_every_image(config, mesh8, batch_norm):
   statistics, seen = before.batch_stats, []
   rows = np.array(before.method_state['rows'].weights)
   for batch in batches:
-    views = train.augment_batch(view, batch, config.seed, np.uint32(train._PASS_EPOCH))['views'][0][:, 0]
+    views = train_step.augment_batch(view, batch, config.seed, np.uint32(train._PASS_EPOCH))['views'][0][:, 0]
     features, new = method.network.project(before.params, statistics, views, batch['valid'], mode=batch_norm)
     statistics = new if batch_norm == 'running' else statistics
     rows[batch['id'][batch['valid']]] = np.asarray(features)[batch['valid']]

@@ -1,0 +1,42 @@
+"""What the `folder` presets leave open: the recipe reads it off the images, their number and the machine.
+
+An open field is given like any other, --config.batch_size=256, and then never changed; docs/recipe.md has the
+rule of each and the measurement behind it.
+"""
+from ml_collections import ConfigDict, config_dict
+
+OPEN = {
+  # Images.
+  'data.train': str, 'data.test': str,
+  'views.size': int, 'views.crop': tuple, 'views.strength': float, 'views.blur': float,
+  'second_view.blur': float,
+  # Network.
+  'encoder.name': str, 'encoder.blocks': tuple, 'encoder.width': float, 'encoder.stem': str,
+  'head.hidden': int, 'predictor.hidden': int, 'cell.hidden': int,
+  # Length.
+  'minutes': float, 'batch_size': int, 'epochs': int,
+  # Optimizer.
+  'optimizer.name': str, 'optimizer.learning_rate': float, 'optimizer.warmup_epochs': float,
+  'optimizer.schedule': str, 'optimizer.milestones': tuple,
+  # Loss.
+  'temperature': float, 'alpha_pace': float, 'smoothing.k': int, 'prior.normalise': bool, 'loss.noise': int,
+  # Rows, queue, momentum encoder, batch-norm groups.
+  'classifier.lr_scale': float, 'classifier.window': int, 'sampler.window': int, 'sampler.stride': int,
+  'queue.size': int, 'queue.mask_own': bool, 'cell.queue': int, 'momentum.start': float,
+  'batch_norm.groups': int,
+  # Reports and evaluation.
+  'log_every': int, 'knn_every': int, 'checkpoint.every_epochs': float,
+  'eval.batch_size': int, 'eval.resize': int,
+  'linear.epochs': int, 'linear.batch_size': int, 'linear.learning_rates': tuple, 'linear.normalise': str}
+
+
+def leave_open(config: ConfigDict) -> None:
+  """Opens every field of `OPEN` that the config has."""
+  for path, kind in OPEN.items():
+    *groups, name = path.split('.')
+    node = config
+    for group in groups:
+      node = node.get(group, {})
+    if name in node:
+      with node.ignore_type():
+        node[name] = config_dict.placeholder(kind)

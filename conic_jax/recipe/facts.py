@@ -1,0 +1,132 @@
+"""What the recipe reads off a folder and a machine."""
+import dataclasses
+import io
+
+import jax
+import numpy as np
+import PIL.Image
+
+from conic_jax.data import decode, parallel
+from conic_jax.data.sources import Source
+from conic_jax.errors import UserError
+
+FEWEST_IMAGES = 64
+_LOOKED_AT = 512
+_THUMBNAIL = 8
+# In 8-bit grey values: two thumbnails that differ by less are of one image, saved again or scaled.
+_SAME = 2.0
+_MANY_COPIES = 0.5
+_WIDE, _MANY_WIDE = 3.0, 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+  """What the rules may depend on.
+
+  Attributes:
+    num_images: N.
+    short_side: the median length of the images' shorter side, in pixels.
+    aspect: the median ratio of the longer to the shorter side.
+    labelled: whether there are labels and held-out images: accuracies can be measured.
+    accelerator: whether the devices are GPUs or TPUs.
+    devices: their number.
+    seconds_per_image: what an image costs in training, all its views, read and learned from; 0 where it was
+      not measured.
+    warnings: what the user should know of the images.
+  """
+  num_images: int
+  short_side: int
+  aspect: float = 1.0
+  labelled: bool = False
+  accelerator: bool = False
+  devices: int = 1
+  seconds_per_image: float = 0.0
+  warnings: tuple[str, ...] = ()
+
+
+def plain_facts(num_images: int, accelerator: bool, devices: int) -> Facts:
+  """Facts of photographs that nobody has looked at, for a plan."""
+  return Facts(num_images, short_side=256, accelerator=accelerator, devices=devices)
+
+
+def look(source: Source, labelled: bool, seed: int) -> Facts:
+  """Looks at up to 512 images of a source, drawn by the seed, and at the machine.
+
+  Raises:
+    UserError: where there are too few images to learn from, none of those looked at can be decoded, or all of
+      them are the same.
+  """
+  count = source.num_images
+  if count < FEWEST_IMAGES:
+    raise UserError(f'There are {count} images: learning from them without labels takes at least '
+                    f'{FEWEST_IMAGES}, and thousands to be of use. Add images, or use published weights '
+                    '(configs/knn.py and configs/linear.py take a file as --config.encoder).')
+  ids = np.random.default_rng(seed).permutation(count)[:_LOOKED_AT]
+  encoded, _ = source.read(ids)
+  seen = [image for image in parallel.map_blocks(_glance, encoded) if image is not None]
+  if not seen:
+    raise UserError(f'None of the {len(ids)} images that were looked at can be decoded, '
+                    f'{source.name(int(ids[0]))} for one: are they images, and whole?')
+  sides = np.array([image.sides for image in seen])
+  thumbnails = np.stack([image.thumbnail for image in seen])
+  short, long = sides.min(axis=1), sides.max(axis=1)
+  return Facts(
+    count, int(np.median(short)), float(np.median(long / short)), labelled=labelled,
+    accelerator=jax.default_backend() != 'cpu', devices=jax.device_count(),
+    warnings=tuple(filter(None, (copies_warning(thumbnails, count), _wide_warning(long / short)))))
+
+
+def copies_warning(thumbnails: np.ndarray, num_images: int) -> str:
+  """A sentence where images have many copies among the others; '' where they have not.
+
+  Of n images drawn from N, pairs that are alike are seen p times as often as pairs at all: an image then has
+  p (N − 1) copies.
+
+  Args:
+    thumbnails: float [n, pixels], in 8-bit grey values.
+    num_images: N.
+
+  Raises:
+    UserError: where all images are the same.
+  """
+  count = len(thumbnails)
+  squares = (thumbnails ** 2).mean(axis=1)
+  distances = squares[:, None] + squares[None] - 2 * (thumbnails @ thumbnails.T) / thumbnails.shape[1]
+  alike = (distances < _SAME ** 2) & ~np.eye(count, dtype=bool)
+  if count > 1 and alike.sum() == count * (count - 1):
+    raise UserError(f'The {count} images that were looked at are all alike: there is nothing to tell apart. '
+                    'Is this the right folder?')
+  copies = alike.sum() / max(1, count * (count - 1)) * (num_images - 1)
+  if copies < _MANY_COPIES:
+    return ''
+  return (f'An image has about {copies:.1f} copies among the others: the training tells copies apart, which '
+          'teaches nothing, and kNN among copies looks better than it is. Leave one of each.')
+
+
+def _wide_warning(ratios: np.ndarray) -> str:
+  """A sentence where some images are long strips and the others are not; '' elsewhere."""
+  share = float((ratios > _WIDE).mean())
+  if not _MANY_WIDE <= share <= 1 - _MANY_WIDE:
+    return ''
+  return (f'{share:.0%} of the images are more than {_WIDE:g} times as long as wide: crops of them are '
+          'mostly their middle. Cut them into squares to learn from all of them.')
+
+
+@dataclasses.dataclass(frozen=True)
+class _Image:
+  """Height and width, and a grey thumbnail [64]."""
+  sides: tuple[int, int]
+  thumbnail: np.ndarray
+
+
+def _glance(data: bytes) -> _Image | None:
+  prepared, height, width = decode.prepare(data)
+  if not prepared:
+    return None
+  try:
+    with PIL.Image.open(io.BytesIO(prepared)) as image:
+      image.draft('L', (4 * _THUMBNAIL, 4 * _THUMBNAIL))  # A large JPEG is decoded at an eighth of its size.
+      small = image.convert('L').resize((_THUMBNAIL, _THUMBNAIL), PIL.Image.Resampling.BOX)
+  except OSError:
+    return None
+  return _Image((height, width), np.asarray(small, float).ravel())

@@ -1,0 +1,137 @@
+"""From the user's config to the run's own: the folders, what the recipe chooses, and what no run can have."""
+import dataclasses
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from conic_jax import mesh as meshes
+from conic_jax import methods, optim, recipe, train_step
+from conic_jax.companion import Run
+from conic_jax.data import pipeline
+from conic_jax.data.sampler import Sampler
+from conic_jax.data.sources import Source
+from conic_jax.errors import UserError
+
+Say = Callable[[str], None]
+
+# How long training is tried to see how fast it is, and in how many steps at least.
+_TRIED_SECONDS, _TRIED_STEPS = 6.0, 3
+
+
+def check(config: Any) -> None:
+  """Raises a `UserError` for numbers that no run can have; open fields are not looked at."""
+  for name in ('log_every', 'epochs', 'batch_size'):
+    if config[name] is not None and config[name] < 1:
+      raise UserError(f'config.{name} is {config[name]}; it must be at least 1.')
+  if config.minutes is not None and config.minutes < 0:
+    raise UserError(f'config.minutes is {config.minutes:g}; it must be positive, or 0 for no limit.')
+  if config.minutes and config.epochs is not None:
+    raise UserError(f'config.minutes is {config.minutes:g} and config.epochs is {config.epochs}: minutes '
+                    'choose the epochs. Give one of them: --config.epochs=auto leaves them to the minutes.')
+  if not 0 <= config.seed < 2**32:
+    raise UserError(f'config.seed is {config.seed}; it must be from 0 to 4294967295.')
+  if '://' in config.run:
+    raise UserError(f'config.run {config.run} is no folder: give one of this machine, or of a file system '
+                    'that all hosts share.')
+
+
+def choose_splits(config: Any) -> Any:
+  """The config with open `data.train` and `data.test` decided."""
+  config = config.copy_and_resolve_references()
+  recipe.split_folders(config)
+  return config
+
+
+def settle(config: Any, source: Source, labelled: bool, mesh: Mesh, say: Say,
+           timed: bool = True) -> tuple[Any, dict[str, Any]]:
+  """Gives every open field of a config a value, and says which and why.
+
+  A run that has begun keeps the values that it began with.
+
+  Args:
+    config: the whole config.
+    source: the training images.
+    labelled: whether accuracies can be measured.
+    mesh: the mesh.
+    say: shows a line.
+    timed: whether training is tried for some seconds where its length is to fit `config.minutes`.
+
+  Returns:
+    The config without open fields, and what of this config.json keeps as 'recipe'.
+
+  Raises:
+    UserError: where the images or what was given leave no choice.
+  """
+  if not recipe.open_fields(config):
+    return config, {}
+  choices = recipe.stored(Path(config.run), config, source.num_images)
+  if choices is not None:
+    config = recipe.apply(config, choices)
+    say(f'Settings chosen when this run began: {len(choices)} in {config.run}/config.json')
+  else:
+    facts = recipe.look(source, labelled, config.seed)
+    settled, choices = recipe.resolve(config, facts)
+    if timed and settled.minutes and jax.process_count() == 1:
+      facts = dataclasses.replace(facts, seconds_per_image=seconds_per_image(settled, source, mesh))
+      settled, choices = recipe.resolve(config, facts)
+    for warning in facts.warnings:
+      say(f'Warning: {warning}')
+    say(recipe.describe(choices))
+    if facts.seconds_per_image:
+      minutes = settled.epochs * facts.num_images * facts.seconds_per_image / 60
+      say(f'Training takes about {minutes:.0f} minutes here; evaluation and pictures follow.')
+    config = settled
+  return config, {'num_images': source.num_images,
+                  'reasons': {choice.field: choice.reason for choice in choices}}
+
+
+def seconds_per_image(config: Any, source: Source, mesh: Mesh) -> float:
+  """Reads and learns for some seconds, forgets it, and gives what an image took.
+
+  Args:
+    config: without open fields.
+    source: the training images.
+    mesh: the mesh.
+  """
+  sampler = Sampler(source.num_images, config.batch_size, config.seed, **config.sampler)
+  dtype = meshes.compute_dtype(config.dtype)
+  method = methods.make(config, source.num_images, mesh, dtype)
+  optimizer = optim.make_optimizer(config.optimizer)
+  init = lambda: train_step.init_state(method, optimizer, config.seed, dtype)
+  shardings = train_step.state_shardings(jax.eval_shape(init), method, mesh)
+  schedule = optim.make_schedule(config.optimizer, config.epochs, sampler.steps_per_epoch)
+  step_fn = jax.jit(
+    train_step.make_step(method, optimizer, schedule, config.seed, sampler.steps_per_round, dtype),
+    in_shardings=(shardings, meshes.batch_sharding(mesh)),
+    out_shardings=(shardings, meshes.replicated(mesh), meshes.replicated(mesh)), donate_argnums=0)
+  batches = pipeline.train_batches(
+    source, method.views, batch_size=config.batch_size, seed=config.seed, start_step=0,
+    rows=meshes.process_rows(mesh, config.batch_size), **config.sampler)
+  last_step = sampler.steps_per_epoch * config.epochs
+  with tempfile.TemporaryDirectory() as folder:
+    companion = method.companion(Run(folder=Path(folder), batch_size=config.batch_size, last_step=last_step,
+                                     save_every=last_step, batch_ids=sampler.batch_ids, keep=2))
+    try:
+      state = jax.jit(init, out_shardings=shardings)()
+      companion.start(state, 0, True)
+      begun = 0.0
+      for step, batch in zip(range(last_step), batches):
+        batch.pop('label')
+        inputs = meshes.to_global(batch, mesh)
+        if exchange := companion.prepare(step):
+          inputs['exchange'] = exchange
+        state, metrics, outgoing = step_fn(state, inputs)
+        companion.commit(step, outgoing)
+        jax.block_until_ready(metrics['loss'])
+        if step == 0:  # It is compilation, and the pipeline's first batches are ready by its end.
+          begun = time.perf_counter()
+        elif step >= _TRIED_STEPS and time.perf_counter() - begun > _TRIED_SECONDS:
+          break
+      return (time.perf_counter() - begun) / max(1, step) / config.batch_size
+    finally:
+      companion.close()

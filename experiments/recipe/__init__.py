@@ -1,0 +1,1 @@
+"""The recipe for a folder of one's own, measured; see README.md."""
