@@ -44,9 +44,10 @@ def facts_of(arrays):
 
 def test_sizes_are_medians():
   facts = facts_of(noise(60, 16, 16) + noise(40, 24, 96))
-  assert (facts.num_images, facts.short_side, facts.aspect, facts.warnings) == (100, 16, 1.0, (
-    '40% of the images are more than 3 times as long as wide: crops of them are mostly their middle. Cut them '
-    'into squares to learn from all of them.',))
+  assert (facts.num_images, facts.short_side, facts.aspect) == (100, 16, 1.0)
+  assert facts.warnings == (
+    '40% of the images are more than 3 times as long as wide: crops of them are mostly their middle. Cut '
+    'them into squares to learn from all of them.',)
   facts = facts_of(noise(40, 16, 16) + noise(60, 96, 24))
   assert (facts.short_side, facts.aspect) == (24, 4.0)
 

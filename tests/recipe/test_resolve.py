@@ -19,8 +19,8 @@ def parsed(*arguments):
 
 
 def test_the_command_line_gives_open_fields_their_types():
-  config = parsed('--config=configs/conic.py:folder', '--config.batch_size=64', '--config.views.crop=(0.5,1.0)',
-                  '--config.optimizer.warmup_epochs=2')
+  config = parsed('--config=configs/conic.py:folder', '--config.batch_size=64',
+                  '--config.views.crop=(0.5,1.0)', '--config.optimizer.warmup_epochs=2')
   assert (config.batch_size, config.views.crop, config.optimizer.warmup_epochs) == (64, (0.5, 1.0), 2)
   assert 'batch_size' not in recipe.open_fields(config)
   assert 'epochs' in recipe.open_fields(config)
@@ -102,6 +102,7 @@ def test_a_run_keeps_what_it_began_with(tmp_path):
 
 
 def test_choices_are_lines_of_field_value_and_reason():
-  text = recipe.describe([Choice('batch_size', 64, 'an eighth'), Choice('views.crop', (0.1, 1.0), 'the paper’s')])
+  text = recipe.describe([Choice('batch_size', 64, 'an eighth'),
+                          Choice('views.crop', (0.1, 1.0), 'the paper’s')])
   assert text.splitlines()[1:] == ['  batch_size  64              an eighth',
                                    '  views.crop  (0.1, 1.0)      the paper’s']

@@ -5,17 +5,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conic_jax import methods, optim, recipe
+from configs.auto import OPEN
 from conic_jax import mesh as meshes
+from conic_jax import methods, optim, recipe
 from conic_jax.command_line import load
 from conic_jax.data.sampler import Sampler
 from conic_jax.errors import UserError
 from conic_jax.recipe import Facts
 from conic_jax.recipe.rules import MINUTES_ON_A_CPU, RULES, TRAVEL
-from configs.auto import OPEN
 
-CONFIGS = ('align_uniform', 'byol', 'co2_moco_v1', 'co2_moco_v2', 'conic', 'conic_s', 'data_parallel', 'exemplar',
-           'inscon', 'instdisc', 'moco_v1', 'moco_v2', 'one_million', 'pic', 'simclr')
+CONFIGS = ('align_uniform', 'byol', 'co2_moco_v1', 'co2_moco_v2', 'conic', 'conic_s', 'data_parallel',
+           'exemplar', 'inscon', 'instdisc', 'moco_v1', 'moco_v2', 'one_million', 'pic', 'simclr')
 PHOTOGRAPHS = Facts(3000, 256)
 
 
@@ -41,8 +41,9 @@ def test_every_open_field_gets_a_value_of_its_type_and_a_reason(name):
 
 @pytest.mark.parametrize('name', CONFIGS)
 @pytest.mark.parametrize('facts', [
-  Facts(64, 8), Facts(100, 500, aspect=9.0), Facts(3000, 32, devices=8), Facts(20_000, 96, seconds_per_image=0.01),
-  Facts(150_000, 300, accelerator=True, devices=8), Facts(2_000_000, 300, accelerator=True, devices=8)],
+  Facts(64, 8), Facts(100, 500, aspect=9.0), Facts(3000, 32, devices=8),
+  Facts(20_000, 96, seconds_per_image=0.01), Facts(150_000, 300, accelerator=True, devices=8),
+  Facts(2_000_000, 300, accelerator=True, devices=8)],
   ids=['64', '100', '3000', '20000', 'GPU 150000', 'GPU 2000000'])
 def test_a_method_can_be_made_and_trained_with_what_is_chosen(name, facts, mesh8):
   config, _ = resolved(name, facts)
@@ -73,8 +74,9 @@ def test_what_is_chosen_is_sound_for_any_images(num_images, short, aspect, devic
 
 
 @pytest.mark.parametrize(('field', 'value'), [
-  ('batch_size', 32), ('epochs', 7), ('optimizer.learning_rate', 0.5), ('views.size', 96), ('views.crop', (0.5, 0.7)),
-  ('classifier.lr_scale', 1.0), ('encoder.name', 'resnet50'), ('linear.learning_rates', (2.0,))])
+  ('batch_size', 32), ('epochs', 7), ('optimizer.learning_rate', 0.5), ('views.size', 96),
+  ('views.crop', (0.5, 0.7)), ('classifier.lr_scale', 1.0), ('encoder.name', 'resnet50'),
+  ('linear.learning_rates', (2.0,))])
 def test_a_value_that_was_given_is_never_changed(field, value):
   config, choices = resolved(**{field: value})
   node = config
