@@ -72,6 +72,9 @@ class BYOL(Method):
   def encode(self, variables, images):
     return self.network.encode(variables, images)
 
+  def embed(self, variables, images):
+    return self.network.embed(variables, images)
+
 
 def make(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype) -> BYOL:
   """Makes it with the settings of `config`.

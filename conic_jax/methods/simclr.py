@@ -41,6 +41,9 @@ class SimCLR(Method):
     return self.network.encode(variables, images)
 
 
+  def embed(self, variables, images):
+    return self.network.embed(variables, images)
+
 def make(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype) -> SimCLR:
   """Makes it with the settings of `config`.
 
