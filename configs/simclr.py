@@ -13,10 +13,11 @@ antialiasing, the last scales of residual blocks start at zero, and the last bat
 bias. Brightness is a factor, the code's default; its first release added it
 (--config.views.additive_brightness=True). The head has the two layers of the first paper.
 
-Changed: a crop's area is drawn uniformly, as torchvision's, where TensorFlow's op draws its height; the blur
-is mirrored at the border, where zeros are blurred in, and its deviation is drawn for every view, not once a
-batch; kernels start, and padding lies, as PyTorch's; the warm-up begins at the first step's share of the
-rate, not at zero. The linear protocol is configs/conic.py's, as is what is not named here.
+Changed: a crop's area is drawn uniformly, as torchvision's, where TensorFlow's op draws the height and keeps
+to a tenth of the image at least (42% of a square one on average); the blur is mirrored at the border, where
+zeros are blurred in, and its deviation is drawn for every view, not once a batch; kernels start, and padding
+lies, as PyTorch's; the warm-up begins at the first step's share of the rate, not at zero. The linear protocol
+is configs/conic.py's, as is what is not named here.
 
 The other presets are ours: SGD, torchvision's colours, bilinear crops and the mean of both directions.
 """

@@ -19,8 +19,8 @@ class Views:
   Attributes:
     count: views an image.
     size: side of the view in pixels.
-    interpolation: how crops are resized: 'bilinear', antialiased, or 'bicubic', as TensorFlow's without
-      antialiasing.
+    interpolation: of the crops: 'bilinear', antialiased where they shrink by more than 2, or 'bicubic',
+      as TensorFlow's without antialiasing.
     crop: smallest and largest area of the crop as a share of the image.
     aspect: narrowest and widest ratio of width to height of the crop.
     overlap: the part that the group's two crops have in common, as a share of the smaller one, is at least
