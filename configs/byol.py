@@ -5,8 +5,18 @@
   python -m conic_jax.main --config=configs/byol.py:cifar10 --config.data.dir=TFDS_DIR
   python -m conic_jax.main --config=configs/byol.py:folder --config.data.dir=IMAGES
 
-The figure is linear top-1 on ImageNet, of 512 TPU v3 cores in about 8 hours (the paper, §3.3). Changed:
-the linear protocol is configs/conic.py's, as is what is not named here.
+The figure is linear top-1 on ImageNet, of 512 TPU v3 cores in about 8 hours (the paper, §3.3). The default
+preset is the public code's: colours are TensorFlow's with a brightness that is added, crops are bicubic
+without antialiasing, the last scales of residual blocks start at zero, projector and predictor end in a
+linear layer without a bias, and LARS has the rate outside its momentum.
+
+Changed: the target starts as a copy of the online network, where the code draws it anew (it saw no
+difference); a crop that does not fit is drawn again, as torchvision's, where the code cuts its sides to the
+image's; the blur is mirrored at the border, where zeros are blurred in; kernels start, and padding lies, as
+PyTorch's; the warm-up begins at the first step's share of the rate, not at zero. The linear protocol is
+configs/conic.py's, as is what is not named here.
+
+The other presets are ours: SGD, torchvision's colours, bilinear crops, biases and scales of one.
 """
 from ml_collections import ConfigDict
 
@@ -14,7 +24,7 @@ from configs import auto, conic
 
 
 def get_config(preset: str = 'imagenet') -> ConfigDict:
-  """The paper's settings; a preset changes what its data set needs."""
+  """The public code's settings; a preset changes what its data set needs."""
   if preset not in PRESETS:
     raise ValueError(f"There is no preset '{preset}' of configs/byol.py; there is: {', '.join(PRESETS)}.")
   config = conic.get_config(preset)
@@ -34,6 +44,7 @@ def get_config(preset: str = 'imagenet') -> ConfigDict:
   config.predictor = ConfigDict()
   config.predictor.hidden = config.head.hidden
   config.predictor.norm = True
+  config.predictor.output_bias = True     # of the last linear layer
 
   # Target network.
   config.momentum = ConfigDict()
@@ -47,8 +58,13 @@ def get_config(preset: str = 'imagenet') -> ConfigDict:
 
 
 def paper(config: ConfigDict) -> None:
-  """Appendix B and J of the paper."""
+  """Appendix B and J of the paper, and what only the public code says."""
   imagenet100(config)
+  config.views.interpolation = 'bicubic'
+  config.views.colour = 'tensorflow'
+  config.views.additive_brightness = True
+  config.encoder.zero_gamma = True
+  config.head.output_bias = config.predictor.output_bias = False
   config.batch_size = 4096
   config.epochs = 1000
   config.optimizer.name = 'lars'
@@ -56,10 +72,11 @@ def paper(config: ConfigDict) -> None:
   config.optimizer.warmup_epochs = 10
   config.optimizer.weight_decay = 1.5e-6
   config.optimizer.decay_vectors = False
+  config.optimizer.lr_in_momentum = False
 
 
 def imagenet100(config: ConfigDict) -> None:
-  """The paper's views and network, with SGD in batches of 512; LARS is for thousands."""
+  """The paper's strengths and widths, with SGD in batches of 512; LARS is for thousands."""
   config.views.crop = (0.08, 1.0)
   config.views.strength = 1.0
   config.views.brightness = config.views.contrast = 0.4

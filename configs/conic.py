@@ -6,8 +6,11 @@
   python -m conic_jax.main --config=configs/conic.py:imagenet100 --config.data.dir=IMAGES
   python -m conic_jax.main --config=configs/conic.py:folder --config.data.dir=IMAGES
 
-The paper trained it on 8 V100 (batch 512, 200 epochs) and gives neither hours nor throughput. Any
-field is set on the command line: --config.batch_size=1024, --config.views.size=160.
+The paper trained it on 8 V100 (batch 512, 200 epochs) and gives neither hours nor throughput. Ours to choose,
+as it is silent: the colours' strengths, SimCLR's, as its Appendix E is not in the published text; rows that
+start at norm 1; batch norm over both views of the whole batch at once. §4's formula for one image sums over
+its two views and has 2(1 − sim) for the consistency; ours are Eq. 2 and means, which keep the ratio of the
+losses at two views. Any field is set on the command line: --config.batch_size=1024, --config.views.size=160.
 """
 from ml_collections import ConfigDict
 
@@ -41,9 +44,12 @@ def get_config(preset: str = 'imagenet') -> ConfigDict:
   config.views.count = 2
   config.views.size = 224
   config.views.crop = (0.15, 1.0)
+  config.views.interpolation = 'bilinear'     # or 'bicubic', as TensorFlow's without antialiasing
   config.views.flip = 0.5
   config.views.jitter = 0.8
   config.views.strength = 1.0
+  config.views.colour = 'torchvision'     # or 'tensorflow': contrast of each channel, saturation in HSV
+  config.views.additive_brightness = False    # brightness is added; else it is a factor
   config.views.grayscale = 0.2
   config.views.blur = 0.5
 
@@ -59,6 +65,7 @@ def get_config(preset: str = 'imagenet') -> ConfigDict:
   config.head.hidden = 2048
   config.head.features = 128
   config.head.norm = True         # Linear-BN-ReLU-Linear-BN
+  config.head.output_bias = True  # of the last layer: the batch norm, or the linear one where none follows
 
   # Losses (§3.2, §4).
   config.temperature = 0.1
@@ -82,6 +89,7 @@ def get_config(preset: str = 'imagenet') -> ConfigDict:
   config.optimizer.weight_decay = 1e-4
   config.optimizer.decay_vectors = True   # weight decay on biases and batch norm too, as PyTorch's SGD
   config.optimizer.trust = 0.001  # of lars, which leaves biases and batch norm out of it
+  config.optimizer.lr_in_momentum = True  # of lars: the rate is inside the momentum, or outside
   config.classifier = ConfigDict()
   config.classifier.norm = 1.0    # of the rows at the start
   config.classifier.lr_scale = 1.0
@@ -108,6 +116,7 @@ def get_config(preset: str = 'imagenet') -> ConfigDict:
   config.eval.resize = 0          # the short side before a centre crop of views.size; 0 is 256/224 of it
   config.eval.batch_size = 512
   config.eval.k = (20, 200)       # the first is the headline
+  config.eval.features = 'encoder'    # what kNN compares: features of the 'encoder' or of the 'head'
   config.linear = ConfigDict()
   config.linear.learning_rates = (75.0,)  # several are a sweep
   config.linear.epochs = 100

@@ -38,7 +38,7 @@ def get_config(preset: str = 'folder') -> ConfigDict:
   small = {'cifar10_32': 'cifar10', 'photos': 'photos'}
   config = knn.get_config(small.get(preset, 'imagenet'))
   config.task, config.result = 'finetune', f'finetune_{preset}'
-  del config.eval.k
+  del config.eval.k, config.eval.features
   config.data.update(**DATA[preset])
 
   config.finetune = ConfigDict()

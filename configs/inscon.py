@@ -12,8 +12,10 @@
 The paper trained on 8 V100 and gives no hours; its figures are of detection (Mask R-CNN R50-FPN 1x on COCO:
 40.9 box AP), 70.3 is linear top-1 on ImageNet. Ours to choose, as the paper is silent: the width of the
 cells' hidden layer is the head's; each image is in one mosaic of a step; the mosaics' queries have a head of
-their own and the single head's keys; two crops share a hundredth of the smaller one at least. Changed: beyond
-the outermost features the surface under the cells goes on, where precise RoI pooling's falls to zero
+their own and the single head's keys; Eq. 2, which as printed counts the negatives once for the four quadrants
+together, counts them for each: its loss then starts at 11.09 as the other two do, not at 9.70, and the paper
+says that the initial losses are similar; two crops share a hundredth of the smaller one at least. Changed:
+beyond the outermost features the surface under the cells goes on, where precise RoI pooling's falls to zero
 (config.cell.outside=zero). Table 8 has the cell head beside the single one, without mosaics. All else is as
 in configs/moco_v2.py.
 """

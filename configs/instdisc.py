@@ -9,7 +9,9 @@
 The figure is linear top-1 on ImageNet of a ResNet-50, as CO2's Table 1 gives it; the paper gives no hours.
 Changed: batch norm is over the whole batch, that of the public code over the images of each GPU; colour is
 dropped after the jitter, not before it; and h has no 1e-7 added below. The paper's proximal term is not in
-the public code, nor here. The linear protocol is configs/conic.py's, as is what is not named here.
+the public code, nor here. The code's kNN compares the head's 128 features with the bank; ours compares
+features of the encoder, or by --config.eval.features=head those of the head, both computed anew. The linear
+protocol is configs/conic.py's, as is what is not named here.
 """
 from ml_collections import ConfigDict
 

@@ -3,10 +3,11 @@
   python -m conic_jax.main --config=configs/knn.py --config.encoder=runs/photos
   python -m conic_jax.main --config=configs/knn.py:photos --config.encoder=random
 
-A field that is None, or an empty name of the data, is taken from the encoder's own run. An encoder that is
-random, or a file of weights, has no run: the preset (imagenet, cifar10, photos, folder) gives it data, and a
-random one its network. The result is printed and written to knn.json (knn_PRESET.json) in config.run, which
-is the encoder's run, or runs/evaluated_NAME.
+--config.eval.features=head compares the features of the run's projection head instead of the encoder's, as
+InstDisc's code does. A field that is None, or an empty name of the data, is taken from the encoder's own run.
+An encoder that is random, or a file of weights, has no run: the preset (imagenet, cifar10, photos, folder)
+gives it data, and a random one its network. The result is printed and written to knn.json (knn_PRESET.json)
+in config.run, which is the encoder's run, or runs/evaluated_NAME.
 """
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
@@ -30,7 +31,7 @@ def get_config(preset: str = 'run') -> ConfigDict:
   config.data = ConfigDict({'name': '', 'dir': '', 'train': '', 'test': '', 'cache': ''})
   config.views = ConfigDict({'size': placeholder(int)})
   config.eval = ConfigDict({'resize': placeholder(int), 'batch_size': placeholder(int),
-                            'k': placeholder(tuple)})
+                            'k': placeholder(tuple), 'features': placeholder(str)})
   config.network = ConfigDict({'name': 'resnet50', 'blocks': (), 'stem': 'imagenet', 'width': 1.0,
                                'zero_gamma': False, 'output_stride': 32})
   data_of(config, preset)
@@ -41,7 +42,7 @@ def data_of(config: ConfigDict, preset: str) -> None:
   """The data set of a preset, with the sizes and the network that suit it."""
   if preset == 'run':
     return
-  config.eval.batch_size, config.eval.k = 512, (20, 200)
+  config.eval.batch_size, config.eval.k, config.eval.features = 512, (20, 200), 'encoder'
   config.views.size, config.eval.resize = 224, 256
   config.data.update(name='imagenet2012', train='train', test='validation')
   if preset == 'folder':

@@ -35,7 +35,7 @@ def get_config(preset: str = 'run') -> ConfigDict:
   config = knn.get_config('imagenet' if preset in RECIPES else preset)
   config.task = 'linear'
   config.result = 'linear' if preset == 'run' else f'linear_{preset}'
-  del config.eval.k
+  del config.eval.k, config.eval.features
   config.linear = ConfigDict({
     'learning_rates': placeholder(tuple),  # several are a sweep
     'epochs': placeholder(int),

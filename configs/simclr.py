@@ -6,8 +6,20 @@
   python -m conic_jax.main --config=configs/simclr.py:cifar10 --config.data.dir=TFDS_DIR
   python -m conic_jax.main --config=configs/simclr.py:folder --config.data.dir=IMAGES
 
-The figures are linear top-1 on ImageNet; 100 epochs took about 6 hours on 32 TPU v3. Changed: the
-linear protocol is configs/conic.py's, as is what is not named here.
+The figures are linear top-1 on ImageNet; 100 epochs took about 6 hours on 32 TPU v3. The default preset is
+the public code's: it sums both directions of the loss where the paper's Algorithm 1 averages them (twice the
+rate for batch norm, which LARS does not rescale), its colours are TensorFlow's, crops are bicubic without
+antialiasing, the last scales of residual blocks start at zero, and the last batch norm of the head has no
+bias. Brightness is a factor, the code's default; its first release added it
+(--config.views.additive_brightness=True). The head has the two layers of the first paper.
+
+Changed: a crop's area is drawn uniformly, as torchvision's, where TensorFlow's op draws the height and keeps
+to a tenth of the image at least (42% of a square one on average); the blur is mirrored at the border, where
+zeros are blurred in, and its deviation is drawn for every view, not once a batch; kernels start, and padding
+lies, as PyTorch's; the warm-up begins at the first step's share of the rate, not at zero. The linear protocol
+is configs/conic.py's, as is what is not named here.
+
+The other presets are ours: SGD, torchvision's colours, bilinear crops and the mean of both directions.
 """
 from ml_collections import ConfigDict
 
@@ -15,7 +27,7 @@ from configs import auto, conic
 
 
 def get_config(preset: str = 'imagenet') -> ConfigDict:
-  """The paper's settings; a preset changes what its data set needs."""
+  """The public code's settings; a preset changes what its data set needs."""
   if preset not in PRESETS:
     raise ValueError(f"There is no preset '{preset}' of configs/simclr.py; there is: {', '.join(PRESETS)}.")
   config = conic.get_config(preset)
@@ -24,6 +36,8 @@ def get_config(preset: str = 'imagenet') -> ConfigDict:
   del config.alpha, config.alpha_pace
   del config.classifier
   config.temperature = 0.1
+  config.loss = ConfigDict()
+  config.loss.reduction = 'mean'  # of both directions; or 'sum'
   PRESETS[preset](config)
   if preset == 'folder':
     auto.leave_open(config)
@@ -33,8 +47,13 @@ def get_config(preset: str = 'imagenet') -> ConfigDict:
 def paper(config: ConfigDict) -> None:
   """LARS at 0.3 for 256 images."""
   config.views.crop = (0.08, 1.0)
+  config.views.interpolation = 'bicubic'
+  config.views.colour = 'tensorflow'
   config.views.mean = (0.0, 0.0, 0.0)     # pixels stay between 0 and 1
   config.views.std = (1.0, 1.0, 1.0)
+  config.encoder.zero_gamma = True
+  config.head.output_bias = False
+  config.loss.reduction = 'sum'
   config.batch_size = 4096
   config.epochs = 1000
   config.optimizer.name = 'lars'

@@ -23,7 +23,7 @@ def get_config(preset: str = 'voc07') -> ConfigDict:
     raise ValueError(f"There is no preset '{preset}' of configs/svm.py; there is: {', '.join(PRESETS)}.")
   config = knn.get_config(preset if preset in knn.PRESETS else 'imagenet')
   config.task, config.result = 'svm', f'svm_{preset}'
-  del config.eval.k
+  del config.eval.k, config.eval.features
   config.svm = ConfigDict({
     'costs': (0.01, 0.1, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 50.0, 100.0, 1000.0),
     'folds': 3,

@@ -216,7 +216,7 @@ def symmetric_kl(p_logits: jax.Array, q_logits: jax.Array) -> jax.Array:
   return jnp.sum((jnp.exp(p) - jnp.exp(q)) * (p - q), axis=-1) / 2
 
 
-def nt_xent(views: jax.Array, valid: jax.Array, temperature: float) -> jax.Array:
+def nt_xent(views: jax.Array, valid: jax.Array, temperature: float, reduction: str = 'mean') -> jax.Array:
   """Each view among all other views of the batch: the normalised temperature-scaled cross entropy.
 
   ℓ(i, j) = −log [e^{x̄ᵢᵀx̄ⱼ/τ} / Σ_{k≠i} e^{x̄ᵢᵀx̄ₖ/τ}]
@@ -225,11 +225,12 @@ def nt_xent(views: jax.Array, valid: jax.Array, temperature: float) -> jax.Array
     views: [B, 2, D], normalised here.
     valid: bool [B]; an image that is not is no negative either.
     temperature: τ.
+    reduction: over the two orders, 'mean' or 'sum'.
 
   Returns:
-    [B], the mean of ℓ over both orders of the two views.
+    [B], the mean or the sum of ℓ over both orders of the two views.
 
-  Source: SimCLR (Chen et al. 2020), Eq. 1.
+  Source: SimCLR (Chen et al. 2020), Eq. 1; its Algorithm 1 has the mean, its public code the sum.
   """
   unit = normalise(views)
   flat = unit.reshape(-1, unit.shape[-1])
@@ -237,7 +238,7 @@ def nt_xent(views: jax.Array, valid: jax.Array, temperature: float) -> jax.Array
   others = ~jnp.eye(len(flat), dtype=bool) & jnp.repeat(valid, views.shape[1])[None]
   normaliser = jax.nn.logsumexp(jnp.where(others, logits, MASKED), axis=1).reshape(views.shape[:2])
   positives = jnp.sum(unit * unit[:, ::-1], axis=-1) / temperature
-  return jnp.mean(normaliser - positives, axis=1)
+  return (jnp.sum if reduction == 'sum' else jnp.mean)(normaliser - positives, axis=1)
 
 
 def negative_cosine(predictions: jax.Array, targets: jax.Array) -> jax.Array:

@@ -29,9 +29,12 @@ def sgd(weight_decay: float, momentum: float,
   return descending(optax.chain(optax.add_decayed_weights(weight_decay, decayed), optax.trace(momentum)))
 
 
-def lars(weight_decay: float, momentum: float, trust: float,
-         decayed: Mask | None = None) -> optax.GradientTransformationExtraArgs:
-  """LARS, with the rate inside the momentum: v ← m v + η ρ (g + λ p), p ← p − v.
+def lars(weight_decay: float, momentum: float, trust: float, decayed: Mask | None = None,
+         lr_in_momentum: bool = True) -> optax.GradientTransformationExtraArgs:
+  """LARS, with the rate inside the momentum or outside.
+
+  inside:   v ← m v + η ρ (g + λ p), p ← p − v
+  outside:  v ← m v + ρ (g + λ p),   p ← p − η v
 
   ρ = η_l ‖p‖/‖g + λ p‖ of each array; 1 where either norm is zero, and for arrays of rank one.
 
@@ -40,13 +43,17 @@ def lars(weight_decay: float, momentum: float, trust: float,
     momentum: m.
     trust: η_l.
     decayed: as for `sgd`.
+    lr_in_momentum: whether the rate is inside.
 
-  Source: You, Gitman and Ginsburg (2017), Algorithm 1, with SimCLR's exclusions.
+  Source: You, Gitman and Ginsburg (2017), Algorithm 1, with SimCLR's exclusions; the rate outside as in
+  BYOL's public code.
   """
   direction = optax.chain(
     optax.add_decayed_weights(weight_decay, decayed),
     optax.masked(optax.scale_by_trust_ratio(trust_coefficient=trust), not_vectors))
-  return optax.chain(descending(direction), optax.trace(momentum))
+  if lr_in_momentum:
+    return optax.chain(descending(direction), optax.trace(momentum))
+  return descending(optax.chain(direction, optax.trace(momentum)))
 
 
 def descending(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
@@ -63,7 +70,7 @@ def not_vectors(params: Any) -> Any:
 
 
 def make_optimizer(config: Any) -> optax.GradientTransformationExtraArgs:
-  """The optimizer of `config.optimizer`: name, momentum, weight_decay, decay_vectors, trust.
+  """The optimizer of `config.optimizer`: name, momentum, weight_decay, decay_vectors, trust, lr_in_momentum.
 
   Raises:
     UserError: where there is none of that name.
@@ -72,7 +79,7 @@ def make_optimizer(config: Any) -> optax.GradientTransformationExtraArgs:
   if config.name == 'sgd':
     return sgd(config.weight_decay, config.momentum, decayed)
   if config.name == 'lars':
-    return lars(config.weight_decay, config.momentum, config.trust, decayed)
+    return lars(config.weight_decay, config.momentum, config.trust, decayed, config.lr_in_momentum)
   raise UserError(f"config.optimizer.name is '{config.name}'; there is: sgd, lars.")
 
 

@@ -91,6 +91,7 @@ def _pretrain(config: Any, at_the_end: contextlib.ExitStack, stop: StopRequest) 
   # ---- Method, optimizer, state -----------------------------------------------------------------
   dtype = meshes.compute_dtype(config.dtype)
   method = methods.make(config, num_images, mesh, dtype)
+  knn_encode = method.embed if protocols.features_name(config) == 'head' else method.encode
   pipeline.check_views(train_source, method.views)
   optimizer = optim.make_optimizer(config.optimizer)
   schedule = optim.make_schedule(config.optimizer, config.epochs, steps_per_epoch)
@@ -188,7 +189,7 @@ def _pretrain(config: Any, at_the_end: contextlib.ExitStack, stop: StopRequest) 
           figures['waiting_for_data'] = waited / seconds
         reporter.report(done, done / steps_per_epoch, figures)
       if comparing:
-        accuracies = protocols.online_knn(method.encode, variables(state), train_source, test_source,
+        accuracies = protocols.online_knn(knn_encode, variables(state), train_source, test_source,
                                           config, mesh)
         if accuracies:
           reporter.report(done, done / steps_per_epoch, accuracies)
@@ -210,7 +211,7 @@ def _pretrain(config: Any, at_the_end: contextlib.ExitStack, stop: StopRequest) 
   # ---- Evaluation and pictures ------------------------------------------------------------------
   random_variables = jax.jit(lambda: variables(init()), out_shardings=meshes.replicated(mesh))
   summary = {'step': int(state.step), 'num_images': num_images}
-  summary |= protocols.evaluate(method.encode, variables(state), random_variables, train_source,
+  summary |= protocols.evaluate(method.encode, knn_encode, variables(state), random_variables, train_source,
                                 test_source, config, mesh, say=reporter.say)
   failure = checkpoints.failure or reporter.failure
   if first_process and not failure:
@@ -355,10 +356,12 @@ def _stop_for(name: str, value: float, step: int, checkpoints: Checkpoints, conf
 
 def run_identity(config: Any, sampler: Sampler, dtype: jnp.dtype) -> dict[str, Any]:
   """What a resumed run must share with its checkpoint, beside the shapes."""
+  # Whether there is a bias the shapes tell: runs of before the setting go on.
+  head = {name: value for name, value in json_value(config.head).items() if name != 'output_bias'}
   return {'method': config.method, 'num_images': sampler.num_images, 'config.seed': config.seed,
           'config.dtype': jnp.dtype(dtype).name,
           'config.batch_size': config.batch_size, 'config.encoder': json_value(config.encoder),
-          'config.head': json_value(config.head), 'config.data.name': config.data.name,
+          'config.head': head, 'config.data.name': config.data.name,
           'config.data.train': config.data.train,
           'config.sampler': json_value(config.sampler) if sampler.slides else None}
 

@@ -122,12 +122,35 @@ def test_simclr_and_byol_are_the_papers():
     assert (lars.name, lars.trust, lars.decay_vectors, lars.weight_decay) == ('lars', 0.001, False, decay)
     assert (config.batch_size, config.epochs, lars.warmup_epochs) == (4096, 1000, 10)
     assert lars.learning_rate == pytest.approx(rate * 4096 / 256)
-    assert config.views.crop == (0.08, 1.0)
+    views = config.views
+    assert (views.crop, views.interpolation, views.colour) == ((0.08, 1.0), 'bicubic', 'tensorflow')
+    assert (config.encoder.zero_gamma, config.head.output_bias) == (True, False)
+  assert (simclr.optimizer.lr_in_momentum, byol.optimizer.lr_in_momentum) == (True, False)
+  assert (simclr.views.additive_brightness, byol.views.additive_brightness) == (False, True)
+  assert (simclr.loss.reduction, byol.predictor.output_bias) == ('sum', False)
   assert (simclr.temperature, simclr.views.mean, simclr.views.std) == (0.1, (0, 0, 0), (1, 1, 1))
   assert (byol.momentum.start, byol.momentum.schedule) == (0.996, 'cosine')
   assert (byol.head.hidden, byol.head.features, byol.predictor.hidden) == (4096, 256, 4096)
   assert (byol.views.blur, byol.views.solarise) == (1.0, 0.0)
   assert (byol.second_view.blur, byol.second_view.solarise) == (0.1, 0.2)
+
+
+@pytest.mark.parametrize('preset', DATA)
+@pytest.mark.parametrize('name', ['simclr', 'byol'])
+def test_other_presets_of_simclr_and_byol_are_not_their_codes(name, preset):
+  config = load(f'configs/{name}.py:{preset}')
+  views = config.views
+  assert (views.interpolation, views.colour, views.additive_brightness) == ('bilinear', 'torchvision', False)
+  assert (config.optimizer.name, config.head.output_bias, config.encoder.zero_gamma) == ('sgd', True, False)
+  assert config.predictor.output_bias if name == 'byol' else config.loss.reduction == 'mean'
+
+
+def test_pic_is_its_releases():
+  one, several = load('configs/pic.py'), load('configs/pic.py:multi_crop')
+  assert (one.views.count, one.views.crop, one.small_views.count) == (1, (0.2, 1.0), 0)
+  assert (several.views.crop, several.small_views.crop) == ((0.14, 1.0), (0.08, 0.14))
+  for config in (one, several):
+    assert (config.batch_size, config.optimizer.learning_rate, config.temperature) == (256, 0.03, 0.2)
 
 
 @pytest.mark.parametrize(('name', 'first'), [

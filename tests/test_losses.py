@@ -278,6 +278,8 @@ def test_nt_xent_equals_its_formula_and_leaves_out_what_is_not_valid():
     expected.append(np.log(np.exp(others).sum()) - logits[i, i ^ 1])
   found = losses.nt_xent(jnp.float32(views), jnp.asarray(valid), 0.3)
   np.testing.assert_allclose(found[valid], np.reshape(expected, (-1, 2)).mean(1), rtol=1e-5)
+  found = losses.nt_xent(jnp.float32(views), jnp.asarray(valid), 0.3, 'sum')
+  np.testing.assert_allclose(found[valid], np.reshape(expected, (-1, 2)).sum(1), rtol=1e-5)
 
 
 def test_negative_cosine_equals_pytorch():

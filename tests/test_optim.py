@@ -18,8 +18,8 @@ def settings(**changes):
   """The fields of config.optimizer."""
   return ConfigDict({
     'name': 'sgd', 'learning_rate': 0.3, 'warmup_epochs': 0, 'momentum': MOMENTUM, 'weight_decay': DECAY,
-    'decay_vectors': True, 'trust': TRUST, 'schedule': 'cosine', 'end': 0.0, 'milestones': (),
-    'per_epoch': False, **changes})
+    'decay_vectors': True, 'trust': TRUST, 'lr_in_momentum': True, 'schedule': 'cosine', 'end': 0.0,
+    'milestones': (), 'per_epoch': False, **changes})
 
 
 def problem():
@@ -59,11 +59,18 @@ def lars_by_hand(gradient, p, v, lr, decay):
   return p - v, v
 
 
-@pytest.mark.parametrize(('name', 'rule', 'decay_vectors'), [
-  ('sgd', sgd_by_hand, True), ('sgd', sgd_by_hand, False), ('lars', lars_by_hand, False)])
-def test_four_steps_of_changing_rate_by_hand(name, rule, decay_vectors):
+def lars_outside_by_hand(gradient, p, v, lr, decay):
+  step, _ = lars_by_hand(gradient, p, 0, 1.0, decay)
+  v = MOMENTUM * v + (p - step)
+  return p - lr * v, v
+
+
+@pytest.mark.parametrize(('name', 'rule', 'decay_vectors', 'inside'), [
+  ('sgd', sgd_by_hand, True, True), ('sgd', sgd_by_hand, False, True), ('lars', lars_by_hand, False, True),
+  ('lars', lars_outside_by_hand, False, False)])
+def test_four_steps_of_changing_rate_by_hand(name, rule, decay_vectors, inside):
   params, gradients = problem()
-  optimizer = optim.make_optimizer(settings(name=name, decay_vectors=decay_vectors))
+  optimizer = optim.make_optimizer(settings(name=name, decay_vectors=decay_vectors, lr_in_momentum=inside))
   velocity = {key: np.zeros_like(p) for key, p in params.items()}
   for step, seen in enumerate(run(optimizer, params, gradients)):
     for key, p in params.items():

@@ -13,7 +13,10 @@ from support import tiny_method
 
 from conic_jax import mesh as meshes
 from conic_jax import methods, optim, train, train_step
+from conic_jax.command_line import load
+from conic_jax.data.sampler import Sampler
 from conic_jax.errors import UserError
+from conic_jax.evals import encoders, standalone
 from conic_jax.state import LossScale
 
 
@@ -49,6 +52,37 @@ def test_the_whole_road_leaves_figures_pictures_and_checkpoints(tiny_config, cap
   assert names <= reports(tiny_config)[-2].keys()
   assert 'knn_top1' in reports(tiny_config)[3]
   assert 'pretrained' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('name', ['instdisc', 'byol'])
+def test_knn_compares_the_heads_features_where_asked(tiny_config, name, capsys):
+  """While training, after it and as a task: the same figure from all three."""
+  tiny_method(tiny_config, name)
+  tiny_config.eval.linear, tiny_config.eval.features = False, 'head'
+  tiny_config.optimizer.learning_rate = 0.5
+  summary = train.pretrain(tiny_config)
+  online = [report['knn_top1'] for report in reports(tiny_config) if 'knn_top1' in report]
+  assert online[-1] == summary['knn_top1']
+  config = load('configs/knn.py')
+  config.encoder = tiny_config.run
+  assert standalone.evaluate(config)['knn_top1'] == summary['knn_top1']
+  config.eval.features = 'encoder'
+  of_encoder = standalone.evaluate(config)
+  encoder = encoders.open_encoder(tiny_config.run)
+  images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 16, 16, 3)), jnp.float32)
+  both = encoder, encoders.with_head(encoder)
+  widths = [opened.encode(opened.variables, images).shape[1] for opened in both]
+  assert widths == [encoder.network.num_features, tiny_config.head.features]
+  assert of_encoder.keys() == {'knn_top1', 'knn_top1_k3', 'knn_top1_k5'}
+  tiny_config.eval.features = 'neck'
+  with pytest.raises(UserError, match=r"config.eval.features is 'neck'; there is: encoder, head"):
+    train.pretrain(tiny_config)
+
+
+def test_a_run_of_before_the_heads_bias_was_a_setting_goes_on(tiny_config):
+  sampler = Sampler(48, 16, 0)
+  before = train.run_identity(tiny_config, sampler, jnp.float32)
+  assert 'output_bias' not in before['config.head']
 
 
 def test_an_unlabelled_folder_is_enough(tiny_config, capsys):

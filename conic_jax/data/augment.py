@@ -3,7 +3,7 @@
 Every image is worked on by itself, with its own draws, so a split batch stays where it lies.
 Images are taken apart into colour planes [B, V, H, W]: the arithmetic then runs along the rows.
 Measured on CPU against dm-pix under vmap, the plain forms below were the faster, most of all the
-blur, and dm-pix has other formulas for contrast (mean of each channel) and saturation (in HSV).
+blur.
 """
 import itertools
 
@@ -114,7 +114,8 @@ def jitter(planes: Planes, draws: dict[str, jax.Array], spec: Views) -> Planes:
   names = [name for name in CHANGES if ranges[name] > 0]
   amounts = {}
   for name in names:
-    middle, lowest = (0, -ranges[name]) if name == 'hue' else (1, 0)
+    added = name == 'hue' or (name == 'brightness' and spec.additive_brightness)
+    middle, lowest = (0, -ranges[name]) if added else (1, 0)
     low, high = max(lowest, middle - ranges[name]), middle + ranges[name]
     amounts[name] = jnp.where(applied, low + (high - low) * draws[name], middle)
   orders = np.array(list(itertools.permutations(range(len(names)))), np.int32)
@@ -122,7 +123,7 @@ def jitter(planes: Planes, draws: dict[str, jax.Array], spec: Views) -> Planes:
 
   def change(turn, planes):
     chosen = {name: order[..., turn] == index for index, name in enumerate(names)}
-    changed = blend(planes, chosen, amounts)
+    changed = blend(planes, chosen, amounts, spec)
     if 'hue' in names:
       turned = adjust_hue(planes, amounts['hue'])
       changed = tuple(jnp.where(chosen['hue'] & applied, new, old)
@@ -131,27 +132,40 @@ def jitter(planes: Planes, draws: dict[str, jax.Array], spec: Views) -> Planes:
   return jax.lax.fori_loop(0, len(names), change, planes)
 
 
-def blend(planes: Planes, chosen: dict[str, jax.Array], factors: dict[str, jax.Array]) -> Planes:
+def blend(planes: Planes, chosen: dict[str, jax.Array], factors: dict[str, jax.Array], spec: Views) -> Planes:
   """Changes brightness, contrast or saturation: clip(f * x + (1 - f) * target, 0, 1).
 
-  The target is 0 for the brightness, the mean luma for the contrast, the luma for the saturation.
+  The target of the brightness is 0; where it is additive, f is 1 and the draw is added. As torchvision has
+  them, the target of the contrast is the mean luma, and of the saturation the luma. As TensorFlow has them,
+  the contrast's is the mean of each channel; and the saturation s of HSV becomes min(f * s, 1) under the same
+  hue and value v, which is the target v with min(f, 1 / s) for f.
 
   Args:
     planes: three of float32 [B, V, H, W], from 0 to 1.
     chosen: bool [B, V, 1, 1] by name, at most one of them true; where none is, nothing changes.
-    factors: f, float32 [B, V, 1, 1] by name.
+    factors: f, or what is added, float32 [B, V, 1, 1] by name.
+    spec: `colour` and `additive_brightness`.
   """
-  factor, target = jnp.float32(1), jnp.float32(0)
-  luma = grayscale(planes)
-  if 'brightness' in chosen:
+  factor, shift, targets = jnp.float32(1), None, [jnp.float32(0)] * 3
+  if 'brightness' in chosen and spec.additive_brightness:
+    shift = jnp.where(chosen['brightness'], factors['brightness'], 0)
+  elif 'brightness' in chosen:
     factor = jnp.where(chosen['brightness'], factors['brightness'], factor)
   if 'contrast' in chosen:
     factor = jnp.where(chosen['contrast'], factors['contrast'], factor)
-    target = jnp.where(chosen['contrast'], jnp.mean(luma, (-2, -1), keepdims=True), target)
+    toned = planes if spec.colour == 'tensorflow' else (grayscale(planes),) * 3
+    targets = [jnp.where(chosen['contrast'], jnp.mean(tone, (-2, -1), keepdims=True), target)
+               for tone, target in zip(toned, targets, strict=True)]
   if 'saturation' in chosen:
-    factor = jnp.where(chosen['saturation'], factors['saturation'], factor)
-    target = jnp.where(chosen['saturation'], luma, target)
-  return tuple(jnp.clip(factor * plane + (1 - factor) * target, 0, 1) for plane in planes)
+    pale, wanted = grayscale(planes), factors['saturation']
+    if spec.colour == 'tensorflow':
+      pale = jnp.maximum(jnp.maximum(*planes[:2]), planes[2])
+      chroma = pale - jnp.minimum(jnp.minimum(*planes[:2]), planes[2])
+      wanted = jnp.minimum(wanted, pale / jnp.where(chroma > 0, chroma, 1))
+    factor = jnp.where(chosen['saturation'], wanted, factor)
+    targets = [jnp.where(chosen['saturation'], pale, target) for target in targets]
+  changed = [factor * plane + (1 - factor) * target for plane, target in zip(planes, targets, strict=True)]
+  return tuple(jnp.clip(plane if shift is None else plane + shift, 0, 1) for plane in changed)
 
 
 def adjust_hue(planes: Planes, turn: jax.Array) -> Planes:

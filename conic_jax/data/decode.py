@@ -34,15 +34,15 @@ def prepare(data: bytes) -> tuple[bytes, int, int]:
   return (data, height, width) if min(plain) > 0 else (b'', 0, 0)
 
 
-def decode_views(data: tf.Tensor, boxes: tf.Tensor, groups: tuple[tuple[int, int], ...],
+def decode_views(data: tf.Tensor, boxes: tf.Tensor, groups: tuple[tuple[int, int, str], ...],
                  antialias_above: float) -> tuple[tf.Tensor, ...]:
   """Decodes the smallest box that holds all views once, cuts the views from it and resizes them.
 
   Args:
     data: bytes of one JPEG or PNG.
     boxes: y, x, height and width in pixels, int32 [V, 4].
-    groups: (number of views, side in pixels) of each group.
-    antialias_above: views shrunk by more than this factor are antialiased, the others bilinear.
+    groups: (number of views, side in pixels, 'bilinear' or 'bicubic') of each group.
+    antialias_above: bilinear views shrunk by more than this factor are antialiased.
 
   Returns:
     For each group uint8 [count, size, size, 3].
@@ -57,15 +57,15 @@ def decode_views(data: tf.Tensor, boxes: tf.Tensor, groups: tuple[tuple[int, int
                                    tf.concat([extent, [3]], axis=0)))
   starts = tf.pad(boxes[:, :2] - start, [[0, 0], [0, 1]])
   extents = tf.pad(boxes[:, 2:], [[0, 0], [0, 1]], constant_values=3)
-  sizes = [size for count, size in groups for _ in range(count)]
-  views = [_resize(tf.slice(image, starts[i], extents[i]), size, antialias_above)
-           for i, size in enumerate(sizes)]
-  ends = np.cumsum([count for count, _ in groups])
+  forms = [form for count, *form in groups for _ in range(count)]
+  views = [_resize(tf.slice(image, starts[i], extents[i]), size, interpolation, antialias_above)
+           for i, (size, interpolation) in enumerate(forms)]
+  counts = [count for count, *_ in groups]
   return tuple(tf.stack(views[end - count:end])
-               for end, (count, _) in zip(ends, groups, strict=True))
+               for end, count in zip(np.cumsum(counts), counts, strict=True))
 
 
-def decode_chunk(data: tf.Tensor, boxes: tf.Tensor, groups: tuple[tuple[int, int], ...],
+def decode_chunk(data: tf.Tensor, boxes: tf.Tensor, groups: tuple[tuple[int, int, str], ...],
                  antialias_above: float) -> tuple[tuple[tf.Tensor, ...], tf.Tensor]:
   """Decodes a few images; those that fail keep their place as zeros.
 
@@ -82,7 +82,7 @@ def decode_chunk(data: tf.Tensor, boxes: tf.Tensor, groups: tuple[tuple[int, int
   chunk: int = data.shape[0]  # pyright: ignore[reportAssignmentType]
   images = tf.data.Dataset.from_tensor_slices((tf.range(chunk), data, boxes))
   views = images.map(lambda i, image, box: (i, decode_views(image, box, groups, antialias_above)))
-  zeros = tuple(tf.zeros([count, size, size, 3], tf.uint8) for count, size in groups)
+  zeros = tuple(tf.zeros([count, size, size, 3], tf.uint8) for count, size, _ in groups)
   stand_in = tf.data.Dataset.from_tensors((tf.constant(chunk), zeros))
   views = views.ignore_errors().concatenate(stand_in).batch(chunk).take(1)
   places, pixels = views.get_single_element()
@@ -95,12 +95,15 @@ def decode_chunk(data: tf.Tensor, boxes: tf.Tensor, groups: tuple[tuple[int, int
   pixels = tf.cond(places[-1] == chunk, mend, lambda: pixels)
   decoded = tf.reduce_any(places[:, None] == tf.range(chunk), axis=0)
   return tuple(tf.ensure_shape(group, [chunk, count, size, size, 3])
-               for group, (count, size) in zip(pixels, groups, strict=True)), decoded
+               for group, (count, size, _) in zip(pixels, groups, strict=True)), decoded
 
 
-def _resize(crop, size, antialias_above):
+def _resize(crop, size, interpolation, antialias_above):
   shrunk = tf.cast(tf.reduce_max(tf.shape(crop)[:2]), tf.float32) > size * antialias_above
   crop = tf.cast(crop, tf.float32)  # TensorFlow's resize is vectorised for float32 alone.
+  if interpolation == 'bicubic':  # Its kernel is negative in places: edges overshoot.
+    view = tf.image.resize(crop, [size, size], tf.image.ResizeMethod.BICUBIC)
+    return tf.cast(tf.clip_by_value(view, 0, 255) + 0.5, tf.uint8)
   view = tf.cond(shrunk, lambda: tf.image.resize(crop, [size, size], antialias=True),
                  lambda: tf.image.resize(crop, [size, size]))
   return tf.cast(view + 0.5, tf.uint8)

@@ -24,7 +24,7 @@ _MEASURED = 64  # Images whose size is looked at before training.
 
 def train_batches(source: Source, groups: tuple[Views, ...], *, batch_size: int, seed: int,
                   start_step: int, rows: np.ndarray, window: int = 0, stride: int = 0, threads: int = 0,
-                  prefetch: int = 2) -> Iterator[dict]:
+                  prefetch: int = 2, antialias_above: float = _TRAIN_ANTIALIAS) -> Iterator[dict]:
   """Batches of random views from `start_step` on, without end.
 
   Which images make a batch depends on (seed, step, batch_size) and the window; the crops and flips of an
@@ -40,6 +40,7 @@ def train_batches(source: Source, groups: tuple[Views, ...], *, batch_size: int,
     window, stride: of the `Sampler`; without a window a round is an epoch.
     threads: threads that decode, 0 for one on every core.
     prefetch: batches kept ready.
+    antialias_above: bilinear views shrunk by more than this factor are antialiased.
 
   Yields:
     'views' a tuple of uint8 [b, count, size, size, 3], 'id' int32 [b], 'valid' bool [b],
@@ -55,9 +56,9 @@ def train_batches(source: Source, groups: tuple[Views, ...], *, batch_size: int,
     ids, round_number = sampler.batch_ids(step)[rows], step // sampler.steps_per_round
     return _read(source, ids, lambda shapes: crops.random_views(groups, shapes, ids, seed, round_number))
 
-  sizes = tuple((group.count, group.size) for group in groups)
+  forms = tuple((group.count, group.size, group.interpolation) for group in groups)
   steps = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
-  return _batches(steps, read, sizes, len(rows), threads, prefetch, _TRAIN_ANTIALIAS)
+  return _batches(steps, read, forms, len(rows), threads, prefetch, antialias_above)
 
 
 def whole_pass_batches(source: Source, groups: tuple[Views, ...], *, batch_size: int, seed: int,
@@ -79,9 +80,9 @@ def whole_pass_batches(source: Source, groups: tuple[Views, ...], *, batch_size:
     ids[inside] = shuffled(positions[inside], source.num_images, seed, epoch)
     return _read(source, ids, lambda shapes: crops.random_views(groups, shapes, ids, seed, epoch))
 
-  sizes = tuple((group.count, group.size) for group in groups)
+  forms = tuple((group.count, group.size, group.interpolation) for group in groups)
   steps = tf.data.Dataset.range(start_step, -(-source.num_images // batch_size))
-  return _batches(steps, read, sizes, len(rows), 0, 2, _TRAIN_ANTIALIAS)
+  return _batches(steps, read, forms, len(rows), 0, 2, _TRAIN_ANTIALIAS)
 
 
 def eval_batches(source: Source, *, size: int, resize: int, batch_size: int,
@@ -106,7 +107,7 @@ def eval_batches(source: Source, *, size: int, resize: int, batch_size: int,
                                               np.zeros((len(ids), 1), bool)))
 
   steps = tf.data.Dataset.range(-(-source.num_images // batch_size))
-  return _batches(steps, read, ((1, size),), len(rows), 0, 2, _EVAL_ANTIALIAS)
+  return _batches(steps, read, ((1, size, 'bilinear'),), len(rows), 0, 2, _EVAL_ANTIALIAS)
 
 
 def check_views(source: Source, groups: tuple[Views, ...]) -> None:
@@ -206,12 +207,12 @@ def _read(source, ids, draw):
 
 
 def _batches(steps: tf.data.Dataset, read: Callable[[int], list],
-             groups: tuple[tuple[int, int], ...], rows: int, threads: int, prefetch: int,
+             groups: tuple[tuple[int, int, str], ...], rows: int, threads: int, prefetch: int,
              antialias_above: float) -> Iterator[dict]:
   """Runs `read` and the graph over `steps` in threads, and yields whole batches in order."""
   threads = threads or parallel.cores()
   chunk = max(size for size in range(1, _CHUNK + 1) if rows % size == 0)
-  views = sum(count for count, _ in groups)
+  views = sum(count for count, *_ in groups)
   dtypes = (tf.string, tf.int32, tf.int32, tf.int32, tf.float32, tf.bool)
   shapes = ((), (views, 4), (), (), (views, 4), (views,))
 

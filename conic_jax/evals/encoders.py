@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from conic_jax import mesh as meshes
 from conic_jax import models
-from conic_jax.checkpoint import read_config, restore_encoder
+from conic_jax.checkpoint import read_config, restore_encoder, restore_model
 from conic_jax.errors import UserError
 from conic_jax.export import read
 from conic_jax.views import Views
@@ -73,6 +73,27 @@ def open_encoder(name: str, network: Any = None, dtype: str = 'auto', seed: int 
     return module.apply(variables, images, mode='frozen')
 
   return Encoder(name, module, variables, views, encode, pretraining)
+
+
+def with_head(encoder: Encoder) -> Encoder:
+  """The encoder of a run with the projection head behind it: `encode` gives the head's features [B, D].
+
+  Raises:
+    UserError: where the encoder is not a run's, or its method has no head.
+  """
+  model = {} if encoder.pretraining is None else restore_model(Path(encoder.name))
+  if 'head' not in model.get('params', {}):
+    raise UserError(f"config.eval.features is 'head', and the encoder {encoder.name} has none: give the "
+                    'folder of a run, or set config.eval.features to encoder.')
+  variables = {collection: {part: parts[part] for part in ('encoder', 'head')}
+               for collection, parts in model.items()}
+  head = models.mlp_of(variables['params']['head'], encoder.network.dtype)
+
+  def encode(variables: Any, images: jax.Array) -> Any:
+    own, heads = ({name: parts[part] for name, parts in variables.items()} for part in ('encoder', 'head'))
+    return head.apply(heads, encoder.encode(own, images), mode='frozen')
+
+  return dataclasses.replace(encoder, variables=variables, encode=encode)
 
 
 def random_variables(network: models.ResNet, seed: int) -> dict[str, Any]:

@@ -25,6 +25,7 @@ Draw = Callable[[Path], None]
 
 _QUERIES, _NEIGHBOURS, _THUMBNAIL = 6, 8, 96
 _POINTS_OF_MAP = 2000
+FEATURES = ('encoder', 'head')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,8 @@ def has_labels(train_source: Source, test_source: Source | None) -> bool:
 def check(train_source: Source, test_source: Source | None, config: Any, mesh: Mesh) -> None:
   """Raises, before a long training, the `UserError` that the evaluation after it would raise."""
   check_batch_size(config.eval.batch_size, mesh, 'config.eval.batch_size')
+  if features_name(config) not in FEATURES:
+    raise UserError(f"config.eval.features is '{features_name(config)}'; there is: {', '.join(FEATURES)}.")
   if test_source is None or not has_labels(train_source, test_source):
     return
   if train_source.class_names != test_source.class_names:
@@ -81,6 +84,11 @@ def resize_of(config: Any) -> int:
 def usual_resize(size: int) -> int:
   """Pixels of the short side for a crop of a size, as ImageNet's 256 for 224."""
   return round(size * 256 / 224)
+
+
+def features_name(config: Any) -> str:
+  """Whose features kNN compares, 'encoder' or 'head'; the encoder's for a run that does not say."""
+  return config.eval.get('features', 'encoder')
 
 
 def linear_settings(config: Any) -> LinearSettings:
@@ -159,13 +167,14 @@ def _linear_figures(result: LinearResult) -> dict[str, Any]:
           'linear_stable_rate': result.stable_rate}
 
 
-def evaluate(encode: Encode, variables: Any, random_variables: Callable[[], Any],
+def evaluate(encode: Encode, knn_encode: Encode, variables: Any, random_variables: Callable[[], Any],
              train_source: Source, test_source: Source | None, config: Any, mesh: Mesh,
              say: Say) -> dict[str, Any]:
   """kNN and linear accuracy of an encoder, by `config.eval`, with the baselines beside it.
 
   Args:
     encode, variables: the encoder.
+    knn_encode: gives the features that kNN compares, of the same variables.
     random_variables: gives those of the same network at random initialisation.
     train_source, test_source: images with labels; without them nothing is measured.
     config: the run's config.
@@ -182,19 +191,19 @@ def evaluate(encode: Encode, variables: Any, random_variables: Callable[[], Any]
     say('No accuracies: they need labels in config.data.train and config.data.test.')
     return {}
 
-  def measure(encode, variables):
+  def measure(encode, knn_encode, variables):
     figures = {}
     if config.eval.knn:
-      figures |= knn(encode, variables, train_source, test_source, config, mesh)
+      figures |= knn(knn_encode, variables, train_source, test_source, config, mesh)
     if config.eval.linear:
       figures |= linear(encode, variables, train_source, test_source, config, mesh).figures
     return figures
 
   summary = {}
   if config.eval.baselines:
-    summary['pixels'] = measure(pixels, {})
-    summary['random_init'] = measure(encode, random_variables())
-  summary = {**measure(encode, variables), **summary}
+    summary['pixels'] = measure(pixels, pixels, {})
+    summary['random_init'] = measure(encode, knn_encode, random_variables())
+  summary = {**measure(encode, knn_encode, variables), **summary}
   say(table(summary, config.eval.k[0]))
   return summary
 

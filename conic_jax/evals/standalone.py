@@ -108,6 +108,8 @@ def _leaves(node: Any, prefix: str = 'config'):
 
 def _knn(encoder: Encoder, config: Any, mesh: Mesh, say: protocols.Say) -> protocols.Outcome:
   train_source, test_source = protocols.labelled_sources(config, mesh)
+  if protocols.features_name(config) == 'head':
+    encoder = encoders.with_head(encoder)
   variables = jax.device_put(encoder.variables, meshes.replicated(mesh))
   return protocols.Outcome(protocols.knn(encoder.encode, variables, train_source, test_source, config, mesh))
 

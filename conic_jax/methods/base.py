@@ -106,6 +106,10 @@ class Method(abc.ABC):
       float32 [B, F].
     """
 
+  @abc.abstractmethod
+  def embed(self, variables: dict[str, Any], images: jax.Array) -> jax.Array:
+    """The features of the projection head, float32 [B, D], as `encode`."""
+
   def partition_rules(self) -> Sequence[tuple[str, PartitionSpec]]:
     """(pattern of a path in the method state, partition) pairs; what none matches is replicated."""
     return ()

@@ -32,7 +32,7 @@ class BYOL(Method):
     self.network = Network(config, dtype, groups=2, norm_output=False)
     predictor = config.predictor
     self.predictor = models.MLP(predictor.hidden, config.head.features, predictor.norm, norm_output=False,
-                                groups=2, dtype=dtype)
+                                groups=2, dtype=dtype, output_bias=predictor.output_bias)
     first = Views(**config.views)
     self.views: tuple[Views, ...] = (first, dataclasses.replace(first, **config.second_view))
     self.momentum = config.momentum
@@ -71,6 +71,9 @@ class BYOL(Method):
 
   def encode(self, variables, images):
     return self.network.encode(variables, images)
+
+  def embed(self, variables, images):
+    return self.network.embed(variables, images)
 
 
 def make(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype) -> BYOL:

@@ -124,6 +124,9 @@ class InstanceMethod(Method):
   def encode(self, variables, images):
     return self.network.encode(variables, images)
 
+  def embed(self, variables, images):
+    return self.network.embed(variables, images)
+
   def partition_rules(self):
     return ((r'^rows/', split(self.mesh)),)
 

@@ -86,6 +86,9 @@ class InstDisc(Method):
   def encode(self, variables, images):
     return self.network.encode(variables, images)
 
+  def embed(self, variables, images):
+    return self.network.embed(variables, images)
+
   def partition_rules(self):
     return ((r'^bank$', split(self.mesh)),)
 

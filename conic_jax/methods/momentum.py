@@ -129,6 +129,9 @@ class MomentumMethod(Method):
   def encode(self, variables, images):
     return self.network.encode(variables, images)
 
+  def embed(self, variables, images):
+    return self.network.embed(variables, images)
+
   def partition_rules(self):
     return memory.queue_rules(self.mesh) if self.queue.split else ()
 

@@ -17,8 +17,9 @@ class Network:
 
   def __init__(self, config: Any, dtype: jnp.dtype, groups: int = 1, norm_output: bool = True):
     self.encoder = models.build_encoder(config.encoder, dtype, groups)
-    self.head = models.MLP(config.head.hidden, config.head.features, config.head.norm, norm_output, groups,
-                           dtype)
+    head = config.head
+    self.head = models.MLP(head.hidden, head.features, head.norm, norm_output, groups, dtype,
+                           head.output_bias)
 
   def init(self, encoder_rng: jax.Array, head_rng: jax.Array, images: jax.Array
            ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -64,6 +65,11 @@ class Network:
     """Pooled features float32 [M, F] under the running statistics: what goes on after training."""
     own = {name: collection['encoder'] for name, collection in variables.items()}
     return self.encoder.apply(own, images, mode='frozen')  # pyright: ignore[reportReturnType]
+
+  def embed(self, variables: dict[str, Any], images: jax.Array) -> jax.Array:
+    """The head's features float32 [M, D] under the running statistics, of what `encode` gives."""
+    own = {name: collection['head'] for name, collection in variables.items()}
+    return self.head.apply(own, self.encode(variables, images), mode='frozen')  # pyright: ignore[reportReturnType]
 
 
 def merge_views(views: jax.Array) -> jax.Array:

@@ -1,6 +1,7 @@
 """SimCLR: each of two views of an image among all views of the batch, over the whole global batch.
 
 ℓ(i, j) = −log [e^{x̄ᵢᵀx̄ⱼ/τ} / Σ_{k≠i} e^{x̄ᵢᵀx̄ₖ/τ}]
+L = mean over images of the mean, or the sum, of ℓ over both orders of its views
 
 Source: "A Simple Framework for Contrastive Learning of Visual Representations" (Chen et al. 2020).
 """
@@ -23,7 +24,7 @@ class SimCLR(Method):
   def __init__(self, config: Any, dtype: jnp.dtype):
     self.network = Network(config, dtype)
     self.views: tuple[Views, ...] = (Views(**config.views),)
-    self.temperature = config.temperature
+    self.temperature, self.reduction = config.temperature, config.loss.reduction
 
   def init(self, rng, batch):
     encoder_rng, head_rng = jax.random.split(rng)
@@ -34,21 +35,26 @@ class SimCLR(Method):
     features, batch_stats = self.network.project(
       params, batch_stats, merge_views(views), jnp.repeat(valid, 2), 'batch')
     pairs = losses.normalise(features).reshape(*views.shape[:2], -1)
-    loss = losses.masked_mean(losses.nt_xent(pairs, valid, self.temperature), valid)
+    loss = losses.masked_mean(losses.nt_xent(pairs, valid, self.temperature, self.reduction), valid)
     return loss, Aux(batch_stats, pair_metrics(pairs[:, 0], pairs[:, 1], valid), {})
 
   def encode(self, variables, images):
     return self.network.encode(variables, images)
+
+  def embed(self, variables, images):
+    return self.network.embed(variables, images)
 
 
 def make(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype) -> SimCLR:
   """Makes it with the settings of `config`.
 
   Raises:
-    UserError: for another number of views than two.
+    UserError: for another number of views than two, or a reduction that there is not.
   """
   del num_instances, mesh
   if config.views.count != 2:
     raise UserError(f'config.views.count is {config.views.count}: SimCLR compares two views of an image; set '
                     'it to 2.')
+  if config.loss.reduction not in ('mean', 'sum'):
+    raise UserError(f"config.loss.reduction is '{config.loss.reduction}'; there is: mean, sum.")
   return SimCLR(config, dtype)

@@ -1,7 +1,7 @@
 """Encoders and heads."""
 from conic_jax.models.deeplab import DeepLabV3
-from conic_jax.models.heads import MLP
+from conic_jax.models.heads import MLP, mlp_of
 from conic_jax.models.normalisation import MODES, BatchNorm
 from conic_jax.models.resnet import ResNet, build_encoder
 
-__all__ = ['MLP', 'MODES', 'BatchNorm', 'DeepLabV3', 'ResNet', 'build_encoder']
+__all__ = ['MLP', 'MODES', 'BatchNorm', 'DeepLabV3', 'ResNet', 'build_encoder', 'mlp_of']

@@ -1,4 +1,5 @@
 """Projection heads."""
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -14,7 +15,8 @@ class MLP(nn.Module):
   With `norm` it is Linear, BN, ReLU, Linear, BN (SimCLR, Chen et al. 2020, and ConIC); without,
   Linear, ReLU, Linear (MoCo v2); with `norm` but not `norm_output`, Linear, BN, ReLU, Linear (BYOL,
   Grill et al. 2020). A linear layer before a batch norm has no bias, which the norm would take away
-  again. On a map [B, h, w, F] its layers are 1×1 convolutions.
+  again. SimCLR's and BYOL's public code leave out the last layer's bias too. On a map [B, h, w, F] the
+  layers are 1×1 convolutions.
 
   Attributes:
     hidden: width of the hidden layer; 0 for a single linear layer, without norm.
@@ -23,6 +25,7 @@ class MLP(nn.Module):
     norm_output: whether one follows the last, where `norm`.
     groups: batch-norm groups in mode 'grouped'.
     dtype: type of the computation.
+    output_bias: whether the last layer, the batch norm or else the linear one, has a bias.
   """
   hidden: int
   features: int
@@ -30,6 +33,7 @@ class MLP(nn.Module):
   norm_output: bool = True
   groups: int = 8
   dtype: Any = jnp.float32
+  output_bias: bool = True
 
   @nn.compact
   def __call__(self, x: jax.Array, mode: str = 'frozen',
@@ -52,10 +56,25 @@ class MLP(nn.Module):
       if norm:
         x = BatchNorm(groups=self.groups, name='norm1')(x, mode, mask, members)
       x = nn.relu(x)
-    x = linear(x, self.features, not norm_output, self.dtype, 'linear2' if self.hidden else 'linear')
+    use_bias = self.output_bias and not norm_output
+    x = linear(x, self.features, use_bias, self.dtype, 'linear2' if self.hidden else 'linear')
     if norm_output:
-      x = BatchNorm(groups=self.groups, name='norm2')(x.astype(jnp.float32), mode, mask, members)
+      last = BatchNorm(groups=self.groups, use_bias=self.output_bias, name='norm2')
+      x = last(x.astype(jnp.float32), mode, mask, members)
     return x.astype(jnp.float32)
+
+
+def mlp_of(params: Mapping[str, Any], dtype: Any = jnp.float32) -> MLP:
+  """The head that has these parameters.
+
+  Args:
+    params: of an `MLP`, by layer.
+    dtype: type of the computation.
+  """
+  last = params['linear2' if 'linear2' in params else 'linear']
+  hidden = params['linear1']['kernel'].shape[1] if 'linear1' in params else 0
+  return MLP(hidden, last['kernel'].shape[1], norm='norm1' in params, norm_output='norm2' in params,
+             dtype=dtype, output_bias='bias' in params.get('norm2', last))
 
 
 def linear(x: jax.Array, features: int, use_bias: bool, dtype: Any, name: str) -> jax.Array:

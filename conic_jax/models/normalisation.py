@@ -29,11 +29,13 @@ class BatchNorm(nn.Module):
     epsilon: added to the variance.
     groups: parts of the batch in mode 'grouped'.
     scale_init: initialiser of the scale.
+    use_bias: whether there is a bias.
   """
   momentum: float = 0.9
   epsilon: float = 1e-5
   groups: int = 8
   scale_init: Callable[..., jax.Array] = nn.initializers.ones
+  use_bias: bool = True
 
   @nn.compact
   def __call__(self, x: jax.Array, mode: str, mask: jax.Array | None = None,
@@ -58,7 +60,7 @@ class BatchNorm(nn.Module):
       raise ValueError(f'Batch norm has no mode {mode!r}; there is: {", ".join(MODES)}.')
     features = x.shape[-1]
     scale = self.param('scale', self.scale_init, (features,), jnp.float32)
-    bias = self.param('bias', nn.initializers.zeros, (features,), jnp.float32)
+    bias = self.param('bias', nn.initializers.zeros, (features,), jnp.float32) if self.use_bias else None
     running_mean = self.variable('batch_stats', 'mean', jnp.zeros, (features,), jnp.float32)
     running_var = self.variable('batch_stats', 'var', jnp.ones, (features,), jnp.float32)
 
@@ -87,7 +89,8 @@ class BatchNorm(nn.Module):
 
     multiplier = scale[None] * jax.lax.rsqrt(var + self.epsilon)
     y = (grouped - _spread(mean, x.ndim)) * _spread(multiplier, x.ndim)
-    y += bias.reshape((1,) * x.ndim + (-1,))
+    if bias is not None:
+      y += bias.reshape((1,) * x.ndim + (-1,))
     return y.astype(x.dtype).reshape(x.shape)
 
 

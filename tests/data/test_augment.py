@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 import scipy.ndimage
 import skimage.color
+import tensorflow as tf
 
 from conic_jax import mesh as meshes
 from conic_jax.data import augment as augment_lib
 from conic_jax.data.augment import augment, normalise, view_keys
+from conic_jax.errors import UserError
 from conic_jax.views import Views
 
 NOTHING = Views(size=12, jitter=0.0, grayscale=0.0, blur=0.0)
 EVERYTHING = Views(size=12, blur_kernel=0.4, solarise=0.5)
+TENSORFLOW = dataclasses.replace(EVERYTHING, colour='tensorflow')
 CHANGES = ('brightness', 'contrast', 'saturation', 'hue')
 
 
@@ -49,8 +52,16 @@ def luma(image):
   return image @ np.array([0.299, 0.587, 0.114])
 
 
-def change(image, name, amount):
+def change(image, name, amount, views=NOTHING):
   """One colour change of a float64 image from 0 to 1."""
+  if name == 'brightness' and views.additive_brightness:
+    return np.clip(image + amount, 0, 1)
+  if name == 'contrast' and views.colour == 'tensorflow':
+    return np.clip(image.mean((0, 1)) + amount * (image - image.mean((0, 1))), 0, 1)
+  if name == 'saturation' and views.colour == 'tensorflow':
+    hsv = skimage.color.rgb2hsv(image)
+    hsv[..., 1] = np.clip(hsv[..., 1] * amount, 0, 1)
+    return skimage.color.hsv2rgb(hsv)
   if name == 'hue':
     hsv = skimage.color.rgb2hsv(image)
     hsv[..., 0] = (hsv[..., 0] + amount) % 1
@@ -62,7 +73,8 @@ def change(image, name, amount):
 
 def amount(views, name, draw):
   reach = views.strength * getattr(views, name)
-  low, high = (-reach, reach) if name == 'hue' else (max(0, 1 - reach), 1 + reach)
+  added = name == 'hue' or (name == 'brightness' and views.additive_brightness)
+  low, high = (-reach, reach) if added else (max(0, 1 - reach), 1 + reach)
   return low + (high - low) * draw
 
 
@@ -84,7 +96,7 @@ def reference(pixels, flip, keys, views):
     image = image / 255
     if draw['jitter'] < views.jitter:
       for name in orders[int(draw['order'] * len(orders))]:
-        image = change(image, name, amount(views, name, draw[name]))
+        image = change(image, name, amount(views, name, draw[name]), views)
     if draw['grayscale'] < views.grayscale:
       image = np.repeat(luma(image)[..., None], 3, -1)
     if draw['blur'] < views.blur:
@@ -142,11 +154,42 @@ def test_a_draw_at_the_end_moves_no_other():
   np.testing.assert_array_equal(np.stack(list(draws_of(keys).values())[:9], -1), nine)
 
 
-def test_whole_augmentation():
+TF_CHANGES = {
+  'brightness': lambda image, value: image * value, 'added brightness': tf.image.adjust_brightness,
+  'contrast': tf.image.adjust_contrast, 'saturation': tf.image.adjust_saturation,
+  'hue': tf.image.adjust_hue}
+
+
+@pytest.mark.parametrize('name', TF_CHANGES)
+def test_each_change_is_tensorflows(name):
+  pixels, flip, keys = batch()
+  field = name.split()[-1]
+  views = dataclasses.replace(only(field), colour='tensorflow', additive_brightness=name != field,
+                              mean=(0, 0, 0), std=(1, 1, 1))
+  actual = run(pixels, np.zeros_like(flip), keys, views)
+  draws = draws_of(keys)[field]
+  for index in np.ndindex(flip.shape):
+    image = tf.constant(pixels[index] / 255, tf.float32)
+    expected = TF_CHANGES[name](image, np.float32(amount(views, field, draws[index])))
+    np.testing.assert_allclose(actual[index], np.clip(expected, 0, 1), atol=2e-5)
+
+
+@pytest.mark.parametrize('views', [
+  EVERYTHING, TENSORFLOW, dataclasses.replace(TENSORFLOW, additive_brightness=True),
+  dataclasses.replace(EVERYTHING, additive_brightness=True)],
+  ids=['torchvision', 'tensorflow', 'tensorflow, added', 'torchvision, added'])
+def test_whole_augmentation(views):
   pixels, flip, keys = batch(images=24)
-  actual = run(pixels, flip, keys, EVERYTHING)
+  actual = run(pixels, flip, keys, views)
   assert actual.dtype == jnp.float32
-  np.testing.assert_allclose(actual, reference(pixels, flip, keys, EVERYTHING), atol=1e-4)
+  np.testing.assert_allclose(actual, reference(pixels, flip, keys, views), atol=1e-4)
+
+
+@pytest.mark.parametrize(('field', 'value', 'known'), [
+  ('colour', 'opencv', 'torchvision, tensorflow'), ('interpolation', 'nearest', 'bilinear, bicubic')])
+def test_a_setting_that_there_is_not_says_what_there_is(field, value, known):
+  with pytest.raises(UserError, match=f"config.views.{field} is '{value}'; there is: {known}"):
+    Views(**{field: value})
 
 
 def test_every_order_comes_as_often():

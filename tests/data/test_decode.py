@@ -15,11 +15,12 @@ RGBA = np.concatenate([RGB, GRAY[..., None]], axis=-1)
 SHADES = np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH) * 29
 
 
-def decoded(data, boxes=((0, 0, HEIGHT, WIDTH),), sides=(32,), antialias_above=2.0):
+def decoded(data, boxes=((0, 0, HEIGHT, WIDTH),), sides=(32,), antialias_above=2.0,
+            interpolation='bilinear'):
   """One view of a side for each box, and whether they are valid."""
   data, *_ = decode.prepare(data)
   views, valid = decode.decode_chunk(tf.constant([data]), tf.constant([boxes], tf.int32),
-                                     tuple((1, side) for side in sides), antialias_above)
+                                     tuple((1, side, interpolation) for side in sides), antialias_above)
   return [view.numpy()[0, 0] for view in views], bool(valid[0])
 
 
@@ -102,6 +103,41 @@ def test_shrinking_is_antialiased_as_pillow_does():
   assert np.abs(aliased - np.asarray(expected, int)).max() > 20
 
 
+def keys_cubic(image, size):
+  """Bicubic in float64: Keys' kernel with a = -1/2 at half-pixel centres, renormalised at the border."""
+  for axis in (0, 1):
+    length = image.shape[axis]
+    centres = (np.arange(size) + 0.5) * length / size - 0.5
+    taps = np.floor(centres).astype(int)[:, None] + np.arange(-1, 3)
+    t = np.abs(centres[:, None] - taps)
+    kernel = np.where(t < 1, 1.5 * t**3 - 2.5 * t**2 + 1, -0.5 * t**3 + 2.5 * t**2 - 4 * t + 2)
+    kernel *= (taps >= 0) & (taps < length)
+    matrix = np.zeros((size, length))
+    np.add.at(matrix, (np.arange(size)[:, None], np.clip(taps, 0, length - 1)), kernel)
+    image = np.moveaxis(np.tensordot(matrix / matrix.sum(1, keepdims=True), image, (1, axis)), 0, axis)
+  return image
+
+
+@pytest.mark.parametrize('side', [30, 100, 200])
+def test_bicubic_is_tensorflows_without_antialiasing(side):
+  noise = np.random.default_rng(0).integers(0, 256, (120, 120, 3), np.uint8)
+  (view,), _ = decoded(encode(noise), ((5, 7, 100, 110),), (side,), interpolation='bicubic')
+  crop = noise[5:105, 7:117]
+  expected = tf.image.resize(crop, (side, side), 'bicubic').numpy()
+  assert expected.max() > 255 or side == 30
+  np.testing.assert_allclose(view, np.clip(expected, 0, 255), atol=0.51)
+  # TensorFlow rounds its kernel to 1/1024.
+  np.testing.assert_allclose(view, np.clip(keys_cubic(np.float64(crop), side), 0, 255), atol=2)
+
+
+@pytest.mark.parametrize('side', [150, 300])
+def test_bicubic_enlarges_as_pillow_does(side):
+  smooth_image = smooth(100, 100)
+  (view,), _ = decoded(encode(smooth_image), ((0, 0, 100, 100),), (side,), interpolation='bicubic')
+  expected = PIL.Image.fromarray(smooth_image).resize((side, side), PIL.Image.Resampling.BICUBIC)
+  assert np.abs(view - np.asarray(expected, int)).max() <= 1
+
+
 def corrupt(data):
   """Random bytes in the middle."""
   middle = np.random.default_rng(0).integers(0, 256, len(data) // 2, np.uint8).tobytes()
@@ -124,7 +160,7 @@ def test_undecodable_images_keep_their_place_as_zeros(name):
   data, shapes = zip(*[(data, shape) for data, *shape in map(decode.prepare, chunk)])
   boxes = np.tile(np.array([[0, 0, HEIGHT, WIDTH], [0, 0, 9, 9]], np.int32), (3, 1, 1))
   (large, small), valid = decode.decode_chunk(tf.constant(list(data)), boxes,
-                                              ((1, 32), (1, 8)), 2.0)
+                                              ((1, 32, 'bilinear'), (1, 8, 'bicubic')), 2.0)
   np.testing.assert_array_equal(valid, [True, False, True])
   for views in (large.numpy(), small.numpy()):
     assert not views[1].any()
@@ -136,7 +172,7 @@ def test_undecodable_images_keep_their_place_as_zeros(name):
 
 def test_a_chunk_without_any_image():
   (views,), valid = decode.decode_chunk(tf.constant([b'', b'']), np.ones((2, 1, 4), np.int32),
-                                        ((1, 8),), 2.0)
+                                        ((1, 8, 'bilinear'),), 2.0)
   assert views.shape == (2, 1, 8, 8, 3)
   assert not views.numpy().any()
   assert not valid.numpy().any()

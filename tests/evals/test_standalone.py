@@ -124,12 +124,13 @@ def test_the_linear_task_leaves_the_encoder_alone_and_draws_its_confusion(image_
   ({'encoder': ''}, 'Which encoder'), ({'encoder': 'runs/nowhere'}, "no encoder 'runs/nowhere'"),
   ({'encoder': 'configs'}, "'configs' is no run"),
   ({'encoder': 'random', 'run': 'gs://bucket/run'}, 'not a bucket'),
+  ({'encoder': 'random', 'eval.features': 'head'}, "features is 'head', and the encoder random has none"),
   ({'encoder': 'random', 'data': ConfigDict({'name': 'photos', 'dir': '', 'train': 'train', 'test': '',
                                             'cache': ''})}, 'needs labelled images')])
 def test_mistakes_are_told(changes, message):
   config = load('configs/knn.py:photos')
   config.network.update(blocks=(1,), width=0.125)
-  config.update(changes)
+  config.update_from_flattened_dict(changes)
   with pytest.raises(UserError, match=message):
     standalone.evaluate(config)
 

@@ -13,6 +13,7 @@ from conic_jax import methods, optim, train_step
 from conic_jax.checkpoint import Checkpoints
 from conic_jax.companion import Run
 from conic_jax.errors import UserError
+from conic_jax.models import mlp_of
 
 NUM_IMAGES, BATCH = 37, 16
 SCHEDULE = optim.cosine_schedule(0.03, 10)
@@ -164,12 +165,18 @@ def test_saving_and_resuming_is_the_identity(settings, name, mesh8, tmp_path):
 
 
 @pytest.mark.parametrize('name', methods.available())
-def test_encode_gives_finite_features(settings, name, mesh8):
+def test_encode_and_embed_give_finite_features(settings, name, mesh8):
+  """What embed gives is the head of what encode gives, whatever the head."""
   setting = settings(mesh8)
-  features = jax.jit(setting.method.encode)(train_step.variables(setting.state), jnp.ones((2, 16, 16, 3)))
-  assert features.dtype == jnp.float32
+  variables, images = train_step.variables(setting.state), jnp.linspace(0, 1, 2 * 768).reshape(2, 16, 16, 3)
+  features = jax.jit(setting.method.encode)(variables, images)
+  embedded = jax.jit(setting.method.embed)(variables, images)
+  head = {collection: parts['head'] for collection, parts in variables.items()}
+  chex.assert_shape(embedded, (2, 8))
+  assert features.dtype == embedded.dtype == jnp.float32
   assert features.shape[0] == 2
-  chex.assert_tree_all_finite(features)
+  chex.assert_tree_all_finite((features, embedded))
+  np.testing.assert_allclose(mlp_of(head['params']).apply(head, features), embedded, rtol=1e-4, atol=1e-5)
 
 
 def test_an_unknown_method_says_what_there_is(tiny_config, mesh8):

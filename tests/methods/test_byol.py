@@ -64,6 +64,16 @@ def test_the_target_follows_after_the_update_on_a_cosine(method, state):
                  after['target']['params'], expected)
 
 
+def test_projector_and_predictor_end_without_a_bias_if_so_set(tiny_config, mesh8):
+  for bias in (True, False):
+    config = as_method(tiny_config, 'byol', **{
+      'views.count': 1, 'predictor.hidden': 16, 'head.output_bias': bias, 'predictor.output_bias': bias})
+    made = methods.make(config, 10 * BATCH, mesh8, jnp.dtype('float32'))
+    images = jnp.zeros((1, 1, 16, 16, 3))
+    params, _, _ = jax.eval_shape(made.init, jax.random.key(0), {'views': (images, images)})
+    assert all(('bias' in params[part]['linear2']) == bias for part in ('head', 'predictor'))
+
+
 def test_the_second_view_differs_in_its_own_settings_only(method, tiny_config, mesh8):
   first, second = method.views
   assert (first.blur, second.blur, second.solarise) == (tiny_config.views.blur, 0.1, 0.2)

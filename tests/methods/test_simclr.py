@@ -1,4 +1,6 @@
 """SimCLR's loss from plain passes, against PyTorch's cross entropy."""
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from support import as_method
 
-from conic_jax import methods
+from conic_jax import methods, optim, train
 from conic_jax.errors import UserError
 
 
@@ -27,7 +29,33 @@ def test_the_loss_is_a_cross_entropy_over_all_other_views(tiny_config, mesh8):
   np.testing.assert_allclose(loss, F.cross_entropy(logits, (torch.arange(12) + 6) % 12), rtol=1e-4)
 
 
+def test_the_sum_of_both_directions_moves_batch_norm_twice_as_far_under_lars(tiny_config, mesh8):
+  """LARS takes the factor out of every kernel's step; batch norm's has no trust ratio."""
+  images = np.random.default_rng(0).integers(0, 256, (16, 2, 16, 16, 3), np.uint8)
+  batch = {'views': (images,), 'id': np.arange(16, dtype=np.int32), 'valid': np.ones(16, bool),
+           'flip': np.zeros((16, 2), bool)}
+  moved = {}
+  for reduction in ('mean', 'sum'):
+    config = as_method(tiny_config, 'simclr', **{
+      'loss.reduction': reduction, 'head.output_bias': False, 'optimizer.name': 'lars',
+      'optimizer.decay_vectors': False, 'optimizer.weight_decay': 0.0})
+    method = methods.make(config, 100, mesh8, jnp.dtype('float32'))
+    optimizer = optim.make_optimizer(config.optimizer)
+    state = train.init_state(method, optimizer, 0, jnp.float32)
+    step = jax.jit(train.make_step(method, optimizer, lambda step: jnp.float32(0.1), 0, 1, jnp.float32))
+    after, metrics, _ = step(state, batch)
+    moved[reduction] = jax.tree.map(jnp.subtract, after.params, state.params), metrics['loss']
+  (once, loss), (twice, summed) = moved['mean'], moved['sum']
+  np.testing.assert_allclose(summed, 2 * loss, rtol=1e-6)
+  assert set(once['head']['norm2']) == {'scale'}
+  for path, change in jax.tree_util.tree_leaves_with_path(once):
+    factor = 1 if change.ndim > 1 else 2
+    other = functools.reduce(lambda node, key: node[key.key], path, twice)
+    np.testing.assert_allclose(other, factor * change, rtol=1e-3, atol=1e-7)
+
+
 @pytest.mark.parametrize(('change', 'message'), [
+  ({'loss.reduction': 'max'}, r"config.loss.reduction is 'max'; there is: mean, sum"),
   ({'views.count': 1}, r'config.views.count is 1: SimCLR compares two views'),
   ({'temperature': 0.0}, r'config.temperature is 0.0: it is above 0')])
 def test_bad_settings_are_told_before_training(tiny_config, mesh8, change, message):

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from conic_jax.models import MLP
+from conic_jax.models import MLP, mlp_of
 
 
 def inputs(rows=8, features=6):
@@ -25,6 +25,21 @@ def init(head, x=None):
 def test_layers(hidden, norm, expected):
   params = init(MLP(hidden, 4, norm))['params']
   assert {name: set(layer) for name, layer in params.items()} == expected
+
+
+@pytest.mark.parametrize('head', [
+  MLP(hidden, 4, norm, norm_output, output_bias=bias)
+  for hidden, norm, norm_output in ((5, True, True), (5, True, False), (5, False, True), (0, False, True))
+  for bias in (True, False)])
+def test_the_last_layer_goes_without_its_bias_and_a_head_is_known_by_its_parameters(head):
+  state, whole = init(head), init(head.clone(output_bias=True))
+  *_, last = state['params']
+  assert ('bias' in state['params'][last]) == head.output_bias
+  np.testing.assert_array_equal(head.apply(state, inputs()), mlp_of(state['params']).apply(state, inputs()))
+  params = {**state['params'], last: {'bias': np.zeros(4), **state['params'][last]}}
+  assert jax.tree.structure(params) == jax.tree.structure(whole['params'])
+  expected = head.clone(output_bias=True).apply({**state, 'params': params}, inputs())
+  np.testing.assert_allclose(head.apply(state, inputs()), expected)
 
 
 def test_without_norm_is_two_linear_layers():
