@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from support import as_method
 
-from conic_jax import methods, optim, train
+from conic_jax import methods, optim, train_step
 from conic_jax.errors import UserError
 
 
@@ -41,8 +41,8 @@ def test_the_sum_of_both_directions_moves_batch_norm_twice_as_far_under_lars(tin
       'optimizer.decay_vectors': False, 'optimizer.weight_decay': 0.0})
     method = methods.make(config, 100, mesh8, jnp.dtype('float32'))
     optimizer = optim.make_optimizer(config.optimizer)
-    state = train.init_state(method, optimizer, 0, jnp.float32)
-    step = jax.jit(train.make_step(method, optimizer, lambda step: jnp.float32(0.1), 0, 1, jnp.float32))
+    state = train_step.init_state(method, optimizer, 0, jnp.float32)
+    step = jax.jit(train_step.make_step(method, optimizer, lambda step: jnp.float32(0.1), 0, 1, jnp.float32))
     after, metrics, _ = step(state, batch)
     moved[reduction] = jax.tree.map(jnp.subtract, after.params, state.params), metrics['loss']
   (once, loss), (twice, summed) = moved['mean'], moved['sum']
