@@ -1,0 +1,1 @@
+"""What antialiasing the crops of training does to kNN accuracy; see README.md."""
