@@ -139,6 +139,8 @@ def test_simclr_and_byol_are_the_papers():
 @pytest.mark.parametrize('name', ['simclr', 'byol'])
 def test_other_presets_of_simclr_and_byol_are_not_their_codes(name, preset):
   config = load(f'configs/{name}.py:{preset}')
+  if preset == 'folder':
+    config, _ = recipe.resolve(settings.choose_splits(config), recipe.plain_facts(3000, False, 1))
   views = config.views
   assert (views.interpolation, views.colour, views.additive_brightness) == ('bilinear', 'torchvision', False)
   assert (config.optimizer.name, config.head.output_bias, config.encoder.zero_gamma) == ('sgd', True, False)

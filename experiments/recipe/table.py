@@ -1,0 +1,100 @@
+"""Writes results.md and accuracy.png from results.jsonl.
+
+  python -m experiments.recipe.table
+"""
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+
+from benchmarks.hardware import cpu_name
+from experiments.recipe.__main__ import EPOCHS, RESULTS
+
+HERE = Path(__file__).parent
+FIGURES = (('knn_top1', 'kNN'), ('linear_top1', 'linear'))
+COLOURS = {'pixels': '#999999', 'random_init': '#bbbbbb', 'conic': '#0072B2', 'simclr': '#E69F00',
+           'moco_v2': '#009E73'}
+
+
+def main() -> None:
+  """Reads all lines and writes both."""
+  lines = [json.loads(line) for line in RESULTS.read_text().splitlines()]
+  text = table(lines)
+  (HERE / 'results.md').write_text(text)
+  draw(lines, HERE / 'accuracy.png')
+  print(text)
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+  """A row for each set and method: accuracies with the seeds' spread beside the baselines, and whether it holds."""
+  versions = lines[0]['versions']
+  rows = [f'Measured on one core of {cpu_name()} (jax {versions["jax"]}) by `python -m experiments.recipe`.',
+          'Mean and standard deviation over the seeds, in per cent. A row *holds* where the lowest of its seeds is '
+          'above raw pixels and above the highest of the random network.', '',
+          '| images | method | seeds | epochs | minutes | kNN: pixels | random | pretrained | linear: pixels | random | '
+          'pretrained | holds | verdicts |', '| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | '
+          '---: | --- | --- |']
+  for name in EPOCHS:
+    for method in dict.fromkeys(line['method'] for line in lines):
+      if runs := [line for line in lines if (line['set'], line['method']) == (name, method)]:
+        rows.append(row(name, method, runs))
+  return '\n'.join(rows) + '\n'
+
+
+def row(name: str, method: str, runs: list[dict[str, Any]]) -> str:
+  """One line of the table."""
+  cells = [f'{name} ({runs[0]["num_images"]:,})', method, str(len(runs)), str(runs[0]['epochs']),
+           f'{np.mean([run["minutes"] for run in runs]):.1f}']
+  holds = []
+  for figure, _ in FIGURES:
+    pixels, random, ours = (values(runs, where, figure) for where in ('pixels', 'random_init', 'pretrained'))
+    cells += [spread(pixels), spread(random), f'**{spread(ours)}**']
+    holds.append(min(ours) > max(pixels) and min(ours) > max(random))
+  verdict = {(True, True): 'yes', (True, False): 'kNN alone', (False, True): 'linear alone'}
+  cells += [verdict.get(tuple(holds), 'no'), ', '.join(dict.fromkeys(run['verdict'] for run in runs))]
+  return f'| {" | ".join(cells)} |'
+
+
+def values(runs: list[dict[str, Any]], where: str, figure: str) -> list[float]:
+  """A figure of every run, in per cent."""
+  return [100 * run[where][figure] for run in runs]
+
+
+def spread(numbers: list[float]) -> str:
+  """Mean ± standard deviation, of one the number alone; where all are equal no deviation."""
+  if len(numbers) == 1 or max(numbers) == min(numbers):
+    return f'{numbers[0]:.1f}'
+  return f'{np.mean(numbers):.1f} ± {np.std(numbers, ddof=1):.1f}'
+
+
+def draw(lines: list[dict[str, Any]], path: Path) -> None:
+  """A panel for each figure, a group of bars for each set, a dot for each seed."""
+  matplotlib.use('Agg')
+  names = [name for name in EPOCHS if any(line['set'] == name for line in lines)]
+  methods = list(dict.fromkeys(line['method'] for line in lines))
+  figure, axes = plt.subplots(1, 2, figsize=(11, 3.2), layout='constrained')
+  for axis, (key, title) in zip(axes, FIGURES):
+    for column, name in enumerate(names):
+      of_set = [line for line in lines if line['set'] == name]
+      bars = [('pixels', values(of_set, 'pixels', key)), ('random_init', values(of_set, 'random_init', key))]
+      bars += [(method, values([line for line in of_set if line['method'] == method], 'pretrained', key))
+               for method in methods]
+      for place, (kind, numbers) in enumerate(bars):
+        if numbers:
+          at = column + 0.8 * (place + 0.5) / len(bars) - 0.4
+          axis.bar(at, np.mean(numbers), 0.72 / len(bars), color=COLOURS.get(kind, '#CC79A7'),
+                   label=kind.replace('_init', ' network') if column == 0 else None)
+          axis.plot([at] * len(numbers), numbers, '.', color='black', markersize=3)
+    axis.set_xticks(range(len(names)), names, fontsize=8)
+    axis.set_title(f'{title}, % of held-out images')
+    axis.grid(axis='y', alpha=0.3)
+  axes[0].legend(fontsize=7)
+  figure.savefig(path, dpi=110)
+  plt.close(figure)
+
+
+if __name__ == '__main__':
+  main()

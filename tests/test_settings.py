@@ -1,0 +1,95 @@
+"""A folder of one's own from one typed line: what is open is settled and kept, by a resumed run too."""
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conic_jax import recipe, settings, train
+from conic_jax.command_line import load
+from conic_jax.data.folder import Folder
+from conic_jax.errors import UserError
+
+
+@pytest.fixture(scope='module')
+def images(tmp_path_factory):
+  """Eighty images of 16×16 in train/, twenty in val/, of two classes."""
+  root = tmp_path_factory.mktemp('own')
+  rng = np.random.default_rng(0)
+  for split, count in (('train', 40), ('val', 10)):
+    for name, low in (('dark', 0), ('light', 128)):
+      folder = root / split / name
+      folder.mkdir(parents=True)
+      for index in range(count):
+        Image.fromarray(rng.integers(low, low + 128, (16, 16, 3), np.uint8)).save(folder / f'{index}.png')
+  return root
+
+
+@pytest.fixture
+def config(images, tmp_path):
+  """ConIC on the folder, with a tiny network and the rest left open."""
+  config = load('configs/conic.py:folder')
+  config.run, config.data.dir = str(tmp_path / 'run'), str(images)
+  config.encoder.blocks, config.encoder.width, config.views.size = (1,), 0.125, 16
+  config.head.hidden, config.linear.epochs, config.linear.learning_rates = 16, 1, (0.1,)
+  config.epochs, config.knn_every = 2, 1
+  return config
+
+
+def test_one_line_trains_and_evaluates(config, tmp_path, capsys):
+  summary = train.pretrain(config)
+  assert {'knn_top1', 'linear_top1', 'pixels', 'random_init'} <= set(summary)
+  written = json.loads((tmp_path / 'run' / 'config.json').read_text())
+  assert (written['data']['train'], written['data']['test'], written['batch_size']) == ('train', 'val', 8)
+  assert (written['epochs'], written['views']['size']) == (2, 16)
+  assert written['recipe']['num_images'] == 80
+  assert 'eighth of 80 images' in written['recipe']['reasons']['batch_size']
+  assert 'epochs' not in written['recipe']['reasons']
+  said = capsys.readouterr().out
+  assert 'an eighth of 80 images at most' in said
+
+
+def test_a_resumed_run_keeps_its_settings(config, tmp_path, capsys, monkeypatch):
+  config.max_steps = 3
+  train.pretrain(config)
+  before = json.loads((tmp_path / 'run' / 'config.json').read_text())
+  config.max_steps = 5
+  monkeypatch.setattr(recipe, 'look', lambda *_: pytest.fail('A run that has begun is not looked at again.'))
+  assert train.pretrain(config)['step'] == 5
+  after = json.loads((tmp_path / 'run' / 'config.json').read_text())
+  assert {**before, 'max_steps': 5} == after
+  assert 'Settings chosen when this run began' in capsys.readouterr().out
+
+
+def test_epochs_fit_the_minutes_by_the_speed_that_is_measured(config, images, mesh8, monkeypatch):
+  monkeypatch.setattr(settings, '_TRIED_SECONDS', 0.1)
+  config.epochs, config.minutes = None, 0.2
+  said = []
+  settled, kept = settings.settle(
+    settings.choose_splits(config), Folder(str(images), 'train'), True, mesh8, said.append)
+  assert settled.epochs >= 1
+  assert 'ms an image' in kept['reasons']['epochs'] or 'more for fewer' in kept['reasons']['epochs']
+  assert any('Training takes about' in line for line in said)
+
+
+def test_the_speed_is_that_of_reading_and_learning(config, images, mesh8, monkeypatch):
+  monkeypatch.setattr(settings, '_TRIED_SECONDS', 0.1)
+  config = settings.choose_splits(config)
+  source = Folder(str(images), 'train')
+  settled, _ = recipe.resolve(config, recipe.look(source, True, 0))
+  assert 0 < settings.seconds_per_image(settled, source, mesh8) < 10
+
+
+@pytest.mark.parametrize(('changes', 'answer'), [
+  ({'minutes': 5.0}, r'config\.minutes is 5 and config\.epochs is 2: minutes choose the epochs'),
+  ({'minutes': -1.0}, r'config\.minutes is -1; it must be positive'),
+  ({'epochs': 0}, r'config\.epochs is 0; it must be at least 1'),
+  ({'batch_size': 128}, r'80 images, fewer than one batch of 128')])
+def test_settings_that_disagree_are_told(config, changes, answer):
+  config.update_from_flattened_dict(changes)
+  with pytest.raises(UserError, match=answer):
+    train.pretrain(config)
+
+
+def test_a_config_without_open_fields_is_left_alone(tiny_config, mesh8):
+  assert settings.settle(tiny_config, None, False, mesh8, print) == (tiny_config, {})
