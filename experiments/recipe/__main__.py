@@ -5,8 +5,8 @@
   python -m experiments.recipe.table             writes results.md and accuracy.png
 
 A run is `python -m conic_jax.main --config=configs/METHOD.py:folder --config.data.dir=SETS/SET` with the seed
-and the epochs of `EPOCHS`, on one core (where the system can pin it), which takes the same bits every time. It
-goes on from its own checkpoint after a kill.
+and the epochs of `EPOCHS`, on one core (where the system can pin it), with the same bits every time. It goes on
+from its own checkpoint after a kill.
 """
 import argparse
 import json
@@ -69,7 +69,7 @@ def run(sets: Path, runs: Path, name: str, method: str, seed: int) -> None:
 
 
 def describe(folder: Path) -> dict[str, Any]:
-  """What a run's files say: figures of the encoder and of the baselines, verdict, settings, versions."""
+  """What a run's files say: its figures and the baselines', its verdict, settings and versions."""
   config, summary = (json.loads((folder / name).read_text()) for name in ('config.json', 'summary.json'))
   kept = lambda figures: {name: figures[name] for name in KEPT}
   return {'num_images': summary['num_images'], 'epochs': config['epochs'], 'batch_size': config['batch_size'],

@@ -29,14 +29,14 @@ def main() -> None:
 
 
 def table(lines: list[dict[str, Any]]) -> str:
-  """A row for each set and method: accuracies with the seeds' spread beside the baselines, and whether it holds."""
+  """A row for each set and method: the seeds' mean and spread, the baselines, and whether it holds."""
   versions = lines[0]['versions']
   rows = [f'Measured on one core of {cpu_name()} (jax {versions["jax"]}) by `python -m experiments.recipe`.',
-          'Mean and standard deviation over the seeds, in per cent. A row *holds* where the lowest of its seeds is '
-          'above raw pixels and above the highest of the random network.', '',
-          '| images | method | seeds | epochs | minutes | kNN: pixels | random | pretrained | linear: pixels | random | '
-          'pretrained | holds | verdicts |', '| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | '
-          '---: | --- | --- |']
+          'Mean and standard deviation over the seeds, in per cent. A row *holds* where the lowest of its seeds '
+          'is above raw pixels and above the highest of the random network.', '',
+          '| images | method | seeds | epochs | minutes | kNN: pixels | random | pretrained | linear: pixels '
+          '| random | pretrained | holds | verdicts |',
+          '| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- | --- |']
   for name in EPOCHS:
     for method in dict.fromkeys(line['method'] for line in lines):
       if runs := [line for line in lines if (line['set'], line['method']) == (name, method)]:
