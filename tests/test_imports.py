@@ -8,7 +8,7 @@ ROOT = Path(__file__).parent.parent / 'conic_jax'
 
 # What each room may import of the others; `errors` may be imported everywhere.
 ALLOWED = {
-  'errors': set(), 'views': set(), 'losses': set(), 'state': set(), 'optim': set(),
+  'errors': set(), 'views': set(), 'losses': set(), 'measures': set(), 'state': set(), 'optim': set(),
   'metrics': set(), 'mesh': set(), '__init__': set(), 'permutation': set(), 'companion': set(),
   'stop': set(),
   'command_line': set(),
