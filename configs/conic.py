@@ -94,6 +94,9 @@ def get_config(preset: str = 'imagenet') -> ConfigDict:
   config.checkpoint = ConfigDict()
   config.checkpoint.every_epochs = 1.0
   config.checkpoint.keep = 3      # at least two are kept: the newest may turn out bad
+  config.probe = ConfigDict()     # measures without labels while training
+  config.probe.images = 2000      # at most so many training images; fewer in a short run; 0 turns it off
+  config.probe.times = 12         # a run, evenly spread, the first after 2% of it
   config.knn_every = 10           # epochs between two online kNN; 0 is never
 
   # Evaluation after training (Appendix C.2).

@@ -106,10 +106,21 @@ def lidar(views: np.ndarray) -> float:
   views = _scaled(centred)
   means = views.mean(axis=1)
   between = means - means.mean(axis=0)
+  if np.abs(between).max() < _ROUNDING:
+    return 1.0
   within = (views - means[:, None]).reshape(-1, views.shape[-1])
-  scatter = within.T @ within / len(within) + _RIDGE * np.eye(within.shape[1])
   # B Σw⁻¹ Bᵀ has the eigenvalues of the matrix above, and is n × n.
-  return effective_rank(np.linalg.eigvalsh(between @ np.linalg.solve(scatter, between.T)))
+  return effective_rank(np.linalg.eigvalsh(_whitened(between, within)))
+
+
+def _whitened(between: np.ndarray, within: np.ndarray) -> np.ndarray:
+  """B (WᵀW/m + δ·I)⁻¹ Bᵀ, [n, n], of B [n, F] and W [m, F], by the smaller of F × F and m × m."""
+  rows, dim = within.shape
+  if dim <= rows:
+    return between @ np.linalg.solve(within.T @ within / rows + _RIDGE * np.eye(dim), between.T)
+  crossed = between @ within.T
+  inner = np.linalg.solve(within @ within.T + _RIDGE * rows * np.eye(rows), crossed.T)
+  return (between @ between.T - crossed @ inner) / _RIDGE
 
 
 def _scaled(features: np.ndarray) -> np.ndarray:

@@ -46,7 +46,7 @@ class Reporter:
     self.failure: str | None = None
     if not active:
       return
-    cut_back(run / 'metrics.jsonl', first_step)
+    cut_back(run / 'metrics.jsonl', first_step or -1)  # What is reported at step 0 comes again.
     self._file = (run / 'metrics.jsonl').open('a')
     self._tensorboard = SummaryWriter(str(run / 'tensorboard'), purge_step=first_step + 1)
     self._bar = None
@@ -66,7 +66,7 @@ class Reporter:
       epoch: epochs done.
       figures: the scalars by name.
     """
-    if not self._active:
+    if not (self._active and figures):
       return
     try:
       line = json.dumps({'step': step, 'epoch': round(epoch, 4), **figures})

@@ -25,6 +25,7 @@ from conic_jax.data import pipeline, sources
 from conic_jax.data.augment import augment, view_keys
 from conic_jax.data.sampler import Sampler
 from conic_jax.errors import Stopped, UserError
+from conic_jax.evals import probe as probes
 from conic_jax.evals import protocols
 from conic_jax.methods import Method
 from conic_jax.metrics import Reporter, write_json
@@ -130,6 +131,12 @@ def _pretrain(config: Any, at_the_end: contextlib.ExitStack, stop: StopRequest) 
   if first_process:
     write_json(run / 'config.json', describe(config))
 
+  # ---- What to be better than --------------------------------------------------------------------
+  random_variables = jax.jit(lambda: variables(init()), out_shardings=meshes.replicated(mesh))
+  probe = probes.make(method.views[0], train_source, config, last_step, mesh)
+  if first_step == 0:
+    reporter.report(0, 0.0, probes.baselines(probe, method.encode, random_variables()))
+
   # ---- The loop ---------------------------------------------------------------------------------
   step_fn = jax.jit(
     make_step(method, optimizer, schedule, config.seed, sampler.steps_per_round, dtype),
@@ -162,7 +169,7 @@ def _pretrain(config: Any, at_the_end: contextlib.ExitStack, stop: StopRequest) 
       done = step + 1
       reporter.advance(done)
 
-      reporting = done % config.log_every == 0 or done in (first_step + 1, last_step)
+      reporting = done % config.log_every == 0 or done in probe.steps | {first_step + 1, last_step}
       comparing = config.knn_every and done % (config.knn_every * steps_per_epoch) == 0
       saving = done % save_every == 0 or done == last_step
       stopping = stop.agreed(now=reporting)
@@ -175,6 +182,9 @@ def _pretrain(config: Any, at_the_end: contextlib.ExitStack, stop: StopRequest) 
           seconds = time.perf_counter() - window_start
           figures['images_per_second'] = (done - window_step) * config.batch_size / seconds
           figures['waiting_for_data'] = waited / seconds
+        if done in probe.steps:
+          figures |= probes.loss_share(method.chance, figures)
+          figures |= probes.measure(probe, [(method.encode, variables(state))])[0]
         reporter.report(done, done / steps_per_epoch, figures)
       if comparing:
         accuracies = protocols.online_knn(method.encode, variables(state), train_source, test_source,
@@ -197,7 +207,6 @@ def _pretrain(config: Any, at_the_end: contextlib.ExitStack, stop: StopRequest) 
     reporter.say(left_out)
 
   # ---- Evaluation and pictures ------------------------------------------------------------------
-  random_variables = jax.jit(lambda: variables(init()), out_shardings=meshes.replicated(mesh))
   summary = {'step': int(state.step), 'num_images': num_images}
   summary |= protocols.evaluate(method.encode, variables(state), random_variables, train_source,
                                 test_source, config, mesh, say=reporter.say)

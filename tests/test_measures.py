@@ -71,7 +71,7 @@ def test_spread_is_that_of_the_losses():
   assert measures.spread(features) == pytest.approx(float(expected), rel=1e-5)
 
 
-@pytest.mark.parametrize('shape', [(20, 4, 6), (6, 4, 20), (9, 2, 9)])
+@pytest.mark.parametrize('shape', [(20, 4, 6), (6, 4, 20), (6, 4, 60), (9, 2, 9)])
 def test_lidar_is_the_rank_of_the_discriminant_matrix(shape):
   views = RNG.normal(size=(shape[0], 1, shape[2])) + 0.5 * RNG.normal(size=shape) + 3
   assert measures.lidar(views) == pytest.approx(by_definition(views), rel=1e-5)

@@ -27,7 +27,7 @@ def losses_by_step(config):
 
 
 def test_the_whole_road_leaves_figures_pictures_and_checkpoints(tiny_config, capsys):
-  tiny_config.eval.baselines = True
+  tiny_config.eval.baselines, tiny_config.probe.images = True, 16
   summary = train.pretrain(tiny_config)
   run = Path(tiny_config.run)
   assert json.loads((run / 'summary.json').read_text()) == json.loads(json.dumps(summary))
@@ -43,11 +43,15 @@ def test_the_whole_road_leaves_figures_pictures_and_checkpoints(tiny_config, cap
   assert config['versions']['jax'] == jax.__version__
 
   steps = [report['step'] for report in reports(tiny_config)]
-  assert steps == [1, 2, 3, 3, 4, 5, 6, 6]
+  assert steps == [0, 1, 2, 3, 3, 4, 5, 6, 6]
   names = {'loss', 'loss_instance', 'loss_consistency', 'instance_top1', 'alignment', 'uniformity',
            'feature_std', 'grad_norm', 'learning_rate', 'images_per_second', 'waiting_for_data'}
   assert names <= reports(tiny_config)[-2].keys()
-  assert 'knn_top1' in reports(tiny_config)[3]
+  assert 'knn_top1' in reports(tiny_config)[4]
+  probed = {'probe_rankme', 'probe_lidar', 'probe_instance_top1', 'probe_std', 'loss_share'}
+  assert [report['step'] for report in reports(tiny_config) if probed <= report.keys()] == [1, 6]
+  assert {f'{name}_{suffix}' for name in probed - {'loss_share'} for suffix in ('random', 'pixels')} <= (
+    reports(tiny_config)[0].keys())
   assert 'pretrained' in capsys.readouterr().out
 
 

@@ -4,6 +4,7 @@
 
 Source: "A Simple Framework for Contrastive Learning of Visual Representations" (Chen et al. 2020).
 """
+import math
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ class SimCLR(Method):
     self.network = Network(config, dtype)
     self.views: tuple[Views, ...] = (Views(**config.views),)
     self.temperature = config.temperature
+    self.chance = 'loss', math.log(2 * config.batch_size - 1)
 
   def init(self, rng, batch):
     encoder_rng, head_rng = jax.random.split(rng)
