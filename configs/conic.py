@@ -104,6 +104,7 @@ def get_config(preset: str = 'imagenet') -> ConfigDict:
   config.eval.knn = True
   config.eval.linear = True
   config.eval.baselines = False   # the same for raw pixels and for the network at random
+  config.eval.baseline_weights = ''   # and for published weights: a file, as --config.encoder of evaluations
   config.eval.resize = 0          # the short side before a centre crop of views.size; 0 is 256/224 of it
   config.eval.batch_size = 512
   config.eval.k = (20, 200)       # the first is the headline
@@ -182,6 +183,7 @@ def folder(config: ConfigDict) -> None:
   config.data.name = 'folder'
   config.data.train = ''
   config.data.test = ''
+  config.eval.baselines = True
 
 
 PRESETS = {'imagenet': imagenet, 'imagenet100': imagenet100, 'cifar10': cifar10, 'photos': photos,

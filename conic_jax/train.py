@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from jax.experimental import multihost_utils
 
-from conic_jax import __version__, methods, optim
+from conic_jax import __version__, methods, optim, verdict
 from conic_jax import mesh as meshes
 from conic_jax.checkpoint import Checkpoints
 from conic_jax.companion import Run
@@ -135,7 +135,10 @@ def _pretrain(config: Any, at_the_end: contextlib.ExitStack, stop: StopRequest) 
   random_variables = jax.jit(lambda: variables(init()), out_shardings=meshes.replicated(mesh))
   probe = probes.make(method.views[0], train_source, config, last_step, mesh)
   if first_step == 0:
-    reporter.report(0, 0.0, probes.baselines(probe, method.encode, random_variables()))
+    initial = random_variables()
+    reporter.report(0, 0.0, probes.baselines(probe, method.encode, initial) | protocols.knn_baselines(
+      method.encode, initial, train_source, test_source, config, mesh))
+    del initial
 
   # ---- The loop ---------------------------------------------------------------------------------
   step_fn = jax.jit(
@@ -185,6 +188,8 @@ def _pretrain(config: Any, at_the_end: contextlib.ExitStack, stop: StopRequest) 
         if done in probe.steps:
           figures |= probes.loss_share(method.chance, figures)
           figures |= probes.measure(probe, [(method.encode, variables(state))])[0]
+          figures |= verdict.next_word(reporter.reports, done, done / steps_per_epoch, figures, config,
+                                       reporter.say)
         reporter.report(done, done / steps_per_epoch, figures)
       if comparing:
         accuracies = protocols.online_knn(method.encode, variables(state), train_source, test_source,
@@ -208,8 +213,9 @@ def _pretrain(config: Any, at_the_end: contextlib.ExitStack, stop: StopRequest) 
 
   # ---- Evaluation and pictures ------------------------------------------------------------------
   summary = {'step': int(state.step), 'num_images': num_images}
+  summary |= verdict.of_summary(reporter.reports, config)
   summary |= protocols.evaluate(method.encode, variables(state), random_variables, train_source,
-                                test_source, config, mesh, say=reporter.say)
+                                test_source, config, mesh, say=reporter.say, probe=probe)
   failure = checkpoints.failure or reporter.failure
   if first_process and not failure:
     try:
