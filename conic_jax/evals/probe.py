@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from threadpoolctl import threadpool_limits
 
 from conic_jax import measures
 from conic_jax.data import pipeline
@@ -162,9 +163,11 @@ def loss_share(chance: tuple[str, float] | None, figures: Mapping[str, float]) -
 
 def _figures(pairs: np.ndarray, several: np.ndarray) -> dict[str, float]:
   """The measures of two views of all images, [n, 2, F], and of several views of some, [m, V, F]."""
-  return {'probe_rankme': measures.rankme(pairs[:, 0]), 'probe_lidar': measures.lidar(several),
-          'probe_instance_top1': measures.retrieval(pairs[:, 0], pairs[:, 1]),
-          'probe_std': measures.spread(pairs[:, 0])}
+  # On a busy machine eigenvalues by several threads take many times as long: each waits for the others.
+  with threadpool_limits(1, user_api='blas'):
+    return {'probe_rankme': measures.rankme(pairs[:, 0]), 'probe_lidar': measures.lidar(several),
+            'probe_instance_top1': measures.retrieval(pairs[:, 0], pairs[:, 1]),
+            'probe_std': measures.spread(pairs[:, 0])}
 
 
 def _features(probe: Probe, positions: np.ndarray, count: int, encoders: Sequence[tuple[Encode, Any]]

@@ -41,7 +41,7 @@ def panels(reports: Sequence[dict[str, Any]]) -> list[tuple[str, list[Series]]]:
   # Of kNN's accuracies the one with the first k is drawn, as 'knn_top1'.
   known = {'step', 'epoch'} | {name for _, _, series in layout for name, _, _ in series}
   names = {name for report in reports for name in report}
-  beside = {f'{name}_{suffix}' for name in names for suffix, _, _ in BASELINES}
+  beside = {f'{name}_{suffix}' for name in names | known for suffix, _, _ in BASELINES}
   others = sorted(name for name in names - known - beside if not name.startswith('knn_top1_k'))
   layout += [(words(name), 1, ((name, '', '#444444'),)) for name in others]
   drawn = []
