@@ -6,7 +6,7 @@ of the raw pixels beside them, are of the same views.
 """
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -35,6 +35,8 @@ _EARLY = 0.02
 # What all probes of a run may encode, as a share of the views that it trains on; but images are not fewer
 # than `_FEWEST`, below which the measures say little.
 _COST, _FEWEST = 0.05, 256
+# Bytes of views that a process keeps from one probe to the next, rather than decode them again.
+_MOST_KEPT = 2**28
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,6 +50,7 @@ class Probe:
     steps: the steps after which the encoder is probed.
     views_at_once: M, views that are encoded together over all devices.
     mesh: the mesh.
+    kept: batches by the number of views of an image, where they are few.
   """
   source: Source
   views: Views
@@ -55,6 +58,7 @@ class Probe:
   steps: frozenset[int]
   views_at_once: int
   mesh: Mesh
+  kept: dict[int, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
 
 
 def make(views: Views, source: Source, config: Any, last_step: int, mesh: Mesh) -> Probe:
@@ -174,18 +178,29 @@ def _features(probe: Probe, positions: np.ndarray, count: int, encoders: Sequenc
               ) -> list[np.ndarray]:
   """Features float32 [n, count, F] of some of the images by each encoder, without the undecodable."""
   group = dataclasses.replace(probe.views, count=count)
-  images_at_once = probe.views_at_once // count
-  batches = pipeline.whole_pass_batches(
-    Subset(probe.source, positions), (group,), batch_size=images_at_once, seed=probe.seed,
-    epoch=_EPOCHS[count], start_step=0, rows=process_rows(probe.mesh, images_at_once))
   found = [[] for _ in encoders]
-  for batch in batches:
+  for batch in _batches(probe, positions, group):
     images, labels, ids, valid = _augment(to_global(batch, probe.mesh), group=group, seed=probe.seed,
                                           mesh=probe.mesh)
     for (encode, variables), parts in zip(encoders, found, strict=True):
       features = _encode(variables, images, encode=encode, mesh=probe.mesh)
       parts.append(to_host(Features(features, labels, ids, valid))[0])
   return [np.concatenate(parts).reshape(-1, count, parts[0].shape[1]) for parts in found]
+
+
+def _batches(probe: Probe, positions: np.ndarray, group: Views) -> Iterable[dict[str, Any]]:
+  """The views of some of the images, read once and kept where they are few."""
+  if group.count in probe.kept:
+    return probe.kept[group.count]
+  images_at_once = probe.views_at_once // group.count
+  rows = process_rows(probe.mesh, images_at_once)
+  batches = pipeline.whole_pass_batches(
+    Subset(probe.source, positions), (group,), batch_size=images_at_once, seed=probe.seed,
+    epoch=_EPOCHS[group.count], start_step=0, rows=rows)
+  held = -(-len(positions) // images_at_once) * len(rows) * group.count * group.size ** 2 * 3
+  if held > _MOST_KEPT // len(_EPOCHS):
+    return batches
+  return probe.kept.setdefault(group.count, list(batches))
 
 
 @functools.partial(jax.jit, static_argnames=('group', 'seed', 'mesh'))

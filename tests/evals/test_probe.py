@@ -45,6 +45,19 @@ def test_measures_are_those_of_the_views_that_all_encoders_see(mesh, mesh8):
   assert colour != pytest.approx(probes.measure(make(mesh, seed=4), encoders[:1])[0], rel=1e-4)
 
 
+def test_views_are_read_once_where_they_are_few(mesh8, monkeypatch):
+  read, source = [], ArraySource(coloured(LABELS), LABELS)
+  monkeypatch.setattr(source, 'read', lambda ids: read.append(len(ids)) or ArraySource.read(source, ids))
+  kept, figures = make(mesh8, source=source), []
+  for most, expected in ((2**28, [40, 40]), (0, [80, 120])):
+    monkeypatch.setattr(probes, '_MOST_KEPT', most)
+    probe = kept if most else make(mesh8, source=source)
+    for count in expected:
+      figures += probes.measure(probe, [(mean_colour, {})])
+      assert sum(read) == count
+  assert all(other == figures[0] for other in figures)
+
+
 def test_every_image_is_seen_in_two_views_and_a_quarter_in_four(mesh8, monkeypatch):
   seen = {}
   monkeypatch.setattr(measures, 'lidar', lambda views: seen.update(several=views) or 1.)
