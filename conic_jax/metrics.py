@@ -80,8 +80,10 @@ class Reporter:
     try:
       print(json.dumps(self.reports[-1]), file=self._file, flush=True)
       for name, value in figures.items():
-        add = self._tensorboard.add_text if isinstance(value, str) else self._tensorboard.add_scalar
-        add(name, value, step)
+        if isinstance(value, str):
+          self._tensorboard.add_text(name, value, step)
+        else:
+          self._tensorboard.add_scalar(name, value, step)
     except OSError as error:
       self.failure = str(error)
     values = '  '.join(f'{name} {value:.4g}' for name, value in figures.items() if not isinstance(value, str))

@@ -150,7 +150,7 @@ def baselines(probe: Probe, encode: Encode, random_variables: Any) -> dict[str, 
           for name, value in figures.items()}
 
 
-def loss_share(chance: tuple[str, float] | None, figures: Mapping[str, float]) -> dict[str, float]:
+def loss_share(chance: tuple[str, float] | None, figures: Mapping[str, Any]) -> dict[str, float]:
   """'loss_share': the loss that tells images apart over its value where it tells none; near 1 at first.
 
   Args:

@@ -210,9 +210,11 @@ def evaluate(encode: Encode, variables: Any, random_variables: Callable[[], Any]
 
   def measure(encode, variables):
     figures = {}
-    if labelled and config.eval.knn:
+    if test_source is None or not labelled:
+      return figures
+    if config.eval.knn:
       figures |= knn(encode, variables, train_source, test_source, config, mesh)
-    if labelled and config.eval.linear:
+    if config.eval.linear:
       figures |= linear(encode, variables, train_source, test_source, config, mesh).figures
     return figures
 
