@@ -106,6 +106,9 @@ def get_config(preset: str = 'imagenet') -> ConfigDict:
   config.checkpoint = ConfigDict()
   config.checkpoint.every_epochs = 1.0
   config.checkpoint.keep = 3      # at least two are kept: the newest may turn out bad
+  config.probe = ConfigDict()     # measures without labels while training
+  config.probe.images = 2000      # at most so many training images; fewer in a short run; 0 turns it off
+  config.probe.times = 12         # a run, evenly spread, the first after 2% of it
   config.knn_every = 10           # epochs between two online kNN; 0 is never
 
   # Evaluation after training (Appendix C.2).
@@ -113,6 +116,7 @@ def get_config(preset: str = 'imagenet') -> ConfigDict:
   config.eval.knn = True
   config.eval.linear = True
   config.eval.baselines = False   # the same for raw pixels and for the network at random
+  config.eval.baseline_weights = ''   # and for published weights: a file, as --config.encoder of evaluations
   config.eval.resize = 0          # the short side before a centre crop of views.size; 0 is 256/224 of it
   config.eval.batch_size = 512
   config.eval.k = (20, 200)       # the first is the headline

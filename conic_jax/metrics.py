@@ -39,15 +39,23 @@ class Reporter:
 
   On a terminal it shows a progress bar with the time left, elsewhere a plain line a report. A write
   that fails, as on a full disk, does not stop the training: `failure` holds its message.
+
+  Attributes:
+    reports: all of the run so far, those from before a resume too; none but in the first process.
+    failure: what the last write that failed said.
   """
 
   def __init__(self, run: Path, *, first_step: int, total_steps: int, active: bool = True):
     self._active, self._total = active, total_steps
     self.failure: str | None = None
+    self.reports: list[dict[str, Any]] = []
     if not active:
       return
-    cut_back(run / 'metrics.jsonl', first_step)
-    self._file = (run / 'metrics.jsonl').open('a')
+    path = run / 'metrics.jsonl'
+    cut_back(path, first_step or -1)  # What is reported at step 0 comes again.
+    if path.exists():
+      self.reports += map(json.loads, path.read_text().splitlines())
+    self._file = path.open('a')
     self._tensorboard = SummaryWriter(str(run / 'tensorboard'), purge_step=first_step + 1)
     self._bar = None
     if sys.stderr.isatty():
@@ -58,24 +66,27 @@ class Reporter:
     if self._active and self._bar is not None:
       self._bar.update(step - self._bar.n)
 
-  def report(self, step: int, epoch: float, figures: Mapping[str, float]) -> None:
-    """Writes one object of metrics.jsonl and its line on the terminal.
+  def report(self, step: int, epoch: float, figures: Mapping[str, float | str]) -> None:
+    """Writes one object of metrics.jsonl and its line on the terminal; nothing where there are no figures.
 
     Args:
       step: steps done.
       epoch: epochs done.
-      figures: the scalars by name.
+      figures: scalars and words by name; words are not on the line.
     """
-    if not self._active:
+    if not (self._active and figures):
       return
+    self.reports.append({'step': step, 'epoch': round(epoch, 4), **figures})
     try:
-      line = json.dumps({'step': step, 'epoch': round(epoch, 4), **figures})
-      print(line, file=self._file, flush=True)
+      print(json.dumps(self.reports[-1]), file=self._file, flush=True)
       for name, value in figures.items():
-        self._tensorboard.add_scalar(name, value, step)
+        if isinstance(value, str):
+          self._tensorboard.add_text(name, value, step)
+        else:
+          self._tensorboard.add_scalar(name, value, step)
     except OSError as error:
       self.failure = str(error)
-    values = '  '.join(f'{name} {value:.4g}' for name, value in figures.items())
+    values = '  '.join(f'{name} {value:.4g}' for name, value in figures.items() if not isinstance(value, str))
     self.say(f'step {step}/{self._total}  epoch {epoch:.2f}  {values}')
 
   def say(self, line: str) -> None:

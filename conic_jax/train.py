@@ -17,13 +17,14 @@ import numpy as np
 import optax
 from jax.experimental import multihost_utils
 
-from conic_jax import __version__, methods, optim, settings
+from conic_jax import __version__, methods, optim, settings, verdict
 from conic_jax import mesh as meshes
 from conic_jax.checkpoint import Checkpoints
 from conic_jax.companion import Run
 from conic_jax.data import pipeline, sources
 from conic_jax.data.sampler import Sampler
 from conic_jax.errors import Stopped, UserError
+from conic_jax.evals import probe as probes
 from conic_jax.evals import protocols
 from conic_jax.methods import Method
 from conic_jax.metrics import Reporter, write_json
@@ -142,6 +143,15 @@ def _pretrain(config: Any, at_the_end: contextlib.ExitStack, stop: StopRequest) 
   if first_process:
     write_json(run / 'config.json', description)
 
+  # ---- What to be better than --------------------------------------------------------------------
+  random_variables = jax.jit(lambda: variables(init()), out_shardings=meshes.replicated(mesh))
+  probe = probes.make(method.views[0], train_source, config, last_step, mesh)
+  if first_step == 0:
+    initial = random_variables()
+    reporter.report(0, 0.0, probes.baselines(probe, method.encode, initial) | protocols.knn_baselines(
+      knn_encode, initial, train_source, test_source, config, mesh))
+    del initial
+
   # ---- The loop ---------------------------------------------------------------------------------
   step_fn = jax.jit(
     make_step(method, optimizer, schedule, config.seed, sampler.steps_per_round, dtype),
@@ -174,7 +184,7 @@ def _pretrain(config: Any, at_the_end: contextlib.ExitStack, stop: StopRequest) 
       done = step + 1
       reporter.advance(done)
 
-      reporting = done % config.log_every == 0 or done in (first_step + 1, last_step)
+      reporting = done % config.log_every == 0 or done in probe.steps | {first_step + 1, last_step}
       comparing = config.knn_every and done % (config.knn_every * steps_per_epoch) == 0
       saving = done % save_every == 0 or done == last_step
       stopping = stop.agreed(now=reporting)
@@ -187,6 +197,11 @@ def _pretrain(config: Any, at_the_end: contextlib.ExitStack, stop: StopRequest) 
           seconds = time.perf_counter() - window_start
           figures['images_per_second'] = (done - window_step) * config.batch_size / seconds
           figures['waiting_for_data'] = waited / seconds
+        if done in probe.steps:
+          figures |= probes.loss_share(method.chance, figures)
+          figures |= probes.measure(probe, [(method.encode, variables(state))])[0]
+          figures |= verdict.next_word(reporter.reports, done, done / steps_per_epoch, figures, config,
+                                       reporter.say)
         reporter.report(done, done / steps_per_epoch, figures)
       if comparing:
         accuracies = protocols.online_knn(knn_encode, variables(state), train_source, test_source,
@@ -209,10 +224,10 @@ def _pretrain(config: Any, at_the_end: contextlib.ExitStack, stop: StopRequest) 
     reporter.say(left_out)
 
   # ---- Evaluation and pictures ------------------------------------------------------------------
-  random_variables = jax.jit(lambda: variables(init()), out_shardings=meshes.replicated(mesh))
   summary = {'step': int(state.step), 'num_images': num_images}
-  summary |= protocols.evaluate(method.encode, knn_encode, variables(state), random_variables, train_source,
-                                test_source, config, mesh, say=reporter.say)
+  summary |= verdict.of_summary(reporter.reports, config)
+  summary |= protocols.evaluate(method.encode, knn_encode, variables(state), random_variables,
+                                train_source, test_source, config, mesh, say=reporter.say, probe=probe)
   failure = checkpoints.failure or reporter.failure
   if first_process and not failure:
     try:

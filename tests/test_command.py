@@ -171,6 +171,7 @@ def finish_pair(*arguments):
 @pytest.mark.parametrize(('method', 'changes'), [('conic_s', {'classifier.store': 'disk'}), ('inscon', {})])
 def test_two_processes_learn_what_one_does(tiny_config, tmp_path, method, changes):
   tiny_method(tiny_config, method, **changes)
+  tiny_config.probe.images, tiny_config.eval.linear = 16, False
   alone = tiny_config.copy_and_resolve_references()
   alone.run = str(tmp_path / 'alone')
   single = start(*flags_of(alone), devices=4)
@@ -182,6 +183,10 @@ def test_two_processes_learn_what_one_does(tiny_config, tmp_path, method, change
     assert abs(loss - lonely[step]) < 1e-3 * abs(lonely[step]), step
   summaries = [json.loads((Path(c.run) / 'summary.json').read_text()) for c in (tiny_config, alone)]
   assert summaries[0]['knn_top1'] == pytest.approx(summaries[1]['knn_top1'], abs=0.13)
+  first = [json.loads((Path(c.run) / 'metrics.jsonl').read_text().split('\n')[0])
+           for c in (tiny_config, alone)]
+  assert first[0] == pytest.approx(first[1], rel=1e-3)
+  assert all('verdict' in summary for summary in summaries)
   finish_pair('--config=configs/knn.py', f'--config.encoder={tiny_config.run}')
   figures = json.loads((Path(tiny_config.run) / 'knn.json').read_text())
   assert figures['knn_top1'] == summaries[0]['knn_top1']

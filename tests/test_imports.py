@@ -8,9 +8,9 @@ ROOT = Path(__file__).parent.parent / 'conic_jax'
 
 # What each room may import of the others; `errors` may be imported everywhere.
 ALLOWED = {
-  'errors': set(), 'views': set(), 'losses': set(), 'state': set(), 'optim': set(),
+  'errors': set(), 'views': set(), 'losses': set(), 'measures': set(), 'state': set(), 'optim': set(),
   'metrics': set(), 'mesh': set(), '__init__': set(), 'permutation': set(), 'companion': set(),
-  'stop': set(),
+  'stop': set(), 'verdict': set(),
   'command_line': set(),
   'models': set(),
   'memory': {'losses', 'mesh', 'classifier'},
@@ -20,12 +20,13 @@ ALLOWED = {
   'checkpoint': {'state', 'mesh'},
   'visualise': {'models', 'checkpoint'},
   'export': {'models', 'checkpoint', 'views', 'command_line'},
-  'evals': {'export', 'models', 'data', 'mesh', 'optim', 'checkpoint', 'visualise', 'views', 'metrics'},
+  'evals': {'export', 'models', 'data', 'mesh', 'optim', 'checkpoint', 'visualise', 'views', 'metrics',
+            'measures', 'permutation'},
   'recipe': {'data'},
   'train_step': {'data', 'mesh', 'methods', 'optim', 'state', 'views'},
   'settings': {'companion', 'data', 'mesh', 'methods', 'optim', 'recipe', 'train_step'},
   'train': {'checkpoint', 'companion', 'data', 'evals', 'mesh', 'methods', 'metrics', 'optim', 'state',
-            'settings', 'stop', 'train_step', 'views', '__init__'},
+            'settings', 'stop', 'train_step', 'verdict', 'views', '__init__'},
   'topology': set(), 'hlo': set(),
   'plan': {'recipe', 'settings', 'train_step', 'topology', 'hlo', 'methods', 'optim', 'mesh', 'data',
            'metrics', 'command_line'},
@@ -33,7 +34,7 @@ ALLOWED = {
               'command_line'},
   'embed': {'evals', 'data', 'mesh', 'views', 'visualise', 'command_line'},
   'activations': {'evals', 'data', 'models', 'views', 'visualise', 'command_line'},
-  'report': {'checkpoint', 'export', 'models', 'visualise', 'command_line'},
+  'report': {'checkpoint', 'export', 'models', 'verdict', 'visualise', 'command_line'},
   'main': {'train', 'evals', 'command_line'},
 }
 ONLY_IN = {'tensorflow': 'data', 'tensorflow_datasets': 'data', 'orbax': 'checkpoint',

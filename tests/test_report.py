@@ -265,6 +265,45 @@ def test_panels_are_of_what_the_run_reports(run):
   np.testing.assert_array_equal(panels['kNN top-1 (%)'][0].points, [[4.5, 50]])
 
 
+def test_baselines_are_lines_from_end_to_end(run):
+  reports = [{'step': 0, 'epoch': 0., 'knn_top1_random': 0.25, 'knn_top1_pixels': 0.5,
+              'probe_std_random': 0.2},
+             *({'step': step, 'epoch': float(step), 'knn_top1': step / 10, 'loss_share': 0.9,
+                'verdict': 'learning'} for step in (1, 2, 3))]
+  (run / 'metrics.jsonl').write_text(''.join(json.dumps(report) + '\n' for report in reports))
+  panels = dict(curves.panels(read_run(run).reports))
+  assert list(panels) == ['kNN top-1 (%)', 'Loss as a share of chance']
+  own, random, pixels = panels['kNN top-1 (%)']
+  assert [line.legend for line in (own, random, pixels)] == ['this run', 'random network', 'raw pixels']
+  np.testing.assert_allclose(random.points, [[1, 25], [2, 25], [3, 25]])
+  np.testing.assert_allclose(pixels.points[:, 1], 50)
+  page = Reader(curves.figure('kNN', panels['kNN top-1 (%)']))
+  assert len(page.all('circle')) == 3
+  assert 'last this run 30; random network 25; raw pixels 50' in page.text
+
+
+def test_the_verdict_stands_at_the_top(run):
+  assert 'class="verdict"' not in written(run)
+  probed = {'step': 5, 'epoch': 2.5, 'feature_std': 0.1, 'probe_rankme': 9., 'probe_instance_top1': 0.5,
+            'probe_std': 0.5, 'verdict': 'collapsing'}
+  with (run / 'metrics.jsonl').open('a') as file:
+    file.write(json.dumps({'step': 4, 'epoch': 2., 'feature_std': 0.9}) + '\n' + json.dumps(probed) + '\n')
+  text = written(run)
+  verdict = re.search(r'<p class="verdict">(.*)</p>', text)
+  assert verdict.end() < text.index('<main>')
+  assert re.match('<b>Collapsing.</b> The head.*fell from 0.90 to 0.10. .* lower config.alpha', verdict[1])
+
+
+def test_published_weights_are_a_column_where_they_were_measured(run):
+  assert 'Published weights' not in Reader(written(run)).text
+  weights = {'name': '/models/moco.pth', 'knn_top1': 0.625}
+  (run / 'summary.json').write_text(json.dumps({**SUMMARY, 'baseline_weights': weights}))
+  page = Reader(written(run)).text
+  assert 'Published weights' in page
+  assert '62.5 %' in page
+  assert '/models' not in page
+
+
 def test_long_curves_are_means_of_blocks():
   reports = [{'epoch': float(i), 'loss': float(i % 3)} for i in range(1000)]
   (_, (series,)), = curves.panels(reports)

@@ -2,6 +2,7 @@
 import json
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import chex
@@ -15,9 +16,10 @@ from conic_jax import mesh as meshes
 from conic_jax import methods, optim, train, train_step
 from conic_jax.command_line import load
 from conic_jax.data.sampler import Sampler
-from conic_jax.errors import UserError
+from conic_jax.errors import Stopped, UserError
 from conic_jax.evals import encoders, standalone
 from conic_jax.state import LossScale
+from conic_jax.stop import StopRequest
 
 
 def reports(config):
@@ -30,12 +32,13 @@ def losses_by_step(config):
 
 
 def test_the_whole_road_leaves_figures_pictures_and_checkpoints(tiny_config, capsys):
-  tiny_config.eval.baselines = True
+  tiny_config.eval.baselines, tiny_config.probe.images = True, 16
   summary = train.pretrain(tiny_config)
   run = Path(tiny_config.run)
   assert json.loads((run / 'summary.json').read_text()) == json.loads(json.dumps(summary))
   for figures in (summary, summary['random_init'], summary['pixels']):
     assert 0 <= figures['knn_top1'] <= 1
+    assert figures['probe_rankme'] >= 1
     assert 0 <= figures['linear_top1'] <= 1
   assert {path.name for path in (run / 'figures').iterdir()} == {
     'curves.png', 'neighbours.png', 'features.png'}
@@ -46,12 +49,24 @@ def test_the_whole_road_leaves_figures_pictures_and_checkpoints(tiny_config, cap
   assert config['versions']['jax'] == jax.__version__
 
   steps = [report['step'] for report in reports(tiny_config)]
-  assert steps == [1, 2, 3, 3, 4, 5, 6, 6]
+  assert steps == [0, 1, 2, 3, 3, 4, 5, 6, 6]
   names = {'loss', 'loss_instance', 'loss_consistency', 'instance_top1', 'alignment', 'uniformity',
            'feature_std', 'grad_norm', 'learning_rate', 'images_per_second', 'waiting_for_data'}
   assert names <= reports(tiny_config)[-2].keys()
-  assert 'knn_top1' in reports(tiny_config)[3]
-  assert 'pretrained' in capsys.readouterr().out
+  assert 'knn_top1' in reports(tiny_config)[4]
+  probed = {'probe_rankme', 'probe_lidar', 'probe_instance_top1', 'probe_std', 'loss_share'}
+  assert [report['step'] for report in reports(tiny_config) if probed <= report.keys()] == [1, 6]
+  assert {f'{name}_{suffix}' for name in probed - {'loss_share'} for suffix in ('random', 'pixels')} <= (
+    reports(tiny_config)[0].keys())
+  assert reports(tiny_config)[0]['knn_top1_random'] == summary['random_init']['knn_top1']
+  assert reports(tiny_config)[0]['knn_top1_pixels'] == summary['pixels']['knn_top1']
+  assert summary['probe_rankme'] == pytest.approx(reports(tiny_config)[-2]['probe_rankme'])
+  words = [report['verdict'] for report in reports(tiny_config) if 'verdict' in report]
+  assert (len(words), words[-1]) == (2, summary['verdict'])
+  shown = capsys.readouterr().out
+  assert 'pretrained' in shown
+  assert shown.count('The run is ') == len(set(words))
+  assert summary['verdict_sentence'] in shown or words[0] == words[1]
 
 
 @pytest.mark.parametrize('name', ['instdisc', 'byol'])
@@ -91,6 +106,52 @@ def test_an_unlabelled_folder_is_enough(tiny_config, capsys):
   assert 'knn_top1' not in summary
   assert 'need labels' in capsys.readouterr().out
   assert (Path(tiny_config.run) / 'figures' / 'neighbours.png').exists()
+
+
+def test_without_labels_the_probe_is_compared(tiny_config, tmp_path, capsys):
+  """Beside raw pixels, the random network, and another run's weights."""
+  other = tiny_config.copy_and_resolve_references()
+  other.run, other.max_steps, other.eval.knn, other.eval.linear = str(tmp_path / 'other'), 1, False, False
+  train.pretrain(other)
+  tiny_config.data.test, tiny_config.eval.baselines, tiny_config.probe.images = '', True, 16
+  tiny_config.eval.baseline_weights, tiny_config.optimizer.learning_rate = other.run, 0.
+  capsys.readouterr()
+  summary = train.pretrain(tiny_config)
+  shown = capsys.readouterr().out
+  assert 'need labels' in shown
+  header, *rows = re.search(r'.*own other view .*\n(.+\n)+', shown).group().splitlines()
+  assert header.split() == ['own', 'other', 'view', 'RankMe']
+  assert [re.split('  +', row)[0] for row in rows] == ['raw pixels', 'random network', 'other', 'pretrained']
+  assert 'Warning: the pretrained network is no better than what nobody trained' in shown
+  assert summary['baseline_weights']['name'] == other.run
+  for figures in (summary, summary['random_init'], summary['pixels'], summary['baseline_weights']):
+    assert {'probe_rankme', 'probe_lidar', 'probe_instance_top1', 'probe_std'} <= figures.keys()
+  assert not any('knn_top1_random' in report for report in reports(tiny_config))
+
+
+def test_weights_to_compare_with_are_looked_at_before_the_training(tiny_config):
+  tiny_config.eval.baseline_weights = '/no/such/weights.pth'
+  with pytest.raises(UserError, match=r"config\.eval\.baseline_weights: There is no encoder '/no/such"):
+    train.pretrain(tiny_config)
+  assert not Path(tiny_config.run).exists()
+
+
+def test_a_stopped_run_reports_and_judges_as_an_undisturbed_one(tiny_config, tmp_path, monkeypatch):
+  tiny_config.probe.images, tiny_config.probe.times, tiny_config.eval.linear = 16, 3, False
+  undisturbed = tiny_config.copy_and_resolve_references()
+  undisturbed.run = str(tmp_path / 'undisturbed')
+  expected = train.pretrain(undisturbed)
+  asked = []
+  monkeypatch.setattr(StopRequest, 'agreed', lambda self, now: (
+    asked.append(now), signal.SIGTERM if len(asked) == 4 else None)[1])
+  with pytest.raises(Stopped):
+    train.pretrain(tiny_config)
+  assert train.pretrain(tiny_config) == expected
+  timed = ('images_per_second', 'waiting_for_data')
+  found, wanted = ([{name: value for name, value in report.items() if name not in timed}
+                    for report in reports(config)] for config in (tiny_config, undisturbed))
+  assert found == wanted
+  assert [report['step'] for report in found if 'verdict' in report] == [1, 3, 6]
 
 
 @pytest.mark.parametrize(('name', 'changes'), [

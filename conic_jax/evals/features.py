@@ -16,6 +16,8 @@ from conic_jax.views import Views
 
 Encode = Callable[[Any, jax.Array], jax.Array]
 
+# Side of the images whose pixels are features: those of larger ones are averaged to it.
+_PIXELS = 64
 # Rows that one process hands to the others at a time: bounds what a device holds for `to_host`.
 _GATHERED_ROWS = 16384
 
@@ -40,8 +42,14 @@ class Features:
 
 
 def pixels(variables: Any, images: jax.Array) -> jax.Array:
-  """The images themselves as features, [B, H, W, 3] to [B, H·W·3]: what to be better than."""
+  """The images themselves as features, [B, H, W, 3] to [B, H·W·3]: what to be better than.
+
+  Images of more than 64 pixels a side are averaged down to it, as their pixels would fill the memory.
+  """
   del variables
+  height, width = (min(side, _PIXELS) for side in images.shape[1:3])
+  if (height, width) != images.shape[1:3]:
+    images = jax.image.resize(images, (len(images), height, width, 3), 'linear')
   return images.reshape(images.shape[0], -1)
 
 

@@ -14,9 +14,12 @@ from PIL import Image
 from conic_jax import visualise
 from conic_jax.data.sources import Source, Subset, open_source
 from conic_jax.errors import UserError
+from conic_jax.evals import comparison
 from conic_jax.evals.features import Encode, Features, extract, pixels, to_host
 from conic_jax.evals.knn import knn_accuracy, neighbours
 from conic_jax.evals.linear import LinearResult, LinearSettings, linear_accuracy
+from conic_jax.evals.probe import Probe
+from conic_jax.evals.probe import measure as measure_probe
 from conic_jax.mesh import check_batch_size
 from conic_jax.views import Views
 
@@ -26,6 +29,8 @@ Draw = Callable[[Path], None]
 _QUERIES, _NEIGHBOURS, _THUMBNAIL = 6, 8, 96
 _POINTS_OF_MAP = 2000
 FEATURES = ('encoder', 'head')
+# Values of all training images' pixels, 4 GiB, up to which they are compared with at the start of a run.
+_MOST_PIXELS = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +55,8 @@ def check(train_source: Source, test_source: Source | None, config: Any, mesh: M
   check_batch_size(config.eval.batch_size, mesh, 'config.eval.batch_size')
   if features_name(config) not in FEATURES:
     raise UserError(f"config.eval.features is '{features_name(config)}'; there is: {', '.join(FEATURES)}.")
+  if config.eval.baseline_weights:
+    comparison.published(config, mesh)
   if test_source is None or not has_labels(train_source, test_source):
     return
   if train_source.class_names != test_source.class_names:
@@ -167,56 +174,73 @@ def _linear_figures(result: LinearResult) -> dict[str, Any]:
           'linear_stable_rate': result.stable_rate}
 
 
+def knn_baselines(encode: Encode, random_variables: Any, train_source: Source, test_source: Source | None,
+                  config: Any, mesh: Mesh) -> dict[str, float]:
+  """What the online kNN is to beat: 'knn_top1_random' and, where they fit in memory, 'knn_top1_pixels'.
+
+  Nothing where there is no online kNN.
+  """
+  if not config.knn_every or test_source is None or not has_labels(train_source, test_source):
+    return {}
+  compared = {'random': (encode, random_variables)}
+  images = jax.ShapeDtypeStruct((1, config.views.size, config.views.size, 3), np.float32)
+  if train_source.num_images * jax.eval_shape(pixels, {}, images).size <= _MOST_PIXELS:
+    compared['pixels'] = pixels, {}
+  return {f'knn_top1_{name}': knn(*encoder, train_source, test_source, config, mesh)['knn_top1']
+          for name, encoder in compared.items()}
+
+
 def evaluate(encode: Encode, knn_encode: Encode, variables: Any, random_variables: Callable[[], Any],
              train_source: Source, test_source: Source | None, config: Any, mesh: Mesh,
-             say: Say) -> dict[str, Any]:
+             say: Say, probe: Probe) -> dict[str, Any]:
   """kNN and linear accuracy of an encoder, by `config.eval`, with the baselines beside it.
 
   Args:
     encode, variables: the encoder.
     knn_encode: gives the features that kNN compares, of the same variables.
     random_variables: gives those of the same network at random initialisation.
-    train_source, test_source: images with labels; without them nothing is measured.
+    train_source, test_source: images; without labels the measures of the probe alone are compared.
     config: the run's config.
     mesh: the mesh.
     say: prints a line.
+    probe: of the run.
 
   Returns:
-    The figures of `knn` and `linear` and, with `config.eval.baselines`, the same in 'random_init'
-    and 'pixels'.
+    The figures of `knn` and `linear`; with `config.eval.baselines` or `baseline_weights` those of the probe
+    too, and the same in 'random_init', 'pixels' and 'baseline_weights'.
   """
-  if not (config.eval.knn or config.eval.linear):
-    return {}
-  if test_source is None or not has_labels(train_source, test_source):
+  asked = config.eval.knn or config.eval.linear
+  labelled = asked and test_source is not None and has_labels(train_source, test_source)
+  if asked and not labelled:
     say('No accuracies: they need labels in config.data.train and config.data.test.')
+  others = comparison.baselines(encode, random_variables, config, mesh)
+  if not (labelled or others):
     return {}
 
-  def measure(encode, knn_encode, variables):
+  def measure(each, variables):
     figures = {}
+    if test_source is None or not labelled:
+      return figures
     if config.eval.knn:
-      figures |= knn(knn_encode, variables, train_source, test_source, config, mesh)
+      compared_by = knn_encode if each is encode else each
+      figures |= knn(compared_by, variables, train_source, test_source, config, mesh)
     if config.eval.linear:
-      figures |= linear(encode, variables, train_source, test_source, config, mesh).figures
+      figures |= linear(each, variables, train_source, test_source, config, mesh).figures
     return figures
 
-  summary = {}
-  if config.eval.baselines:
-    summary['pixels'] = measure(pixels, pixels, {})
-    summary['random_init'] = measure(encode, knn_encode, random_variables())
-  summary = {**measure(encode, knn_encode, variables), **summary}
-  say(table(summary, config.eval.k[0]))
+  compared = {'pretrained': (encode, variables), **others}
+  found = {name: measure(*encoder) for name, encoder in compared.items()}
+  if others:
+    for figures, probed in zip(found.values(), measure_probe(probe, list(compared.values())), strict=True):
+      figures |= probed
+  if comparison.WEIGHTS in found:
+    found[comparison.WEIGHTS]['name'] = config.eval.baseline_weights
+  summary = {**found.pop('pretrained'), **found}
+  if any(found.values()) or labelled:
+    say(comparison.table(summary, config.eval.k[0]))
+  if warning := comparison.warning(summary):
+    say(warning)
   return summary
-
-
-def table(summary: dict[str, Any], k: int) -> str:
-  """The accuracies as a table to print."""
-  rows = [('raw pixels', summary.get('pixels')), ('random network', summary.get('random_init')),
-          ('pretrained', summary)]
-  percent = lambda figures, name: f'{figures[name]:.1%}' if name in figures else '–'
-  lines = [f'{"":16}{f"kNN (k = {k})":>14}{"linear":>10}']
-  lines += [f'{name:16}{percent(figures, "knn_top1"):>14}{percent(figures, "linear_top1"):>10}'
-            for name, figures in rows if figures is not None]
-  return '\n' + '\n'.join(lines) + '\n'
 
 
 def draw(encode: Encode, variables: Any, train_source: Source, test_source: Source | None,

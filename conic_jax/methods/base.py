@@ -37,11 +37,14 @@ class Method(abc.ABC):
     views: the groups of views it asks for; a batch holds one array for each group.
     passes_before_training: whether training begins with a pass over every image.
     prepares_epochs: whether `before_epoch` does anything.
+    chance: the name of the loss that tells images apart, and its value where it tells none; None where a
+      loss has no such value.
     notice: what the user should know of how the method took its settings; '' for nothing.
   """
   views: tuple[Views, ...]
   passes_before_training: bool = False
   prepares_epochs: bool = False
+  chance: tuple[str, float] | None = None
   notice: str = ''
 
   @abc.abstractmethod

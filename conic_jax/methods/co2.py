@@ -6,6 +6,7 @@ Both are over the keys of the queue, without the positive. P carries no gradient
 
 Source: "CO2: Consistent Contrast for Unsupervised Visual Representation Learning" (Wei et al. 2021).
 """
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ class CO2(MoCo):
 
   def __init__(self, config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype):
     super().__init__(config, num_instances, mesh, dtype)
+    self.chance = 'loss_contrast', math.log1p(config.queue.size)
     self.alpha, self.consistency_temperature = config.consistency.alpha, config.consistency.temperature
 
   def contrast(self, queries, keys, queue, batch):

@@ -9,6 +9,7 @@ query for the key of its own image. Cell: the overlap of the two crops, cut into
 Source: "InsCon: Instance Consistency Feature Representation via Self-Supervised Learning" (Yang et al. 2022).
 """
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -40,6 +41,7 @@ class InsCon(MoCo):
 
   def __init__(self, config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype):
     super().__init__(config, num_instances, mesh, dtype)
+    self.chance = 'loss_single', math.log1p(config.queue.size)
     self.has_multi, self.cell = config.multi.enabled, config.cell
     head = config.head
     self.multi_head = models.MLP(head.hidden, head.features, dtype=dtype)

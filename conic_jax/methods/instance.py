@@ -6,6 +6,7 @@ With α = 0 it is instance classification alone. There may be small views beside
 they teach the encoder, and the rows learn from the first group alone, as in PIC's release.
 """
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -61,6 +62,8 @@ class InstanceMethod(Method):
     settings = config.classifier
     self.softmax = softmax or full.Softmax(num_instances, config.temperature, mesh, dtype,
                                            chunk_size=settings.chunk_size)
+    negatives = self.softmax.num_drawn or self.softmax.num_instances - 1
+    self.chance = 'loss_instance', math.log1p(self.softmax.negative_weight * negatives)
     self.sgd = Sgd(settings.norm, settings.lr_scale, settings.momentum, settings.weight_decay)
     self.num_instances, self.mesh, self.dtype = num_instances, mesh, dtype
 

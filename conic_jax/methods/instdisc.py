@@ -8,6 +8,7 @@
 Source: "Unsupervised Feature Learning via Non-Parametric Instance Discrimination" (Wu et al. 2018), Eq. 2 to
 8, and its public code. In neither does the bank learn by gradient.
 """
+import math
 from typing import Any
 
 import jax
@@ -37,6 +38,7 @@ class InstDisc(Method):
     self.momentum = config.bank.momentum
     self.softmax = full.Softmax(num_instances, config.temperature, mesh, dtype)
     self.noise = None
+    self.chance = None if config.loss.name == 'nce' else ('loss', math.log(num_instances))
     if config.loss.name == 'nce':
       self.noise = noise.Noise(num_instances, config.loss.noise, config.temperature, mesh)
 

@@ -5,6 +5,7 @@
 Source: "Momentum Contrast for Unsupervised Visual Representation Learning" (He et al. 2020), "Improved
 Baselines with Momentum Contrastive Learning" (Chen et al. 2020); the two differ in their configs only.
 """
+import math
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ class MoCo(MomentumMethod):
   def __init__(self, config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype):
     super().__init__(config, num_instances, mesh, dtype)
     self.temperature = config.temperature
+    self.chance = 'loss', math.log1p(config.queue.size)
 
   def contrast(self, queries, keys, queue, batch):
     return self.info_nce(queries, keys, self.cosines(queue, queries, batch['id']), batch['valid'])

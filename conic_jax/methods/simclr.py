@@ -5,6 +5,7 @@ L = mean over images of the mean, or the sum, of ℓ over both orders of its vie
 
 Source: "A Simple Framework for Contrastive Learning of Visual Representations" (Chen et al. 2020).
 """
+import math
 from typing import Any
 
 import jax
@@ -25,6 +26,7 @@ class SimCLR(Method):
     self.network = Network(config, dtype)
     self.views: tuple[Views, ...] = (Views(**config.views),)
     self.temperature, self.reduction = config.temperature, config.loss.reduction
+    self.chance = 'loss', math.log(2 * config.batch_size - 1)
 
   def init(self, rng, batch):
     encoder_rng, head_rng = jax.random.split(rng)

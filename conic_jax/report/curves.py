@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from conic_jax.report.formats import minus, number, words
-from conic_jax.visualise.curves import PANELS
+from conic_jax.visualise.curves import BASELINES, OWN, PANELS, baselines
 
 _MORE_PANELS = (
+  ('Loss as a share of chance', 1, (('loss_share', '', '#444444'),)),
   ('Gradient norm', 1, (('grad_norm', '', '#444444'),)),
   ('Images a second', 1, (('images_per_second', '', '#444444'),)),
   ('Waiting for data (% of the time)', 100, (('waiting_for_data', '', '#444444'),)),
@@ -24,10 +25,14 @@ _DASHES = ('', '6 2', '2 2', '8 2 2 2')
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-  """One line of a panel: its name in the legend, its colour, and its points [n, 2], epoch and value."""
+  """One line of a panel: its name in the legend, its colour, and its points [n, 2], epoch and value.
+
+  A baseline's points are all of one value and are not marked.
+  """
   legend: str
   colour: str
   points: np.ndarray
+  marked: bool = True
 
 
 def panels(reports: Sequence[dict[str, Any]]) -> list[tuple[str, list[Series]]]:
@@ -35,16 +40,29 @@ def panels(reports: Sequence[dict[str, Any]]) -> list[tuple[str, list[Series]]]:
   layout = list(PANELS + _MORE_PANELS)
   # Of kNN's accuracies the one with the first k is drawn, as 'knn_top1'.
   known = {'step', 'epoch'} | {name for _, _, series in layout for name, _, _ in series}
-  others = sorted({name for report in reports for name in report
-                   if name not in known and not name.startswith('knn_top1_k')})
+  names = {name for report in reports for name in report}
+  beside = {f'{name}_{suffix}' for name in names | known for suffix, _, _ in BASELINES}
+  others = sorted(name for name in names - known - beside if not name.startswith('knn_top1_k'))
   layout += [(words(name), 1, ((name, '', '#444444'),)) for name in others]
   drawn = []
   for title, factor, series in layout:
     lines = [Series(legend, colour, points) for name, legend, colour in series
              if len(points := _points(reports, name, factor))]
     if lines:
-      drawn.append((title, lines))
+      drawn.append((title, _with_baselines(reports, factor, [name for name, _, _ in series], lines)))
   return drawn
+
+
+def _with_baselines(reports, factor, names, lines):
+  """The lines of a panel and, from end to end, what its figures are to be better than."""
+  epochs = np.unique(np.concatenate([line.points[:, 0] for line in lines]))
+  level = lambda value: np.stack([epochs, np.full(len(epochs), factor * value)], axis=1)
+  beside = [Series(legend, colour, level(value), marked=False) for name in names
+            for legend, colour, value in baselines(reports, name)
+            if any(name in report for report in reports)]
+  if beside:
+    lines = [dataclasses.replace(line, legend=line.legend or OWN) for line in lines]
+  return lines + beside
 
 
 def figure(title: str, series: Sequence[Series]) -> str:
@@ -129,7 +147,8 @@ def _line(series, dash, ticks):
   path = 'M' + 'L'.join(f'{x:.1f} {y:.1f}' for x, y in places)
   values = [[round(float(part), 1) for part in place] + [number(epoch), number(value)]
             for place, (epoch, value) in zip(places, series.points, strict=True)]
-  dots = ''.join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="1.8"/>' for x, y in places if len(places) < 20)
+  dots = ''.join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="1.8"/>' for x, y in places
+                 if series.marked and len(places) < 20)
   points = escape(json.dumps(values, separators=(',', ':')))
   return (f'<g style="--c:{series.colour}" data-name="{escape(series.legend)}" data-points="{points}">'
           f'<path class="line" stroke-dasharray="{dash}" d="{path}"/>{dots}</g>')

@@ -6,7 +6,7 @@ from typing import Any
 # The names, or parts of names, of shares of 1; what is nested below them (classes, rates) is a share too.
 _SHARE = re.compile(r'(^|_)(knn|top\d+|accuracy|precision|ap|map|iou|miou|held_out|by_learning_rate)(_|$)')
 _WORDS = {'knn': 'kNN', 'top1': 'top-1', 'top5': 'top-5', 'ap': 'AP', 'map': 'mAP', 'iou': 'IoU',
-          'miou': 'mIoU'}
+          'miou': 'mIoU', 'rankme': 'RankMe', 'lidar': 'LiDAR'}
 
 
 def words(name: str) -> str:

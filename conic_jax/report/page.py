@@ -11,6 +11,7 @@ from conic_jax.export.targets import SUFFIXES
 from conic_jax.report import curves
 from conic_jax.report.formats import is_share, words, written
 from conic_jax.report.run import Run
+from conic_jax.verdict import judge
 
 # Nothing is loaded and nothing is sent; style and script are those in the page.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -31,7 +32,7 @@ _PAGE = '''\
 <header>
 <h1>{title}</h1>
 {facts}
-</header>
+{verdict}</header>
 <main>
 {sections}
 </main>
@@ -43,6 +44,7 @@ _PAGE = '''\
 # The figure that stands for an evaluation, by the end of its name.
 _MAIN_FIGURE = re.compile(r'(^|_)(top1|top5|map|miou)$')
 _BASELINES = {'random_init': 'Random network', 'pixels': 'Raw pixels'}
+_WEIGHTS = {'baseline_weights': 'Published weights'}
 _EVALUATIONS = {'summary': 'After pretraining', 'knn': 'Nearest neighbours', 'linear': 'Linear classifier',
                 'semi': 'Semi-supervised', 'finetune': 'Fine-tuning', 'svm': 'Linear SVMs',
                 'segment': 'Segmentation'}
@@ -72,9 +74,18 @@ def page(run: Run) -> str:
                   for name, value in run.facts.items())
   return _PAGE.format(
     policy=_POLICY, title=escape(run.title), facts=f'<dl class="facts">{facts}</dl>',
+    verdict=_verdict(run),
     style=_file('page.css'), script=_file('page.js'),
     sections='\n'.join(f'<section id="{name.lower()}">\n<h2>{name}</h2>\n{content}\n</section>'
                        for name, content in sections.items() if content))
+
+
+def _verdict(run: Run) -> str:
+  """The word on the run, with what was seen; nothing where it was not probed."""
+  verdict = judge(run.reports, run.settings)
+  if verdict is None:
+    return ''
+  return f'<p class="verdict"><b>{escape(verdict.word.capitalize())}.</b> {escape(verdict.sentence)}</p>\n'
 
 
 def _file(name: str) -> str:
@@ -93,18 +104,19 @@ def _headline(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
   rows, summary = [], evaluations.get('summary', {})
   repeated = {(file, name) for file in ('knn', 'linear') for name, value in evaluations.get(file, {}).items()
               if summary.get(name) == value}
+  columns = _BASELINES | {name: title for name, title in _WEIGHTS.items() if name in summary}
   left_out = {('summary', name) for _, name in repeated}
   for file, figures in evaluations.items():
     for name, value in figures.items():
       if _MAIN_FIGURE.search(name) and is_share((name,), value) and (file, name) not in left_out:
         measured = summary if (file, name) in repeated else figures
-        bars = [_bar(name, (measured.get(baseline) or {}).get(name)) for baseline in _BASELINES]
+        bars = [_bar(name, (measured.get(baseline) or {}).get(name)) for baseline in columns]
         rows.append(f'<tr><th scope="row">{escape(words(name))} <small>{escape(_title(file))}</small></th>'
                     f'{_bar(name, value)}{"".join(bars)}</tr>')
   if not rows:
     return '<p>Nothing has been measured yet: see the commands below.</p>'
   return _table('Main figures, with baselines where they were measured',
-                ('', 'This encoder', *_BASELINES.values()), rows, 'headline')
+                ('', 'This encoder', *columns.values()), rows, 'headline')
 
 
 def _bar(name: str, value: float | None) -> str:

@@ -1,6 +1,8 @@
 """The curves of a run."""
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -18,12 +20,19 @@ PANELS = (
     ('Consistency loss', 1, (('loss_consistency', '', GREEN),)),
     ('Instance top-1 (%)', 100, (('instance_top1', '', BLUE),)),
     ('Own key nearest (%)', 100, (('contrast_top1', '', BLUE),)),
+    ('Own other view nearest (%)', 100, (('probe_instance_top1', '', BLUE),)),
+    ('Effective rank of features', 1, (('probe_rankme', '', BLUE),)),
+    ('Effective rank against views (LiDAR)', 1, (('probe_lidar', '', BLUE),)),
     ('kNN top-1 (%)', 100, (('knn_top1', '', ORANGE),)),
     ('Alignment (lower: views closer)', 1, (('alignment', '', BLUE),)),
     ('Uniformity (lower: more spread)', 1, (('uniformity', '', BLUE),)),
-    ('Feature standard deviation', 1, (('feature_std', '', BLUE),)),
+    ('Feature standard deviation', 1, (('feature_std', 'head', BLUE),
+                                       ('probe_std', 'encoder', ORANGE))),
     ('Learning rate', 1, (('learning_rate', '', '#444444'),)),
 )
+# What a figure is to be better than, measured once: the end of its name in the file, legend, colour.
+BASELINES = (('random', 'random network', '#888888'), ('pixels', 'raw pixels', '#444444'))
+OWN = 'this run'  # The legend of a series that has none, beside its baselines.
 
 
 def loss_curves(metrics: Path, out: Path) -> None:
@@ -32,7 +41,8 @@ def loss_curves(metrics: Path, out: Path) -> None:
   Args:
     metrics: file with one JSON object a line; each has 'epoch' and some of 'loss', 'loss_instance',
       'loss_consistency', 'alignment', 'uniformity', 'instance_top1', 'knn_top1', 'feature_std' and
-      'learning_rate'. What no line has gets no panel.
+      'learning_rate'. What no line has gets no panel. Figures of the same names with '_random' or
+      '_pixels', such as 'knn_top1_random', are drawn beside them as dashed lines.
     out: picture to write.
 
   Raises:
@@ -57,6 +67,16 @@ def loss_curves(metrics: Path, out: Path) -> None:
     save(figure, out)
 
 
+def baselines(rows: Sequence[Mapping[str, Any]], name: str) -> list[tuple[str, str, float]]:
+  """Legend, colour and value of each baseline that the reports have of a figure, the last value of each."""
+  found = []
+  for suffix, legend, colour in BASELINES:
+    values = [row[f'{name}_{suffix}'] for row in rows if f'{name}_{suffix}' in row]
+    if values:
+      found.append((legend, colour, values[-1]))
+  return found
+
+
 def _draw_panel(axis, rows, title, factor, series):
   for name, legend, colour in series:
     values = [(row['epoch'], factor * row[name]) for row in rows if name in row]
@@ -67,10 +87,15 @@ def _draw_panel(axis, rows, title, factor, series):
         axis.plot(epochs, values, color=colour, linewidth=0.5, alpha=0.3)
         epochs, values = (np.convolve(part, np.full(smooth, 1 / smooth), 'valid')
                           for part in (epochs, values))
-      axis.plot(epochs, values, color=colour, linewidth=1.4, label=legend,
+      axis.plot(epochs, values, color=colour, linewidth=1.4, label=legend or OWN,
                 marker='o' if len(values) < 20 else '', markersize=3)
-  if len(series) > 1:
-    axis.legend(handlelength=1.2, borderaxespad=0.1, ncols=1 + (len(axis.lines) > 2), columnspacing=1)
+  drawn = {name for name, _, _ in series if any(name in row for row in rows)}
+  beside = [line for name in sorted(drawn) for line in baselines(rows, name)]
+  for legend, colour, value in beside:
+    axis.axhline(factor * value, color=colour, linewidth=1.2, linestyle='--', label=legend)
+  if len(series) > 1 or beside:
+    axis.legend(handlelength=1.2, borderaxespad=0.1, columnspacing=1, fontsize=8 if beside else None,
+                labelspacing=0.2, ncols=1 + (len(axis.lines) > 2 + bool(beside)))
   axis.set_title(title)
   axis.set_xlim(left=0)
   axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))

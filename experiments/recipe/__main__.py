@@ -5,8 +5,8 @@
   python -m experiments.recipe.table             writes results.md and accuracy.png
 
 A run is `python -m conic_jax.main --config=configs/METHOD.py:folder --config.data.dir=SETS/SET` with the seed
-and the epochs of `EPOCHS`, on one core (where the system can pin it), with the same bits every time. It goes on
-from its own checkpoint after a kill.
+and the epochs of `EPOCHS`, on one core (where the system can pin it), with the same bits every time. It goes
+on from its own checkpoint after a kill.
 """
 import argparse
 import json
@@ -74,7 +74,8 @@ def describe(folder: Path) -> dict[str, Any]:
   kept = lambda figures: {name: figures[name] for name in KEPT}
   return {'num_images': summary['num_images'], 'epochs': config['epochs'], 'batch_size': config['batch_size'],
           'pretrained': kept(summary), 'random_init': kept(summary['random_init']),
-          'pixels': kept(summary['pixels']), 'verdict': summary.get('verdict', ''), 'versions': config['versions']}
+          'pixels': kept(summary['pixels']), 'verdict': summary.get('verdict', ''),
+          'versions': config['versions']}
 
 
 if __name__ == '__main__':

@@ -32,8 +32,8 @@ def table(lines: list[dict[str, Any]]) -> str:
   """A row for each set and method: the seeds' mean and spread, the baselines, and whether it holds."""
   versions = lines[0]['versions']
   rows = [f'Measured on one core of {cpu_name()} (jax {versions["jax"]}) by `python -m experiments.recipe`.',
-          'Mean and standard deviation over the seeds, in per cent. A row *holds* where the lowest of its seeds '
-          'is above raw pixels and above the highest of the random network.', '',
+          'Mean and standard deviation over the seeds, in per cent. A row *holds* where the lowest of its '
+          'seeds is above raw pixels and above the highest of the random network.', '',
           '| images | method | seeds | epochs | minutes | kNN: pixels | random | pretrained | linear: pixels '
           '| random | pretrained | holds | verdicts |',
           '| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- | --- |']

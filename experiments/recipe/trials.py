@@ -1,4 +1,4 @@
-"""The trials that the rules of conic_jax/recipe were chosen by, on held-out training images, never on test images.
+"""The trials that the rules of conic_jax/recipe were chosen by, on held-out training images.
 
   python -m experiments.recipe.trials SETS [NAME …]
 
@@ -24,6 +24,7 @@ BASE = {
   'optimizer.per_epoch': False, 'log_every': 100, 'checkpoint.every_epochs': 1000, 'knn_every': 0,
   'eval.baselines': False, 'eval.batch_size': 128, 'eval.resize': 48, 'linear.epochs': 10,
   'linear.batch_size': 128, 'linear.learning_rates': '(0.1,0.3,1.0,3.0,10.0)', 'linear.schedule': 'cosine'}
+MEASURES = ('loss_instance', 'instance_top1', 'feature_std')
 PACED = {'alpha_pace': 4.0, 'classifier.lr_scale': 10.0}
 AS_THE_PAPER = {'alpha_pace': 0.0, 'classifier.lr_scale': 1.0, 'optimizer.warmup_epochs': 0}
 SIMCLR = {'temperature': 0.2}
@@ -62,7 +63,7 @@ def run(sets: Path, folder: Path, name: str) -> None:
   last = next(report for report in reversed(reports) if 'loss' in report)
   line = {'name': name, 'config': config, 'set': data, 'settings': changes,
           'seconds': round(time.time() - begun), **figures(json.loads((folder / 'summary.json').read_text())),
-          **{field: last[field] for field in ('loss_instance', 'instance_top1', 'feature_std') if field in last}}
+          **{field: last[field] for field in MEASURES if field in last}}
   with RESULTS.open('a') as file:
     file.write(json.dumps(line) + '\n')
 

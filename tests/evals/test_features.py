@@ -1,3 +1,4 @@
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import SIZES, SPEC, ArraySource, coloured, mean_colour
@@ -56,6 +57,13 @@ def test_pixels_are_the_normalised_image(mesh8):
   features, _, _ = to_host(extract(pixels, {}, ArraySource(images, LABELS), batch_size=8,
                                    mesh=mesh8, **SIZES))
   np.testing.assert_allclose(features, normalised(images).reshape(21, -1), atol=1e-5)
+
+
+def test_pixels_of_large_images_are_averaged():
+  images = np.random.default_rng(0).random((2, 128, 128, 3)).astype(np.float32)
+  found = np.asarray(pixels({}, jnp.asarray(images))).reshape(2, 64, 64, 3)
+  np.testing.assert_allclose(found.mean((1, 2)), images.mean((1, 2)), atol=1e-3)
+  assert found.std() < 0.6 * images.std()
 
 
 def test_a_second_extraction_compiles_nothing(mesh8):

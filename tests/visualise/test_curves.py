@@ -30,6 +30,23 @@ def test_loss_curves_draw_what_the_run_reports(figures, tmp_path):
   check_picture(out)
 
 
+def test_baselines_are_dashed_lines_with_a_legend(figures, tmp_path):
+  rows = [{'epoch': 0., 'probe_rankme_random': 11., 'probe_rankme_pixels': 70., 'knn_top1_random': 0.3,
+           'probe_std_random': 0.2},
+          *({'epoch': float(epoch), 'probe_rankme': 5. * epoch, 'feature_std': 0.9, 'probe_std': 0.5,
+             'verdict': 'learning'} for epoch in range(1, 4))]
+  out = tmp_path / 'curves.png'
+  visualise.loss_curves(write(tmp_path / 'metrics.jsonl', rows), out)
+  axes = {axis.get_title(loc='left'): axis for axis in figures[0].axes if axis.lines}
+  assert set(axes) == {'Effective rank of features', 'Feature standard deviation'}
+  own, random, pixels = axes['Effective rank of features'].lines
+  assert [line.get_linestyle() for line in (own, random, pixels)] == ['-', '--', '--']
+  assert (set(random.get_ydata()), set(pixels.get_ydata())) == ({11.}, {70.})
+  legends = [[text.get_text() for text in axis.get_legend().get_texts()] for axis in axes.values()]
+  assert legends == [['this run', 'random network', 'raw pixels'], ['head', 'encoder', 'random network']]
+  check_picture(out)
+
+
 def test_long_curves_are_smoothed_over_the_raw_ones(figures, tmp_path):
   rows = [{'epoch': step / 100, 'loss_consistency': step % 2} for step in range(1000)]
   out = tmp_path / 'curves.png'

@@ -1,0 +1,219 @@
+"""The probe: a few training images seen as random training views, measured without labels as a run goes on.
+
+Two views of each image, and four of a quarter of them for LiDAR, whose classes are the images. Images and
+views are a function of the run's seed alone, so that all probes of a run, and those of the random network and
+of the raw pixels beside them, are of the same views.
+"""
+import dataclasses
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from threadpoolctl import threadpool_limits
+
+from conic_jax import measures
+from conic_jax.data import pipeline
+from conic_jax.data.augment import augment, view_keys
+from conic_jax.data.sources import Source, Subset
+from conic_jax.errors import UserError
+from conic_jax.evals.features import Encode, Features, pixels, to_host
+from conic_jax.mesh import batch_sharding, process_rows, to_global
+from conic_jax.permutation import shuffled
+from conic_jax.views import Views
+
+# Views of most images, and of the quarter that LiDAR is measured on.
+_PAIR, _SEVERAL, _QUARTER = 2, 4, 4
+# The epoch that names the choice of images, and those that name the views. Training has none of them.
+_CHOICE = 2**32 - 4
+_EPOCHS = {_PAIR: 2**32 - 5, _SEVERAL: 2**32 - 6}
+# The first probe, as a share of the run.
+_EARLY = 0.02
+# What all probes of a run may encode, as a share of the views that it trains on; but images are not fewer
+# than `_FEWEST`, below which the measures say little.
+_COST, _FEWEST = 0.05, 256
+# Bytes of views that a process keeps from one probe to the next, rather than decode them again.
+_MOST_KEPT = 2**28
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Probe:
+  """What is probed, and when.
+
+  Attributes:
+    source: the chosen images; there are none where the probe is off.
+    views: how a view is drawn: the method's first group.
+    seed: of the run.
+    steps: the steps after which the encoder is probed.
+    views_at_once: M, views that are encoded together over all devices.
+    mesh: the mesh.
+    kept: batches by the number of views of an image, where they are few.
+  """
+  source: Source
+  views: Views
+  seed: int
+  steps: frozenset[int]
+  views_at_once: int
+  mesh: Mesh
+  kept: dict[int, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
+
+
+def make(views: Views, source: Source, config: Any, last_step: int, mesh: Mesh) -> Probe:
+  """The probe of a run by `config.probe`.
+
+  Args:
+    views: the method's first group of views.
+    source: the training images.
+    config: the whole config.
+    last_step: steps of the run.
+    mesh: the mesh.
+
+  Raises:
+    UserError: for numbers that no probe can have.
+  """
+  if config.probe.images < 0 or config.probe.times < 1:
+    raise UserError(f'config.probe is of {config.probe.images} images {config.probe.times} times: the images '
+                    'are at least 0, which turns it off, and the times at least 1.')
+  trained = last_step * config.batch_size * views.count
+  count = num_images(config.probe, source.num_images, trained)
+  chosen = shuffled(np.arange(count), source.num_images, config.seed, _CHOICE)
+  unit = _SEVERAL * mesh.size
+  at_once = min(config.batch_size * views.count, count * (_PAIR + 1))
+  return Probe(Subset(source, chosen), dataclasses.replace(views, overlap=0.0), config.seed,
+               steps(last_step, config.probe.times) if count else frozenset(),
+               max(1, at_once // unit) * unit, mesh)
+
+
+def num_images(settings: Any, available: int, trained: int) -> int:
+  """How many images are probed.
+
+  Args:
+    settings: has 'images', the most of them, and 'times', probes a run.
+    available: images of the training set.
+    trained: views that the run trains on.
+
+  Returns:
+    At most `images`, and fewer where the probes would encode more than 5% of what is trained on, down to 256.
+  """
+  views_each = _PAIR + (_SEVERAL - _PAIR) / _QUARTER
+  affordable = int(_COST * trained / (settings.times * views_each))
+  return min(settings.images, available, max(_FEWEST, affordable))
+
+
+def steps(last_step: int, times: int) -> frozenset[int]:
+  """The steps after which a run is probed: after 2% of it, then evenly to its end.
+
+  Args:
+    last_step: steps of the run.
+    times: how often, at least 1; fewer where the run has fewer steps.
+
+  >>> sorted(steps(1000, 5))
+  [20, 250, 500, 750, 1000]
+  """
+  if times == 1:
+    return frozenset((last_step,))
+  even = (round(last_step * index / (times - 1)) for index in range(1, times))
+  return frozenset(max(1, step) for step in (round(_EARLY * last_step), *even))
+
+
+def measure(probe: Probe, encoders: Sequence[tuple[Encode, Any]]) -> list[dict[str, float]]:
+  """Measures encoders on the same views, which are read once for all of them.
+
+  Args:
+    probe: what is probed.
+    encoders: pure functions (variables, images float32 [M, S, S, 3]) -> features [M, F], with their
+      variables.
+
+  Returns:
+    For each encoder 'probe_rankme', 'probe_lidar', 'probe_instance_top1' and 'probe_std'; nothing where no
+    image is probed.
+  """
+  count = probe.source.num_images
+  if not count:
+    return [{} for _ in encoders]
+  quarter = -(-count // _QUARTER)
+  several = _features(probe, np.arange(quarter), _SEVERAL, encoders)
+  pairs = [four[:, :_PAIR] for four in several]
+  if quarter < count:
+    others = _features(probe, np.arange(quarter, count), _PAIR, encoders)
+    pairs = [np.concatenate(both) for both in zip(pairs, others, strict=True)]
+  return [_figures(*views) for views in zip(pairs, several, strict=True)]
+
+
+def baselines(probe: Probe, encode: Encode, random_variables: Any) -> dict[str, float]:
+  """The measures of the network at random, '…_random', and of the raw pixels, '…_pixels'."""
+  found = measure(probe, [(encode, random_variables), (pixels, {})])
+  return {f'{name}_{suffix}': value for suffix, figures in zip(('random', 'pixels'), found)
+          for name, value in figures.items()}
+
+
+def loss_share(chance: tuple[str, float] | None, figures: Mapping[str, Any]) -> dict[str, float]:
+  """'loss_share': the loss that tells images apart over its value where it tells none; near 1 at first.
+
+  Args:
+    chance: `Method.chance`.
+    figures: of the training, by name.
+
+  Returns:
+    Nothing where the method has no such loss.
+  """
+  if chance is None or chance[0] not in figures or not chance[1] > 0:
+    return {}
+  return {'loss_share': figures[chance[0]] / chance[1]}
+
+
+def _figures(pairs: np.ndarray, several: np.ndarray) -> dict[str, float]:
+  """The measures of two views of all images, [n, 2, F], and of several views of some, [m, V, F]."""
+  # On a busy machine eigenvalues by several threads take many times as long: each waits for the others.
+  with threadpool_limits(1, user_api='blas'):
+    return {'probe_rankme': measures.rankme(pairs[:, 0]), 'probe_lidar': measures.lidar(several),
+            'probe_instance_top1': measures.retrieval(pairs[:, 0], pairs[:, 1]),
+            'probe_std': measures.spread(pairs[:, 0])}
+
+
+def _features(probe: Probe, positions: np.ndarray, count: int, encoders: Sequence[tuple[Encode, Any]]
+              ) -> list[np.ndarray]:
+  """Features float32 [n, count, F] of some of the images by each encoder, without the undecodable."""
+  group = dataclasses.replace(probe.views, count=count)
+  found = [[] for _ in encoders]
+  for batch in _batches(probe, positions, group):
+    images, labels, ids, valid = _augment(to_global(batch, probe.mesh), group=group, seed=probe.seed,
+                                          mesh=probe.mesh)
+    for (encode, variables), parts in zip(encoders, found, strict=True):
+      features = _encode(variables, images, encode=encode, mesh=probe.mesh)
+      parts.append(to_host(Features(features, labels, ids, valid))[0])
+  return [np.concatenate(parts).reshape(-1, count, parts[0].shape[1]) for parts in found]
+
+
+def _batches(probe: Probe, positions: np.ndarray, group: Views) -> Iterable[dict[str, Any]]:
+  """The views of some of the images, read once and kept where they are few."""
+  if group.count in probe.kept:
+    return probe.kept[group.count]
+  images_at_once = probe.views_at_once // group.count
+  rows = process_rows(probe.mesh, images_at_once)
+  batches = pipeline.whole_pass_batches(
+    Subset(probe.source, positions), (group,), batch_size=images_at_once, seed=probe.seed,
+    epoch=_EPOCHS[group.count], start_step=0, rows=rows)
+  held = -(-len(positions) // images_at_once) * len(rows) * group.count * group.size ** 2 * 3
+  if held > _MOST_KEPT // len(_EPOCHS):
+    return batches
+  return probe.kept.setdefault(group.count, list(batches))
+
+
+@functools.partial(jax.jit, static_argnames=('group', 'seed', 'mesh'))
+def _augment(batch, *, group, seed, mesh):
+  """All views of a batch as images [M, S, S, 3], image-major, with their images' labels, ids and validity."""
+  keys = view_keys(seed, jnp.uint32(_EPOCHS[group.count]), batch['id'], group.count)
+  images = augment(batch['views'][0], batch['flip'], keys, group)
+  images = images.reshape(-1, *images.shape[2:])
+  repeated = (jnp.repeat(batch[name], group.count) for name in ('label', 'id', 'valid'))
+  return jax.lax.with_sharding_constraint((images, *repeated), batch_sharding(mesh))
+
+
+@functools.partial(jax.jit, static_argnames=('encode', 'mesh'))
+def _encode(variables, images, *, encode, mesh):
+  features = encode(variables, images).astype(jnp.float32)
+  return jax.lax.with_sharding_constraint(features, batch_sharding(mesh))

@@ -1,0 +1,214 @@
+"""A word on a run, without labels: is it learning, not learning yet, collapsing, or on a plateau?
+
+The rule reads the probe's reports (`evals/probe.py`) and the network at random beside them, in this order:
+
+1. *collapsing*: images become alike. The head's features (`feature_std`) spread less than `FALLEN` of the
+   most they did in this run, or the encoder's (`probe_std`, `probe_rankme`) less than `SUNKEN` of what they
+   do in the random network, or all are one point (`POINT`).
+2. *not learning yet*: images are not told apart. An image finds its own other view (`probe_instance_top1`)
+   hardly oftener than in the random network, which is less than `GAIN` of the way from there to always; or
+   the loss is above `CHANCE` of its value where it tells none, and the way is less than `CLEAR_GAIN`.
+3. *plateau*: over the last `STILL` probes and before the last `LATE` of the run, neither that share rose by
+   `PROGRESS` of itself, nor the loss's share of chance fell by it.
+4. *learning*: anything else.
+
+A figure that a run does not have decides nothing, so that runs without a random network's figures, or methods
+without a loss of chance, are judged by the rest.
+"""
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+FALLEN = 0.8
+SUNKEN = 0.4
+POINT = 1e-3
+GAIN = 0.03
+CLEAR_GAIN = 0.15
+CHANCE = 0.97
+STILL = 4
+LATE = 0.9
+PROGRESS = 0.02
+
+LEARNING, WAITING, COLLAPSING, PLATEAU = 'learning', 'not learning yet', 'collapsing', 'plateau'
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+  """What a run does.
+
+  Attributes:
+    word: 'learning', 'not learning yet', 'collapsing' or 'plateau'.
+    sentence: what was seen, with its figures, and what to change.
+  """
+  word: str
+  sentence: str
+
+
+def judge(reports: Sequence[Mapping[str, Any]], settings: Any) -> Verdict | None:
+  """The verdict on a run by its reports so far.
+
+  Args:
+    reports: those of metrics.jsonl, in order, with or without the reports between the probes.
+    settings: the run's config, a ConfigDict or the mapping of config.json.
+
+  Returns:
+    None before the first probe.
+  """
+  probes = [report for report in reports if 'probe_rankme' in report]
+  if not probes:
+    return None
+  random = {name.removesuffix('_random'): value for report in reports for name, value in report.items()
+            if name.startswith('probe_') and name.endswith('_random')}
+  last = probes[-1]
+  reports = [report for report in reports if report['step'] <= last['step']]
+  if seen := _collapse(reports, last, random):
+    return Verdict(COLLAPSING, f'{seen}. {_against_collapse(settings)}.')
+  if seen := _no_start(last, random):
+    return Verdict(WAITING, f'{seen}. {_for_a_start(settings)}.')
+  if seen := _standstill(probes, settings):
+    return Verdict(PLATEAU, f'{seen}. {_beyond_plateau(settings)}.')
+  return Verdict(LEARNING, f'{_found(last, random)}{_of_chance(last)}.')
+
+
+def next_word(reports: Sequence[Mapping[str, Any]], step: int, epoch: float, figures: Mapping[str, Any],
+              settings: Any, say: Callable[[str], None]) -> dict[str, str]:
+  """Judges a run by its newest figures too, and says so where the word is another than before.
+
+  Args:
+    reports: those before; settings: as for `judge`.
+    step, epoch: done.
+    figures: the newest.
+    say: shows a line.
+
+  Returns:
+    The word as 'verdict'; nothing where the figures have none of a probe.
+  """
+  newest = {**figures, 'step': step, 'epoch': epoch}
+  verdict = judge([*reports, newest], settings) if 'probe_rankme' in figures else None
+  if verdict is None:
+    return {}
+  before = [report['verdict'] for report in reports if 'verdict' in report]
+  if not before or before[-1] != verdict.word:
+    say(f'The run is {verdict.word}. {verdict.sentence}')
+  return {'verdict': verdict.word}
+
+
+def of_summary(reports: Sequence[Mapping[str, Any]], settings: Any) -> dict[str, str]:
+  """The last word and its sentence, 'verdict' and 'verdict_sentence'; nothing without a probe."""
+  verdict = judge(reports, settings)
+  return {} if verdict is None else {'verdict': verdict.word, 'verdict_sentence': verdict.sentence}
+
+
+# ---- What is seen ---------------------------------------------------------------------------------
+
+
+def _collapse(reports: Sequence[Mapping[str, Any]], last: Mapping[str, Any], random: Mapping[str, float]
+              ) -> str | None:
+  """A phrase on features that become alike, None where they do not."""
+  if last['probe_std'] < POINT:
+    return f'All images have the same features (spread {last["probe_std"]:.2g})'
+  spreads = [report['feature_std'] for report in reports if 'feature_std' in report]
+  if 'feature_std' in last and last['feature_std'] < FALLEN * max(spreads):
+    return (f"The head's features become alike: their spread fell from {max(spreads):.2f} to "
+            f'{last["feature_std"]:.2f}')
+  for name, what in (('probe_std', 'spread'), ('probe_rankme', 'effective rank')):
+    if last[name] < SUNKEN * random.get(name, 0):
+      return (f"The encoder's features become alike: their {what} is {last[name]:.3g}, in the network at "
+              f'random {random[name]:.3g}')
+  return None
+
+
+def _no_start(last: Mapping[str, Any], random: Mapping[str, float]) -> str | None:
+  """A phrase on a run that tells no images apart yet, None for one that does."""
+  base = random.get('probe_instance_top1')
+  gain = math.inf if base is None else (last['probe_instance_top1'] - base) / max(1 - base, 1e-9)
+  share = last.get('loss_share', 0)
+  if gain < GAIN or (share > CHANCE and gain < CLEAR_GAIN) or (share > CHANCE and base is None):
+    return f'{_found(last, random)}{_of_chance(last)}'
+  return None
+
+
+def _standstill(probes: Sequence[Mapping[str, Any]], settings: Any) -> str | None:
+  """A phrase on a run whose measures stand still, None for one that moves or is about to end."""
+  if len(probes) <= STILL:
+    return None
+  before, last = probes[-1 - STILL], probes[-1]
+  epochs = setting(settings, 'epochs')
+  if epochs and last['epoch'] > LATE * epochs:
+    return None
+  best = max(report['probe_instance_top1'] for report in probes[-STILL:])
+  if best > before['probe_instance_top1'] * (1 + PROGRESS):
+    return None
+  lowest = min(report.get('loss_share', math.inf) for report in probes[-STILL:])
+  if lowest < before.get('loss_share', 0) * (1 - PROGRESS):
+    return None
+  return (f'Little has changed since epoch {before["epoch"]:.0f}: an image finds its other view in '
+          f'{last["probe_instance_top1"]:.1%} of the cases, then {before["probe_instance_top1"]:.1%}'
+          f'{_of_chance(last)}')
+
+
+def _found(last: Mapping[str, Any], random: Mapping[str, float]) -> str:
+  beside = ''
+  if 'probe_instance_top1' in random:
+    beside = f', in the network at random in {random["probe_instance_top1"]:.1%}'
+  return f'An image finds its other view in {last["probe_instance_top1"]:.1%} of the cases{beside}'
+
+
+def _of_chance(last: Mapping[str, Any]) -> str:
+  return f'; the loss is at {last["loss_share"]:.0%} of chance' if 'loss_share' in last else ''
+
+
+# ---- What to change -------------------------------------------------------------------------------
+
+
+def setting(settings: Any, path: str, default: Any = None) -> Any:
+  """A setting by its path, 'classifier.lr_scale', of a ConfigDict or of config.json's mapping."""
+  for name in path.split('.'):
+    if not hasattr(settings, 'get') or settings.get(name) is None:
+      return default
+    settings = settings.get(name)
+  return settings
+
+
+def _against_collapse(settings: Any) -> str:
+  """What keeps features apart, for the run's method."""
+  advice = [f'lower config.{path} ({value:g})' for path, value in _pulls(settings)]
+  advice += _named(settings, 'temperature', 'lower') + _named(settings, 'optimizer.learning_rate', 'lower')
+  if setting(settings, 'optimizer.warmup_epochs') == 0:
+    advice += _named(settings, 'optimizer.warmup_epochs', 'raise')
+  return f'If it goes on: {_listed(advice)}'
+
+
+def _for_a_start(settings: Any) -> str:
+  """What makes a run learn at all, for the run's method."""
+  # A row is visited once an epoch, so that it moves little in few of them.
+  advice = _named(settings, 'classifier.lr_scale', 'raise') + _named(settings, 'momentum.start', 'lower')
+  advice += [f'lower config.{path} ({value:g})' for path, value in _pulls(settings)]
+  advice += _named(settings, 'epochs', 'raise')
+  return f'Early in a run that is usual; if it stays so: {_listed(advice)}'
+
+
+def _beyond_plateau(settings: Any) -> str:
+  """What a run on a plateau may still gain from."""
+  epochs = setting(settings, 'epochs')
+  rest = f' of the {epochs} epochs' if epochs else ''
+  return (f'The rest{rest} may bring little but for the fall of the rate at their end: try the encoder of '
+          'the last checkpoint on your task; for more, use more images or stronger config.views')
+
+
+def _pulls(settings: Any) -> list[tuple[str, float]]:
+  """The weights, above zero, of terms that make views alike."""
+  paths = 'alpha', 'consistency.alpha'
+  return [(path, value) for path in paths if (value := setting(settings, path, 0))]
+
+
+def _named(settings: Any, path: str, verb: str) -> list[str]:
+  value = setting(settings, path)
+  return [] if value is None else [f'{verb} config.{path} ({value:g})']
+
+
+def _listed(advice: Sequence[str]) -> str:
+  if len(advice) < 2:
+    return advice[0] if advice else 'see the settings of the method'
+  return f'{", ".join(advice[:-1])} or {advice[-1]}'
