@@ -168,8 +168,8 @@ def cifar10(config: ConfigDict) -> None:
 def photos(config: ConfigDict) -> None:
   """Patches of the photographs inside scikit-image and scikit-learn: no download, minutes on a CPU.
 
-  A row is seen once an epoch and there are few epochs, so the rows learn faster than the encoder; and
-  colour tells photographs apart, so the jitter is mild.
+  A row is seen once an epoch and there are few epochs, so the rows learn faster than the encoder, and the
+  consistency loss waits for them; colour tells photographs apart, so the jitter is mild.
   """
   cifar10(config)
   config.run = 'runs/photos'
@@ -183,6 +183,7 @@ def photos(config: ConfigDict) -> None:
   config.epochs = 15
   config.optimizer.warmup_epochs = 1
   config.classifier.lr_scale = 30.0
+  config.alpha_pace = 4.0
   config.log_every = 20
   config.checkpoint.every_epochs = 5.0
   config.knn_every = 3

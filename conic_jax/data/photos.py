@@ -15,14 +15,14 @@ import sklearn.datasets
 from conic_jax.errors import UserError
 
 SIDE, SHORT_SIDE, MARGIN, TRAIN_SHARE = 48, 256, 8, 2 / 3
-GRID = {'train': 16, 'test': 8}
+GRID = {'train': 16, 'test': 14}
 _SKIMAGE = ('astronaut.png', 'chelsea.png', 'coffee.png', 'hubble_deep_field.jpg', 'ihc.png',
             'motorcycle_left.png', 'retina.jpg', 'rocket.jpg')
 _SKLEARN = ('china.jpg', 'flower.jpg')
 
 
 class Photos:
-  """The source of patches: 2,560 for training, 640 for testing, every tenth of one photograph.
+  """The source of patches: 2,560 for training, 1,960 for testing, every tenth of one photograph.
 
   Args:
     split: 'train' or 'test'.
