@@ -87,7 +87,7 @@ def settle(config: Any, source: Source, labelled: bool, mesh: Mesh, say: Say,
       say(f'Training takes about {minutes:.0f} minutes here; evaluation and pictures follow.')
     config = settled
   return config, {'num_images': source.num_images,
-                  'reasons': {choice.field: choice.reason for choice in choices}}
+                  'reasons': [[choice.field, choice.reason] for choice in choices]}
 
 
 def seconds_per_image(config: Any, source: Source, mesh: Mesh) -> float:

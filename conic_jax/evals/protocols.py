@@ -55,7 +55,7 @@ def check(train_source: Source, test_source: Source | None, config: Any, mesh: M
   check_batch_size(config.eval.batch_size, mesh, 'config.eval.batch_size')
   if features_name(config) not in FEATURES:
     raise UserError(f"config.eval.features is '{features_name(config)}'; there is: {', '.join(FEATURES)}.")
-  if config.eval.baseline_weights:
+  if config.eval.get('baseline_weights'):
     comparison.published(config, mesh)
   if test_source is None or not has_labels(train_source, test_source):
     return

@@ -106,7 +106,7 @@ def stored(run: Path, config: Any, num_images: int) -> list[Choice] | None:
     written = json.loads((run / 'config.json').read_text())
     if written['recipe']['num_images'] != num_images:
       return None
-    reasons = written['recipe']['reasons']
+    reasons = dict(written['recipe']['reasons'])
     return [Choice(field, _value(_get(written, field)), reasons.get(field, 'as given when the run began'))
             for field in open_fields(config)]
   except (OSError, ValueError, KeyError):

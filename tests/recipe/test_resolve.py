@@ -90,7 +90,7 @@ def test_a_run_keeps_what_it_began_with(tmp_path):
   settled, choices = recipe.resolve(config, FACTS)
   written = json.loads(settled.to_json_best_effort())
   written['epochs'] = 123
-  written['recipe'] = {'num_images': 3000, 'reasons': {choice.field: choice.reason for choice in choices}}
+  written['recipe'] = {'num_images': 3000, 'reasons': [[choice.field, choice.reason] for choice in choices]}
   (tmp_path / 'config.json').write_text(json.dumps(written))
   config.batch_size = 64
   kept = recipe.stored(tmp_path, config, 3000)
