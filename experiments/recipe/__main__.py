@@ -21,8 +21,8 @@ HERE = Path(__file__).parent
 RESULTS = HERE / 'results.jsonl'
 # Of each set, so that a run of ConIC with its evaluation takes minutes of one core.
 EPOCHS = {'photographs': 30, 'digits': 60, 'cifar3k': 25, 'cifar20k': 8, 'tiny5k': 15, 'imagenet1k': 40}
-# A crop is looked for among the photographs: the nearest counts.
-MORE_FLAGS = {'imagenet1k': ('--config.eval.k=(1,)',)}
+# A crop is looked for among the photographs: the nearest counts, and there are no classes to learn.
+MORE_FLAGS = {'imagenet1k': ('--config.eval.k=(1,)', '--config.eval.linear=False')}
 KEPT = ('knn_top1', 'linear_top1')
 
 
@@ -71,7 +71,7 @@ def run(sets: Path, runs: Path, name: str, method: str, seed: int) -> None:
 def describe(folder: Path) -> dict[str, Any]:
   """What a run's files say: its figures and the baselines', its verdict, settings and versions."""
   config, summary = (json.loads((folder / name).read_text()) for name in ('config.json', 'summary.json'))
-  kept = lambda figures: {name: figures[name] for name in KEPT}
+  kept = lambda figures: {name: figures[name] for name in KEPT if name in figures}
   return {'num_images': summary['num_images'], 'epochs': config['epochs'], 'batch_size': config['batch_size'],
           'pretrained': kept(summary), 'random_init': kept(summary['random_init']),
           'pixels': kept(summary['pixels']), 'verdict': summary.get('verdict', ''),

@@ -73,23 +73,27 @@ def row(name: str, method: str, runs: list[dict[str, Any]]) -> str:
   """One line of the table."""
   cells = [f'{name} ({runs[0]["num_images"]:,})', method, str(len(runs)), str(runs[0]['epochs']),
            f'{np.mean([run["minutes"] for run in runs]):.1f}']
-  holds = []
-  for figure, _ in FIGURES:
+  holds = {}
+  for figure, title in FIGURES:
     pixels, random, ours = (values(runs, where, figure) for where in ('pixels', 'random_init', 'pretrained'))
-    cells += [spread(pixels), spread(random), f'**{spread(ours)}**']
-    holds.append(min(ours) > max(pixels) and min(ours) > max(random))
-  verdict = {(True, True): 'yes', (True, False): 'kNN alone', (False, True): 'linear alone'}
-  cells += [verdict.get(tuple(holds), 'no'), ', '.join(dict.fromkeys(run['verdict'] for run in runs))]
+    cells += [spread(pixels), spread(random), f'**{spread(ours)}**' if ours else '–']
+    if ours:
+      holds[title] = min(ours) > max(pixels) and min(ours) > max(random)
+  good = [title for title, holding in holds.items() if holding]
+  cells += ['yes' if all(holds.values()) else f'{good[0]} alone' if good else 'no',
+            ', '.join(dict.fromkeys(run['verdict'] for run in runs))]
   return f'| {" | ".join(cells)} |'
 
 
 def values(runs: list[dict[str, Any]], where: str, figure: str) -> list[float]:
-  """A figure of every run, in per cent."""
-  return [100 * run[where][figure] for run in runs]
+  """A figure of every run that has it, in per cent."""
+  return [100 * run[where][figure] for run in runs if figure in run[where]]
 
 
 def spread(numbers: list[float]) -> str:
-  """Mean ± standard deviation, of one the number alone; where all are equal no deviation."""
+  """Mean ± standard deviation, of one the number alone; where all are equal no deviation; – for none."""
+  if not numbers:
+    return '–'
   if len(numbers) == 1 or max(numbers) == min(numbers):
     return f'{numbers[0]:.1f}'
   return f'{np.mean(numbers):.1f} ± {np.std(numbers, ddof=1):.1f}'
