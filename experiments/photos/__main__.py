@@ -1,4 +1,4 @@
-"""The quick start against its own α = 0 and against α from the start, over seeds.
+"""The quick start against its own α = 0, over seeds.
 
   python -m experiments.photos             runs what has no line in results.jsonl yet, writes results.md
 
@@ -20,8 +20,7 @@ from benchmarks.hardware import cpu_name
 
 HERE = Path(__file__).parent
 RESULTS = HERE / 'results.jsonl'
-VARIANTS: dict[str, dict[str, Any]] = {
-  'the quick start': {}, 'α = 0': {'alpha': 0.0}, 'α from the start': {'alpha_pace': 0.0}}
+VARIANTS: dict[str, dict[str, Any]] = {'the quick start': {}, 'α = 0': {'alpha': 0.0}}
 FIGURES = (('knn_top1', 'kNN'), ('linear_top1', 'linear'))
 SURE = 0.05
 

@@ -20,7 +20,7 @@ from typing import Any
 HERE = Path(__file__).parent
 RESULTS = HERE / 'results.jsonl'
 # Of each set, so that a run of ConIC with its evaluation takes minutes of one core.
-EPOCHS = {'photographs': 30, 'digits': 60, 'cifar3k': 25, 'cifar20k': 8, 'tiny5k': 15, 'imagenet1k': 40}
+EPOCHS = {'photographs': 25, 'digits': 60, 'cifar3k': 20, 'cifar20k': 8, 'tiny5k': 12, 'imagenet1k': 40}
 # A crop is looked for among the photographs: the nearest counts, and there are no classes to learn.
 MORE_FLAGS = {'imagenet1k': ('--config.eval.k=(1,)', '--config.eval.linear=False')}
 KEPT = ('knn_top1', 'linear_top1')
@@ -31,7 +31,8 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('sets', type=Path, help='the folder that experiments.recipe.sets wrote')
   parser.add_argument('--runs', type=Path, default=Path('runs/recipe'))
-  parser.add_argument('--methods', default='conic,simclr,moco_v2')
+  parser.add_argument('--methods', default='conic')
+  parser.add_argument('--only', default=','.join(EPOCHS), help='the sets to run on')
   parser.add_argument('--seeds', type=int, default=3)
   parser.add_argument('--core', type=int, default=0, help='the core to run on')
   args = parser.parse_args()
@@ -39,7 +40,7 @@ def main() -> None:
     os.sched_setaffinity(0, {args.core})
   for seed in range(args.seeds):
     for method in args.methods.split(','):
-      for name in EPOCHS:
+      for name in args.only.split(','):
         if not is_done(name, method, seed) and (args.sets / name).is_dir():
           run(args.sets, args.runs, name, method, seed)
 
