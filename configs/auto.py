@@ -30,6 +30,10 @@ OPEN = {
   'linear.epochs': int, 'linear.batch_size': int, 'linear.learning_rates': tuple, 'linear.normalise': str}
 
 
+# What a method that has none of it keeps: a hidden layer of its head, blur.
+KEPT_AT_ZERO = ('head.hidden', 'views.blur', 'second_view.blur')
+
+
 def leave_open(config: ConfigDict) -> None:
   """Opens every field of `OPEN` that the config has."""
   for path, kind in OPEN.items():
@@ -37,6 +41,6 @@ def leave_open(config: ConfigDict) -> None:
     node = config
     for group in groups:
       node = node.get(group, {})
-    if name in node:
+    if name in node and not (path in KEPT_AT_ZERO and node[name] == 0):
       with node.ignore_type():
         node[name] = config_dict.placeholder(kind)

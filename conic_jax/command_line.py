@@ -68,6 +68,7 @@ def parse(argv: list[str], flag_values: flags.FlagValues, usage: str) -> None:
   """
   if '--help' in argv or '--helpfull' in argv:
     raise Help(f'{usage} Configs: {_configs()}. Flags: {", ".join(_own_flags(flag_values))}.')
+  argv = _joined(argv)
   path = next((arg.split('=', 1)[1] for arg in argv if arg.startswith('--config=')), None)
   if path is None:
     raise UserError('Which config? Give --config=FILE[:PRESET], such as '
@@ -77,8 +78,9 @@ def parse(argv: list[str], flag_values: flags.FlagValues, usage: str) -> None:
     if arg.startswith('--config.'):
       _check_field(config, arg.split('=')[0].removeprefix('--config.'))
   opened = [arg for arg in argv[1:] if _is_opened(config, arg)]
+  argv = [arg for arg in argv if arg not in opened]
   try:
-    rest = list(flag_values([arg for arg in argv if arg not in opened]))[1:]
+    rest = list(flag_values(argv))[1:]
   except flags.UnrecognizedFlagError as error:
     name = error.flagname
     hint = f' Did you mean --config.{name}?' if name in config else ''
@@ -88,7 +90,10 @@ def parse(argv: list[str], flag_values: flags.FlagValues, usage: str) -> None:
     raise UserError(_wrong_value(config, argv, error)) from error
   if rest:
     raise UserError(f"'{rest[0]}' is no flag: settings are given as --config.FIELD=VALUE.")
+  given = [arg.partition('=')[0] for arg in argv]
   for arg in opened:
+    if (flag := arg.partition('=')[0]) in given:
+      raise UserError(f'{flag} is given and left open too: give it once.')
     *groups, name = arg.partition('=')[0].removeprefix('--config.').split('.')
     node = functools.reduce(getattr, groups, flag_values['config'].value)
     node[name] = None
@@ -134,6 +139,17 @@ def _check_field(config: ConfigDict, path: str) -> None:
       fields = f'it has: {", ".join(sorted(node))}' if isinstance(node, ConfigDict) else 'it is a value'
       raise UserError(f'There is no {seen}.{name}: {seen} has no such field; {fields}.')
     node, seen = node[name], f'{seen}.{name}'
+
+
+def _joined(argv: list[str]) -> list[str]:
+  """The arguments with '--config.FIELD VALUE' made one, '--config.FIELD=VALUE'."""
+  joined: list[str] = []
+  for arg in argv:
+    if joined and joined[-1].startswith('--config.') and '=' not in joined[-1] and not arg.startswith('--'):
+      joined[-1] += f'={arg}'
+    else:
+      joined.append(arg)
+  return joined
 
 
 def _is_opened(config: ConfigDict, arg: str) -> bool:

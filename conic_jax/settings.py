@@ -16,15 +16,17 @@ from conic_jax.data import pipeline
 from conic_jax.data.sampler import Sampler
 from conic_jax.data.sources import Source
 from conic_jax.errors import UserError
+from conic_jax.recipe import Facts
 
 Say = Callable[[str], None]
 
-# How long training is tried to see how fast it is, and in how many steps at least.
-_TRIED_SECONDS, _TRIED_STEPS = 6.0, 3
+# Training is tried for so long and so many steps, more than are prepared ahead; slow steps for a while only.
+_TRIED_SECONDS, _TRIED_STEPS, _MOST_SECONDS = 6.0, 10, 60.0
 
 
 def check(config: Any) -> None:
-  """Raises a `UserError` for numbers that no run can have; open fields are not looked at."""
+  """Raises a `UserError` for numbers that no run can have, and fields that cannot be open."""
+  recipe.check_open(config)
   for name in ('log_every', 'epochs', 'batch_size'):
     if config[name] is not None and config[name] < 1:
       raise UserError(f'config.{name} is {config[name]}; it must be at least 1.')
@@ -40,10 +42,14 @@ def check(config: Any) -> None:
                     'that all hosts share.')
 
 
-def choose_splits(config: Any) -> Any:
-  """The config with open `data.train` and `data.test` decided."""
+def choose_splits(config: Any, say: Say = lambda line: None) -> Any:
+  """The config with open `data.train` and `data.test` chosen, or as its run began with."""
   config = config.copy_and_resolve_references()
-  recipe.split_folders(config)
+  kept = {choice.field: choice for choice in recipe.stored(Path(config.run), config)}
+  for choice in recipe.split_folders(config):
+    choice = kept.get(choice.field, choice)
+    config = recipe.apply(config, [choice])
+    say(f"config.{choice.field} is '{choice.value}': {choice.reason}.")
   return config
 
 
@@ -69,25 +75,39 @@ def settle(config: Any, source: Source, labelled: bool, mesh: Mesh, say: Say,
   """
   if not recipe.open_fields(config):
     return config, {}
-  choices = recipe.stored(Path(config.run), config, source.num_images)
-  if choices is not None:
-    config = recipe.apply(config, choices)
-    say(f'Settings chosen when this run began: {len(choices)} in {config.run}/config.json')
-  else:
+  kept = recipe.stored(Path(config.run), config)
+  if kept:
+    say(f'Settings chosen when this run began: {len(kept)}, in {config.run}/config.json. They stay, so that '
+        'it goes on as it began; for others give config.run a new name.')
+    config = recipe.apply(config, kept)
+  chosen: list[recipe.Choice] = []
+  if recipe.open_fields(config):
     facts = recipe.look(source, labelled, config.seed)
-    settled, choices = recipe.resolve(config, facts)
-    if timed and settled.minutes and jax.process_count() == 1:
-      facts = dataclasses.replace(facts, seconds_per_image=seconds_per_image(settled, source, mesh))
-      settled, choices = recipe.resolve(config, facts)
+    config, chosen, facts = _resolve(config, facts, source, mesh, timed)
     for warning in facts.warnings:
       say(f'Warning: {warning}')
-    say(recipe.describe(choices))
-    if facts.seconds_per_image:
-      minutes = settled.epochs * facts.num_images * facts.seconds_per_image / 60
+    say(recipe.describe(chosen))
+    if facts.seconds_per_image and not config.max_steps:
+      minutes = config.epochs * facts.num_images * facts.seconds_per_image / 60
       say(f'Training takes about {minutes:.0f} minutes here; evaluation and pictures follow.')
-    config = settled
-  return config, {'num_images': source.num_images,
-                  'reasons': [[choice.field, choice.reason] for choice in choices]}
+  return config, {'reasons': [[choice.field, choice.reason] for choice in (*kept, *chosen)]}
+
+
+def _resolve(config: Any, facts: Facts, source: Source, mesh: Mesh, timed: bool
+             ) -> tuple[Any, list[recipe.Choice], Facts]:
+  """`recipe.resolve`; where epochs are to fit the minutes, a second time with the speed of a trial."""
+  settled, choices = recipe.resolve(config, facts)
+  if not (settled.minutes and recipe.is_open(config, 'epochs')):
+    return settled, choices, facts
+  if jax.process_count() > 1:
+    if not recipe.is_open(config, 'minutes'):
+      raise UserError('config.minutes is for one process: give several config.epochs.')
+    config = recipe.apply(config, [recipe.Choice('minutes', 0.0, '')])
+    return *recipe.resolve(config, facts), facts
+  if timed:
+    facts = dataclasses.replace(facts, seconds_per_image=seconds_per_image(settled, source, mesh))
+    settled, choices = recipe.resolve(config, facts)
+  return settled, choices, facts
 
 
 def seconds_per_image(config: Any, source: Source, mesh: Mesh) -> float:
@@ -98,9 +118,11 @@ def seconds_per_image(config: Any, source: Source, mesh: Mesh) -> float:
     source: the training images.
     mesh: the mesh.
   """
+  meshes.check_batch_size(config.batch_size, mesh)
   sampler = Sampler(source.num_images, config.batch_size, config.seed, **config.sampler)
   dtype = meshes.compute_dtype(config.dtype)
   method = methods.make(config, source.num_images, mesh, dtype)
+  pipeline.check_views(source, method.views)
   optimizer = optim.make_optimizer(config.optimizer)
   init = lambda: train_step.init_state(method, optimizer, config.seed, dtype)
   shardings = train_step.state_shardings(jax.eval_shape(init), method, mesh)
@@ -130,7 +152,7 @@ def seconds_per_image(config: Any, source: Source, mesh: Mesh) -> float:
         jax.block_until_ready(metrics['loss'])
         if step == 0:  # It is compilation, and the pipeline's first batches are ready by its end.
           begun = time.perf_counter()
-        elif step >= _TRIED_STEPS and time.perf_counter() - begun > _TRIED_SECONDS:
+        elif time.perf_counter() - begun > (_TRIED_SECONDS if step >= _TRIED_STEPS else _MOST_SECONDS):
           break
       return (time.perf_counter() - begun) / max(1, step) / config.batch_size
     finally:

@@ -73,7 +73,7 @@ def _pretrain(config: Any, at_the_end: contextlib.ExitStack, stop: StopRequest) 
 
   # ---- Data -------------------------------------------------------------------------------------
   mesh = meshes.make_mesh(config.mesh)
-  config = settings.choose_splits(config)
+  config = settings.choose_splits(config, say)
   train_source = sources.open_source(config.data, config.data.train)
   test_source = sources.open_source(config.data, config.data.test) if config.data.test else None
   labelled = protocols.has_labels(train_source, test_source)

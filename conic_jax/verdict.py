@@ -183,7 +183,11 @@ def _against_collapse(settings: Any) -> str:
 def _for_a_start(settings: Any) -> str:
   """What makes a run learn at all, for the run's method."""
   # A row is visited once an epoch, so that it moves little in few of them.
-  advice = _named(settings, 'classifier.lr_scale', 'raise') + _named(settings, 'momentum.start', 'lower')
+  advice = _named(settings, 'momentum.start', 'lower')
+  if setting(settings, 'method') != 'data_parallel':
+    advice = _named(settings, 'classifier.lr_scale', 'raise') + advice
+  if setting(settings, 'alpha_pace') == 0 and setting(settings, 'alpha', 0):
+    advice.append('set config.alpha_pace to 4, so that consistency waits')
   advice += [f'lower config.{path} ({value:g})' for path, value in _pulls(settings)]
   advice += _named(settings, 'epochs', 'raise')
   return f'Early in a run that is usual; if it stays so: {_listed(advice)}'

@@ -74,8 +74,8 @@ class Softmax:
 
   @property
   def chance_loss(self) -> float:
-    """The loss where all logits are equal: log(1 + β (N − 1)), in nats; above zero for one class too."""
-    return max(math.log1p(self.negative_weight * (self.num_instances - 1)), 1e-6)
+    """The loss where all logits are equal: log(1 + β n) of n negatives, in nats; above zero for none too."""
+    return max(math.log1p(self.negative_weight * (self.num_drawn or self.num_instances - 1)), 1e-6)
 
 
 class Scores(NamedTuple):

@@ -59,6 +59,14 @@ def walk(root: str) -> Iterator[tuple[str, bool]]:
           waiting.append(f'{above}{name}/')
 
 
+def folders(root: str) -> set[str]:
+  """Names of the folders directly in a folder; none where it cannot be listed."""
+  try:
+    return {name for name, is_folder in (_list_remote if is_remote(root) else _list_local)(root) if is_folder}
+  except (OSError, tf.errors.OpError):
+    return set()
+
+
 def _list_local(folder):
   with os.scandir(folder) as entries:
     yield from ((entry.name, entry.is_dir()) for entry in entries)

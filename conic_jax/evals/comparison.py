@@ -97,7 +97,7 @@ def warning(summary: Mapping[str, Any]) -> str | None:
   for name in labelled or ['probe_instance_top1']:
     worse_than = [f'{what} {figures[name]:.1%}' for what, figures in (
       ('raw pixels have', summary.get(PIXELS, {})), ('the random network has', summary.get(RANDOM, {})))
-      if name in figures and name in summary and summary[name] <= figures[name]]
+      if name in figures and name in summary and summary[name] <= figures[name] < 1]
     if worse_than:
       parts.append(f'its {_JUDGED[name]} is {summary[name]:.1%}, and {" and ".join(worse_than)}')
   if not parts:

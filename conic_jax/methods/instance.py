@@ -6,7 +6,6 @@ With α = 0 it is instance classification alone. There may be small views beside
 they teach the encoder, and the rows learn from the first group alone, as in PIC's release.
 """
 import dataclasses
-import math
 from typing import Any
 
 import jax
@@ -62,8 +61,7 @@ class InstanceMethod(Method):
     settings = config.classifier
     self.softmax = softmax or full.Softmax(num_instances, config.temperature, mesh, dtype,
                                            chunk_size=settings.chunk_size)
-    negatives = self.softmax.num_drawn or self.softmax.num_instances - 1
-    self.chance = 'loss_instance', math.log1p(self.softmax.negative_weight * negatives)
+    self.chance = 'loss_instance', self.softmax.chance_loss
     self.sgd = Sgd(settings.norm, settings.lr_scale, settings.momentum, settings.weight_decay)
     self.num_instances, self.mesh, self.dtype = num_instances, mesh, dtype
 
@@ -99,7 +97,7 @@ class InstanceMethod(Method):
     loss_consistency = jnp.float32(0)
     if count > 1:
       loss_consistency = losses.masked_mean(losses.consistency(pairs), batch['valid'])
-    weight = losses.paced_weight(self.alpha, self.alpha_pace, loss_instance, self.softmax.chance_loss)
+    weight = losses.paced_weight(self.alpha, self.alpha_pace, loss_instance, self.chance[1])
     loss = loss_instance + weight * loss_consistency
 
     seen = jax.lax.stop_gradient(pairs)

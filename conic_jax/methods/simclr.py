@@ -26,7 +26,8 @@ class SimCLR(Method):
     self.network = Network(config, dtype)
     self.views: tuple[Views, ...] = (Views(**config.views),)
     self.temperature, self.reduction = config.temperature, config.loss.reduction
-    self.chance = 'loss', math.log(2 * config.batch_size - 1)
+    directions = 2 if self.reduction == 'sum' else 1
+    self.chance = 'loss', directions * math.log(2 * config.batch_size - 1)
 
   def init(self, rng, batch):
     encoder_rng, head_rng = jax.random.split(rng)

@@ -6,6 +6,7 @@ from conic_jax.recipe.facts import Facts, look, plain_facts
 from conic_jax.recipe.resolve import (
            Choice,
            apply,
+           check_open,
            describe,
            is_open,
            open_fields,
@@ -14,5 +15,5 @@ from conic_jax.recipe.resolve import (
            stored,
 )
 
-__all__ = ['Choice', 'Facts', 'apply', 'describe', 'is_open', 'look', 'open_fields', 'plain_facts', 'resolve',
-           'split_folders', 'stored']
+__all__ = ['Choice', 'Facts', 'apply', 'check_open', 'describe', 'is_open', 'look', 'open_fields',
+           'plain_facts', 'resolve', 'split_folders', 'stored']

@@ -15,7 +15,7 @@ _LOOKED_AT = 512
 _THUMBNAIL = 8
 # In 8-bit grey values: two thumbnails that differ by less are of one image, saved again or scaled.
 _SAME = 2.0
-_MANY_COPIES = 0.5
+_MANY_COPIES, _FEWEST_PAIRS = 0.5, 5
 _WIDE, _MANY_WIDE = 3.0, 0.1
 
 
@@ -54,7 +54,7 @@ def look(source: Source, labelled: bool, seed: int) -> Facts:
 
   Raises:
     UserError: where there are too few images to learn from, none of those looked at can be decoded, or all of
-      them are the same.
+      them are copies of one.
   """
   count = source.num_images
   if count < FEWEST_IMAGES:
@@ -69,6 +69,9 @@ def look(source: Source, labelled: bool, seed: int) -> Facts:
                     f'{source.name(int(ids[0]))} for one: are they images, and whole?')
   sides = np.array([image.sides for image in seen])
   thumbnails = np.stack([image.thumbnail for image in seen])
+  if len(set(encoded)) == 1:
+    raise UserError(f'The {len(ids)} images that were looked at are copies of one: there is nothing to tell '
+                    'apart. Is this the right folder?')
   short, long = sides.min(axis=1), sides.max(axis=1)
   return Facts(
     count, int(np.median(short)), float(np.median(long / short)), labelled=labelled,
@@ -77,39 +80,35 @@ def look(source: Source, labelled: bool, seed: int) -> Facts:
 
 
 def copies_warning(thumbnails: np.ndarray, num_images: int) -> str:
-  """A sentence where images have many copies among the others; '' where they have not.
+  """A sentence where images look like copies of each other; '' where they do not.
 
-  Of n images drawn from N, pairs that are alike are seen p times as often as pairs at all: an image then has
-  p (N − 1) copies.
+  Of n images drawn from N, a share p of the pairs is alike; an image then has about p (N − 1) copies.
 
   Args:
     thumbnails: float [n, pixels], in 8-bit grey values.
     num_images: N.
-
-  Raises:
-    UserError: where all images are the same.
   """
   count = len(thumbnails)
   squares = (thumbnails ** 2).mean(axis=1)
   distances = squares[:, None] + squares[None] - 2 * (thumbnails @ thumbnails.T) / thumbnails.shape[1]
   alike = (distances < _SAME ** 2) & ~np.eye(count, dtype=bool)
-  if count > 1 and alike.sum() == count * (count - 1):
-    raise UserError(f'The {count} images that were looked at are all alike: there is nothing to tell apart. '
-                    'Is this the right folder?')
   copies = alike.sum() / max(1, count * (count - 1)) * (num_images - 1)
-  if copies < _MANY_COPIES:
+  if alike.sum() < 2 * _FEWEST_PAIRS or copies < _MANY_COPIES:
     return ''
-  return (f'An image has about {copies:.1f} copies among the others: the training tells copies apart, which '
-          'teaches nothing, and kNN among copies looks better than it is. Leave one of each.')
+  return (f'Of {count} images that were looked at, {alike.any(axis=1).sum()} look like copies of others '
+          f'among them; an image has about {copies:.1f} copies in the folder. To tell copies apart teaches '
+          'nothing, and kNN among copies looks better than it is: leave one of each.')
 
 
 def _wide_warning(ratios: np.ndarray) -> str:
-  """A sentence where some images are long strips and the others are not; '' elsewhere."""
+  """A sentence where some images are long strips and others are not, as crops suit the median; else ''."""
   share = float((ratios > _WIDE).mean())
   if not _MANY_WIDE <= share <= 1 - _MANY_WIDE:
     return ''
-  return (f'{share:.0%} of the images are more than {_WIDE:g} times as long as wide: crops of them are '
-          'mostly their middle. Cut them into squares to learn from all of them.')
+  seen = ('crops of these are mostly their middle' if np.median(ratios) <= _WIDE
+          else 'crops suit them, and are small parts of the others')
+  return (f'{share:.0%} of the images are more than {_WIDE:g} times as long as wide: {seen}. Cut them into '
+          'squares to learn from all of them.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +126,6 @@ def _glance(data: bytes) -> _Image | None:
     with PIL.Image.open(io.BytesIO(prepared)) as image:
       image.draft('L', (4 * _THUMBNAIL, 4 * _THUMBNAIL))  # A large JPEG is decoded at an eighth of its size.
       small = image.convert('L').resize((_THUMBNAIL, _THUMBNAIL), PIL.Image.Resampling.BOX)
-  except OSError:
+  except Exception:  # What TensorFlow decodes, Pillow may refuse in ways of its own.
     return None
   return _Image((height, width), np.asarray(small, float).ravel())

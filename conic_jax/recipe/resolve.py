@@ -8,11 +8,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from conic_jax.data import files
 from conic_jax.errors import UserError
 from conic_jax.recipe.facts import Facts
 from conic_jax.recipe.rules import RULES
 
 AUTO = 'auto'
+# Decided before there are facts, as they say which images there are.
+SPLITS = ('data.train', 'data.test')
 _HELD_OUT = ('val', 'validation', 'test')
 
 
@@ -30,7 +33,7 @@ def is_open(config: Any, field: str) -> bool:
     value = _get(config, field)
   except (KeyError, AttributeError):
     return False
-  return value is None or (value == AUTO and field in RULES)
+  return value is None or (value == AUTO and (field in RULES or field in SPLITS))
 
 
 def open_fields(config: Any) -> list[str]:
@@ -51,11 +54,8 @@ def resolve(config: Any, facts: Facts) -> tuple[Any, list[Choice]]:
   Raises:
     UserError: where a field is open that has no rule, or a value that was given rules one out.
   """
+  check_open(config)
   resolved = config.copy_and_resolve_references()
-  for field in open_fields(config):
-    if field not in RULES:
-      can = ', '.join(field for field in RULES if _has(config, field))
-      raise UserError(f'config.{field} has no automatic value: give it one. These have: {can}.')
   choices = []
   for field, rule in RULES.items():
     if is_open(config, field):
@@ -63,6 +63,14 @@ def resolve(config: Any, facts: Facts) -> tuple[Any, list[Choice]]:
       _set(resolved, field, value)
       choices.append(Choice(field, value, reason))
   return resolved, choices
+
+
+def check_open(config: Any) -> None:
+  """Raises a `UserError` where a field is open that nothing can choose."""
+  for field in open_fields(config):
+    if field not in RULES and field not in SPLITS:
+      can = ', '.join(field for field in RULES if _has(config, field))
+      raise UserError(f'config.{field} has no automatic value: give it one. These have: {can}.')
 
 
 def apply(config: Any, choices: list[Choice]) -> Any:
@@ -73,48 +81,62 @@ def apply(config: Any, choices: list[Choice]) -> Any:
   return resolved
 
 
-def describe(choices: list[Choice]) -> str:
+def describe(choices: list[Choice], what: str = 'these images and this machine') -> str:
   """The choices as lines to print: field, value, reason."""
   width = max(len(choice.field) for choice in choices)
   lines = [f'  {choice.field:{width}}  {choice.value!s:14}  {choice.reason}' for choice in choices]
-  return '\n'.join(('Chosen for these images and this machine (give any as --config.FIELD=VALUE):', *lines))
+  return '\n'.join((f'Chosen for {what} (give any as --config.FIELD=VALUE):', *lines))
 
 
-def split_folders(config: Any) -> None:
-  """Decides open `data.train` and `data.test`, in place: a folder's train/ and val/ or test/, or all."""
-  data = config.data
-  entries = set()
-  folder = os.path.expanduser(data.dir)
-  if data.name == 'folder' and os.path.isdir(folder):
-    entries = {entry.name for entry in os.scandir(folder) if entry.is_dir()}
-  held_out = next((name for name in _HELD_OUT if name in entries), '') if 'train' in entries else ''
-  if is_open(config, 'data.train'):
-    _set(config, 'data.train', 'train' if held_out else '')
-  if is_open(config, 'data.test'):
-    _set(config, 'data.test', held_out if data.train == 'train' else '')
+def split_folders(config: Any) -> list[Choice]:
+  """Chooses open `data.train` and `data.test`: a folder's train/ with its val/ or test/, or all of it."""
+  data, asked = config.data, [field for field in SPLITS if is_open(config, field)]
+  if not asked:
+    return []
+  inside = files.folders(os.path.expanduser(data.dir)) if data.name == 'folder' and data.dir else set()
+  held_out = next((name for name in _HELD_OUT if name in inside), '')
+  train, test = data.train, data.test
+  if SPLITS[0] in asked:
+    apart = 'train' in inside and (held_out or (SPLITS[1] not in asked and test))
+    train = 'train' if apart else ''
+  if SPLITS[1] in asked:
+    test = held_out if train == 'train' else ''
+  reason = 'a folder of images to hold out is there' if test else 'all images below the folder'
+  found = {SPLITS[0]: Choice(SPLITS[0], train, reason),
+           SPLITS[1]: Choice(SPLITS[1], test, reason if test else 'no folder of images to hold out')}
+  return [found[field] for field in asked]
 
 
-def stored(run: Path, config: Any, num_images: int) -> list[Choice] | None:
-  """The choices that a run was begun with, which a resumed one keeps; None where it has not begun.
+def stored(run: Path, config: Any) -> list[Choice]:
+  """The values of open fields that a run was begun with, which it keeps; none where it has not begun.
+
+  A run has begun where it has a checkpoint. Before that its choices are kept as long as all that was given is
+  the same.
 
   Args:
     run: its folder.
     config: with open fields.
-    num_images: N; the choices for other images are not taken.
   """
   try:
     written = json.loads((run / 'config.json').read_text())
-    if written['recipe']['num_images'] != num_images:
-      return None
-    reasons = dict(written['recipe']['reasons'])
-    return [Choice(field, _value(_get(written, field)), reasons.get(field, 'as given when the run began'))
-            for field in open_fields(config)]
-  except (OSError, ValueError, KeyError):
-    return None
+  except (OSError, ValueError):
+    return []
+  begun = any(entry.name.isdigit() for name in ('checkpoints', 'before_training')
+              if (run / name).is_dir() for entry in (run / name).iterdir())
+  given = [field for field in _fields(config) if not is_open(config, field)]
+  if not begun and any(_value(_find(written, field)) != _value(_get(config, field)) for field in given):
+    return []
+  reasons = dict(written.get('recipe', {}).get('reasons', ()))
+  return [Choice(field, _value(_get(written, field)), reasons.get(field, 'as before'))
+          for field in open_fields(config) if _find(written, field) is not None]
+
+
+def _find(written: Any, field: str) -> Any:
+  return _get(written, field) if _has(written, field) else None
 
 
 def _value(value: Any) -> Any:
-  return tuple(map(_value, value)) if isinstance(value, list) else value
+  return tuple(map(_value, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _fields(node: Any, prefix: str = '') -> Iterator[str]:
@@ -134,7 +156,7 @@ def _get(config: Any, field: str) -> Any:
 def _has(config: Any, field: str) -> bool:
   try:
     _get(config, field)
-  except KeyError:
+  except (KeyError, TypeError):
     return False
   return True
 

@@ -13,18 +13,19 @@ from conic_jax.recipe.facts import Facts
 Rule = Callable[[Any, Facts], tuple[Any, str]]
 
 # ---- Length -------------------------------------------------------------------------------------
-MINUTES_ON_A_CPU = 45.0     # with evaluation, start and pictures an hour at most
+MINUTES_ON_A_CPU = 40.0     # of training; start, evaluation and pictures come on top
 MOST_OF_THE_IMAGES = 8      # a batch is an eighth of them at most
 SMALLEST_BATCH = 8
+MOSAIC = 4                  # images of one of InsCon’s mosaics, which a batch divides into
 PAPER_EPOCHS, PAPER_IMAGES = 200, 1_281_167
 FEWEST_EPOCHS, MOST_EPOCHS = 100, 1000
 ENOUGH_EPOCHS = 20          # fewer than that: nothing was seen to be learned
 # ---- Views and network of a CPU -----------------------------------------------------------------
 SIZE_ON_A_CPU, BLOCKS_ON_A_CPU, WIDTH_ON_A_CPU = 48, (1, 1, 1), 0.5
-HIDDEN_ON_A_CPU = 512
+SMALL_HIDDEN = 512
 SMALLEST_CROP = 0.15
 BLURRED_FROM = 96           # pixels of a view
-MILD_COLOURS = 0.5
+MILD_COLOURS, FULL_COLOURS = 0.5, 1.0
 # ---- Learning -----------------------------------------------------------------------------------
 TRAVEL = 0.5                # radians that a row turns at a visit, at the peak of the rate
 PACE = 4.0
@@ -44,20 +45,16 @@ def view_size(config: Any, facts: Facts) -> tuple[int, str]:
 def crop(config: Any, facts: Facts) -> tuple[tuple[float, float], str]:
   """Crops are nearly square: of a strip they are a smaller part."""
   if facts.aspect <= 2:
-    return (SMALLEST_CROP, 1.0), 'the paper’s'
+    return (SMALLEST_CROP, 1.0), 'ConIC’s'
   whole = 1 / facts.aspect
   return ((round(SMALLEST_CROP * whole, 4), round(whole, 4)),
-          f'the paper’s share of a square, as images are {facts.aspect:.1f} times as long as wide')
+          f'ConIC’s share of a square, as images are {facts.aspect:.1f} times as long as wide')
 
 
 def strength(config: Any, facts: Facts) -> tuple[float, str]:
   if facts.num_images >= FEW_IMAGES:
-    return config_default(config, 'strength'), 'SimCLR’s'
+    return FULL_COLOURS, 'SimCLR’s'
   return MILD_COLOURS, f'milder colours below {FEW_IMAGES:,} images'
-
-
-def config_default(config: Any, name: str) -> float:
-  return {'strength': 1.0}[name]
 
 
 def blur(config: Any, facts: Facts) -> tuple[float, str]:
@@ -101,8 +98,8 @@ def stem(config: Any, facts: Facts) -> tuple[str, str]:
 
 def hidden(config: Any, facts: Facts) -> tuple[int, str]:
   if facts.accelerator and facts.num_images >= FEW_IMAGES:
-    return 2048, 'the paper’s'
-  return HIDDEN_ON_A_CPU, 'as wide as a small network needs'
+    return 2048, 'ConIC’s'
+  return SMALL_HIDDEN, 'for a small network'
 
 
 def same_hidden(config: Any, facts: Facts) -> tuple[int, str]:
@@ -127,7 +124,8 @@ def batch_size(config: Any, facts: Facts) -> tuple[int, str]:
     usual = 512
   share = max(SMALLEST_BATCH, facts.num_images // MOST_OF_THE_IMAGES)
   size = min(usual, 2 ** int(math.log2(share)))
-  size = max(size // facts.devices, 1) * facts.devices
+  unit = math.lcm(facts.devices, MOSAIC if config.method == 'inscon' else 1)
+  size = max(size // unit, 1) * unit
   reason = (f'an eighth of {facts.num_images:,} images at most' if share < usual
             else 'on an accelerator' if facts.accelerator else 'on a CPU')
   return size, reason
@@ -188,7 +186,8 @@ def schedule(config: Any, facts: Facts) -> tuple[str, str]:
 
 def milestones(config: Any, facts: Facts) -> tuple[tuple[int, ...], str]:
   if config.optimizer.schedule == 'steps':
-    return (round(0.6 * config.epochs), round(0.8 * config.epochs)), '60% and 80% of the epochs'
+    marks = (round(share * config.epochs) for share in (0.6, 0.8))
+    return tuple(mark for mark in marks if 0 < mark < config.epochs), '60% and 80% of the epochs'
   return (), 'none of a cosine'
 
 
@@ -200,7 +199,7 @@ TEMPERATURES = {'conic': 0.1, 'conic_s': 0.1, 'exemplar': 0.1, 'one_million': 0.
 
 
 def temperature(config: Any, facts: Facts) -> tuple[float, str]:
-  return TEMPERATURES[config.method], f'for {config.method} on small data sets'
+  return TEMPERATURES.get(config.method, 0.2), f'for {config.method} on small data sets'
 
 
 def alpha_pace(config: Any, facts: Facts) -> tuple[float, str]:
@@ -223,7 +222,7 @@ def noise(config: Any, facts: Facts) -> tuple[int, str]:
 
 
 def sampler_window(config: Any, facts: Facts) -> tuple[int, str]:
-  if not config.sampler.window and config.method != 'pic':
+  if config.method != 'pic':
     return 0, 'every image once an epoch'
   window = min(131_072, facts.num_images * 2 // 5 // config.batch_size * config.batch_size)
   return (window if window >= config.batch_size else 0), 'the paper’s, two fifths of the images at most'
@@ -244,9 +243,12 @@ def lr_scale(config: Any, facts: Facts) -> tuple[float, str]:
   if config.method == 'data_parallel':
     return 1.0, 'rows are the encoder’s parameters'
   rows = config.classifier
-  turn = config.optimizer.learning_rate / ((1 - rows.momentum) * config.batch_size * config.temperature
-                                           * row_norm(config) ** 2)
-  return max(1.0, float(f'{TRAVEL / turn:.2g}')), f'a row turns by {TRAVEL:g} radians at a visit'
+  inverse = (1 - rows.momentum) * config.batch_size * config.temperature * row_norm(config) ** 2
+  if not (config.optimizer.learning_rate > 0 and inverse > 0):
+    return 1.0, 'the encoder’s rate'
+  turn = config.optimizer.learning_rate / inverse
+  scale = max(1.0, float(f'{TRAVEL / turn:.2g}'))
+  return scale, f'a row turns by {scale * turn:.1g} radians at a visit'
 
 
 def row_norm(config: Any) -> float:
@@ -267,7 +269,7 @@ def mask_own(config: Any, facts: Facts) -> tuple[bool, str]:
 
 
 def cell_queue(config: Any, facts: Facts) -> tuple[int, str]:
-  images = min(config.queue.size, 7168)
+  images = max(config.batch_size, min(config.queue.size, 7168))
   return config.cell.size ** 2 * images, 'cells of as many images as the queue has, 7,168 at most'
 
 
@@ -294,10 +296,12 @@ def log_every(config: Any, facts: Facts) -> tuple[int, str]:
 def knn_every(config: Any, facts: Facts) -> tuple[int, str]:
   if not facts.labelled:
     return 0, 'no labels to measure by'
-  return max(1, round(config.epochs / 10)), 'ten times'
+  return max(1, -(-config.epochs // 5)), 'five times'
 
 
 def every_epochs(config: Any, facts: Facts) -> tuple[float, str]:
+  if facts.num_images >= FEW_IMAGES:
+    return 1.0, 'every epoch'
   return float(max(1, round(config.epochs / 20))), 'twenty times'
 
 
@@ -313,7 +317,9 @@ def eval_resize(config: Any, facts: Facts) -> tuple[int, str]:
 
 
 def linear_epochs(config: Any, facts: Facts) -> tuple[int, str]:
-  return (10, 'on a CPU') if not facts.accelerator else (100, 'the paper’s')
+  if facts.accelerator:
+    return 100, 'ConIC’s'
+  return max(3, min(10, config.epochs // 2)), 'on a CPU, half of the training’s at most'
 
 
 def linear_batch(config: Any, facts: Facts) -> tuple[int, str]:

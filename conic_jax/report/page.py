@@ -204,7 +204,9 @@ def _picture(path: Path) -> str:
 
 
 def _settings(settings: Mapping[str, Any]) -> str:
-  """The settings, a folded table a group; those of no group come first."""
+  """The settings, a folded table a group; those of no group come first, the recipe's reasons last."""
+  if 'recipe' in settings:
+    settings = {**settings, 'recipe': dict(settings['recipe']['reasons'])}
   groups = {'general': {name: value for name, value in settings.items() if not isinstance(value, Mapping)},
             **{name: value for name, value in settings.items() if isinstance(value, Mapping)}}
   folded = [_folded(escape(name), len(values),

@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.hardware import hardware
 from conic_jax import mesh as meshes
-from conic_jax import methods, optim, train
+from conic_jax import methods, optim, train_step
 from conic_jax.command_line import load
 from conic_jax.data import crops, decode, pipeline
 from conic_jax.data.sampler import Sampler
@@ -58,8 +58,9 @@ def knn_after_training(config: Any, train_source: Source, test_source: Source, f
   optimizer = optim.make_optimizer(config.optimizer)
   sampler = Sampler(train_source.num_images, config.batch_size, config.seed)
   schedule = optim.make_schedule(config.optimizer, config.epochs, sampler.steps_per_epoch)
-  state = jax.jit(lambda: train.init_state(method, optimizer, config.seed, dtype))()
-  step = jax.jit(train.make_step(method, optimizer, schedule, config.seed, sampler.steps_per_round, dtype),
+  state = jax.jit(lambda: train_step.init_state(method, optimizer, config.seed, dtype))()
+  step = jax.jit(train_step.make_step(method, optimizer, schedule, config.seed, sampler.steps_per_round,
+                                      dtype),
                  donate_argnums=0)
   batches = pipeline.train_batches(
     train_source, method.views, batch_size=config.batch_size, seed=config.seed, start_step=0,
@@ -69,7 +70,7 @@ def knn_after_training(config: Any, train_source: Source, test_source: Source, f
     batch.pop('label')
     state, metrics, _ = step(state, meshes.to_global(batch, mesh))
     jax.block_until_ready(metrics['loss'])
-  return protocols.knn(method.encode, train.variables(state), train_source, test_source, config,
+  return protocols.knn(method.encode, train_step.variables(state), train_source, test_source, config,
                        mesh)['knn_top1']
 
 

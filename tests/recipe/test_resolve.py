@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from conic_jax import command_line, main, recipe
+from conic_jax import command_line, main, recipe, settings
 from conic_jax.command_line import load
 from conic_jax.errors import UserError
 from conic_jax.recipe import Choice, Facts
@@ -43,8 +43,20 @@ def test_a_word_of_its_own_stays_a_word():
 
 def test_a_field_without_a_rule_cannot_be_open():
   config = parsed('--config=configs/conic.py', '--config.seed=auto')
-  with pytest.raises(UserError, match=r'config\.seed has no automatic value.*batch_size'):
-    recipe.resolve(config, FACTS)
+  for refuse in (settings.check, lambda config: recipe.resolve(config, FACTS)):
+    with pytest.raises(UserError, match=r'config\.seed has no automatic value.*batch_size'):
+      refuse(config)
+
+
+def test_a_flag_and_its_value_may_stand_apart():
+  config = parsed('--config=configs/conic.py:folder', '--config.batch_size', '64', '--config.alpha', 'auto')
+  assert config.batch_size == 64
+  assert recipe.is_open(config, 'alpha')
+
+
+def test_a_field_is_given_or_left_open():
+  with pytest.raises(UserError, match=r'--config\.batch_size is given and left open too'):
+    parsed('--config=configs/conic.py', '--config.batch_size=auto', '--config.batch_size=64')
 
 
 @pytest.mark.parametrize(('argument', 'answer'), [
@@ -62,6 +74,15 @@ def test_the_config_that_is_resolved_stays_as_it_was():
   assert 'batch_size' in recipe.open_fields(config)
 
 
+@pytest.mark.parametrize('name', ['moco_v1', 'co2_moco_v1', 'instdisc'])
+def test_what_a_method_has_not_stays_away(name):
+  config = load(f'configs/{name}.py:folder')
+  config.data.train = config.data.test = ''
+  for facts in (FACTS, Facts(200_000, 256, accelerator=True)):
+    settled, _ = recipe.resolve(config, facts)
+    assert (settled.head.hidden, settled.views.blur) == (0, 0.0)
+
+
 @pytest.mark.parametrize(('folders', 'train', 'test'), [
   (('train', 'val'), 'train', 'val'), (('train', 'test'), 'train', 'test'),
   (('train', 'validation', 'test'), 'train', 'validation'), (('cats', 'dogs'), '', ''), (('train',), '', ''),
@@ -71,8 +92,17 @@ def test_the_folders_of_a_split_are_found(folders, train, test, tmp_path):
     (tmp_path / name).mkdir()
   config = load('configs/conic.py:folder')
   config.data.dir = str(tmp_path)
-  recipe.split_folders(config)
+  config = settings.choose_splits(config)
   assert (config.data.train, config.data.test) == (train, test)
+
+
+def test_a_test_folder_that_was_given_is_not_trained_on(tmp_path):
+  for name in ('train', 'holdout'):
+    (tmp_path / name).mkdir()
+  config = load('configs/conic.py:folder')
+  config.data.dir, config.data.test = str(tmp_path), 'holdout'
+  config = settings.choose_splits(config)
+  assert (config.data.train, config.data.test) == ('train', 'holdout')
 
 
 def test_a_train_folder_that_was_given_takes_no_other_test(tmp_path):
@@ -80,25 +110,49 @@ def test_a_train_folder_that_was_given_takes_no_other_test(tmp_path):
     (tmp_path / name).mkdir()
   config = load('configs/conic.py:folder')
   config.data.dir, config.data.train = str(tmp_path), 'more'
-  recipe.split_folders(config)
+  config = settings.choose_splits(config)
   assert (config.data.train, config.data.test) == ('more', '')
 
 
-def test_a_run_keeps_what_it_began_with(tmp_path):
+def begin(folder, checkpoint):
+  """A run with choices of its own; gives the config that began it, its fields open."""
   config = load('configs/conic.py:folder')
-  config.data.train = config.data.test = ''
+  config.run, config.data.train, config.data.test = str(folder), '', ''
   settled, choices = recipe.resolve(config, FACTS)
   written = json.loads(settled.to_json_best_effort())
   written['epochs'] = 123
-  written['recipe'] = {'num_images': 3000, 'reasons': [[choice.field, choice.reason] for choice in choices]}
-  (tmp_path / 'config.json').write_text(json.dumps(written))
-  config.batch_size = 64
-  kept = recipe.stored(tmp_path, config, 3000)
-  again = recipe.apply(config, kept)
-  assert (again.epochs, again.batch_size, again.views.crop) == (123, 64, settled.views.crop)
+  written['recipe'] = {'reasons': [[choice.field, choice.reason] for choice in choices]}
+  (folder / 'config.json').write_text(json.dumps(written))
+  if checkpoint:
+    (folder / 'checkpoints' / '10').mkdir(parents=True)
+  return config
+
+
+@pytest.mark.parametrize('checkpoint', [False, True])
+def test_a_run_keeps_what_it_began_with(tmp_path, checkpoint):
+  config = begin(tmp_path, checkpoint)
+  again = recipe.apply(config, recipe.stored(tmp_path, config))
+  assert (again.epochs, again.batch_size, again.views.crop) == (123, 128, (0.15, 1.0))
   assert not recipe.open_fields(again)
-  assert recipe.stored(tmp_path, config, 3001) is None
-  assert recipe.stored(tmp_path / 'none', config, 3000) is None
+
+
+@pytest.mark.parametrize(('checkpoint', 'kept'), [(False, False), (True, True)])
+@pytest.mark.parametrize('changes', [{'batch_size': 64}, {'minutes': 5.0}, {'method': 'exemplar'}])
+def test_before_its_first_checkpoint_a_run_may_be_begun_with_other_flags(tmp_path, checkpoint, kept, changes):
+  config = begin(tmp_path, checkpoint)
+  config.update_from_flattened_dict(changes)
+  assert bool(recipe.stored(tmp_path, config)) == kept
+
+
+def test_a_run_of_before_the_recipe_keeps_its_settings(tmp_path):
+  config = begin(tmp_path, checkpoint=True)
+  written = json.loads((tmp_path / 'config.json').read_text())
+  del written['recipe'], written['views']['crop']
+  (tmp_path / 'config.json').write_text(json.dumps(written))
+  kept = {choice.field: choice.value for choice in recipe.stored(tmp_path, config)}
+  assert kept['epochs'] == 123
+  assert 'views.crop' not in kept
+  assert recipe.stored(tmp_path / 'none', config) == []
 
 
 def test_choices_are_lines_of_field_value_and_reason():
