@@ -374,7 +374,7 @@ def run(values: flags.FlagValues) -> None:
   where = topology.parse(values.topology)
   topology.prepare(where)
   mesh = meshes.make_mesh(config.mesh, topology.devices(where))
-  config = settings.choose_splits(config)
+  config, _ = settings.choose_splits(config)
   if recipe.open_fields(config):
     count = config.num_instances or (_SEARCH_FROM if values['largest-n'].value else num_instances(config))
     facts = recipe.plain_facts(count, where.platform != 'cpu', mesh.size)

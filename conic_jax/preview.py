@@ -132,7 +132,7 @@ def run(values: flags.FlagValues) -> None:
   if config.task != 'pretrain':
     raise UserError(f"config.task is '{config.task}': views are drawn of a pretraining.")
   settings.check(config)
-  config = settings.choose_splits(config)
+  config, _ = settings.choose_splits(config)
   source = sources.open_source(config.data, config.data.train)
   mesh = meshes.make_mesh(devices=jax.devices()[:1])
   config, _ = settings.settle(config, source, False, mesh, say=lambda line: None, timed=False)

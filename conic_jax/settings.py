@@ -2,7 +2,7 @@
 import dataclasses
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,19 +42,15 @@ def check(config: Any) -> None:
                     'that all hosts share.')
 
 
-def choose_splits(config: Any, say: Say = lambda line: None) -> Any:
-  """The config with open `data.train` and `data.test` chosen, or as its run began with."""
-  config = config.copy_and_resolve_references()
+def choose_splits(config: Any) -> tuple[Any, list[recipe.Choice]]:
+  """The config with open `data.train` and `data.test` chosen, or as its run began with, and these choices."""
   kept = {choice.field: choice for choice in recipe.stored(Path(config.run), config)}
-  for choice in recipe.split_folders(config):
-    choice = kept.get(choice.field, choice)
-    config = recipe.apply(config, [choice])
-    say(f"config.{choice.field} is '{choice.value}': {choice.reason}.")
-  return config
+  choices = [kept.get(choice.field, choice) for choice in recipe.split_folders(config)]
+  return recipe.apply(config, choices), choices
 
 
 def settle(config: Any, source: Source, labelled: bool, mesh: Mesh, say: Say,
-           timed: bool = True) -> tuple[Any, dict[str, Any]]:
+           splits: Sequence[recipe.Choice] = (), timed: bool = True) -> tuple[Any, dict[str, Any]]:
   """Gives every open field of a config a value, and says which and why.
 
   A run that has begun keeps the values that it began with.
@@ -65,6 +61,7 @@ def settle(config: Any, source: Source, labelled: bool, mesh: Mesh, say: Say,
     labelled: whether accuracies can be measured.
     mesh: the mesh.
     say: shows a line.
+    splits: what `choose_splits` chose.
     timed: whether training is tried for some seconds where its length is to fit `config.minutes`.
 
   Returns:
@@ -86,11 +83,11 @@ def settle(config: Any, source: Source, labelled: bool, mesh: Mesh, say: Say,
     config, chosen, facts = _resolve(config, facts, source, mesh, timed)
     for warning in facts.warnings:
       say(f'Warning: {warning}')
-    say(recipe.describe(chosen))
+    say(recipe.describe([*splits, *chosen]))
     if facts.seconds_per_image and not config.max_steps:
       minutes = config.epochs * facts.num_images * facts.seconds_per_image / 60
       say(f'Training takes about {minutes:.0f} minutes here; evaluation and pictures follow.')
-  return config, {'reasons': [[choice.field, choice.reason] for choice in (*kept, *chosen)]}
+  return config, {'reasons': sorted([choice.field, choice.reason] for choice in (*splits, *kept, *chosen))}
 
 
 def _resolve(config: Any, facts: Facts, source: Source, mesh: Mesh, timed: bool

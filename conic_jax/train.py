@@ -73,11 +73,11 @@ def _pretrain(config: Any, at_the_end: contextlib.ExitStack, stop: StopRequest) 
 
   # ---- Data -------------------------------------------------------------------------------------
   mesh = meshes.make_mesh(config.mesh)
-  config = settings.choose_splits(config, say)
+  config, splits = settings.choose_splits(config)
   train_source = sources.open_source(config.data, config.data.train)
   test_source = sources.open_source(config.data, config.data.test) if config.data.test else None
   labelled = protocols.has_labels(train_source, test_source)
-  config, recipe = settings.settle(config, train_source, labelled, mesh, say)
+  config, recipe = settings.settle(config, train_source, labelled, mesh, say, splits)
   meshes.check_batch_size(config.batch_size, mesh)
   protocols.check(train_source, test_source, config, mesh)
   num_images = train_source.num_images

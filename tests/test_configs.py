@@ -30,7 +30,7 @@ def test_presets_load(name, preset):
   config = load(f'configs/{name}.py:{preset}')
   assert (config.task, config.method, config.num_instances) == ('pretrain', METHODS.get(name, name), 0)
   if preset == 'folder':
-    config, _ = recipe.resolve(settings.choose_splits(config), recipe.plain_facts(5_000_000, True, 8))
+    config, _ = recipe.resolve(settings.choose_splits(config)[0], recipe.plain_facts(5_000_000, True, 8))
     assert not recipe.open_fields(config)
   assert optim.make_schedule(config.optimizer, config.epochs, 10)(0) > 0
   small = preset in ('photos', 'cifar10')
@@ -140,7 +140,7 @@ def test_simclr_and_byol_are_the_papers():
 def test_other_presets_of_simclr_and_byol_are_not_their_codes(name, preset):
   config = load(f'configs/{name}.py:{preset}')
   if preset == 'folder':
-    config, _ = recipe.resolve(settings.choose_splits(config), recipe.plain_facts(3000, False, 1))
+    config, _ = recipe.resolve(settings.choose_splits(config)[0], recipe.plain_facts(3000, False, 1))
   views = config.views
   assert (views.interpolation, views.colour, views.additive_brightness) == ('bilinear', 'torchvision', False)
   assert (config.optimizer.name, config.head.output_bias, config.encoder.zero_gamma) == ('sgd', True, False)

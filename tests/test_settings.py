@@ -70,7 +70,7 @@ def test_epochs_fit_the_minutes_by_the_speed_that_is_measured(config, images, me
   config.epochs, config.minutes = None, 0.2
   said = []
   settled, kept = settings.settle(
-    settings.choose_splits(config), Folder(str(images), 'train'), True, mesh8, said.append)
+    settings.choose_splits(config)[0], Folder(str(images), 'train'), True, mesh8, said.append)
   assert settled.epochs >= 1
   reason = dict(kept['reasons'])['epochs']
   assert 'at 1,281,167 images' in reason or 'ms an image' in reason
@@ -79,7 +79,7 @@ def test_epochs_fit_the_minutes_by_the_speed_that_is_measured(config, images, me
 
 def test_the_speed_is_that_of_reading_and_learning(config, images, mesh8, monkeypatch):
   monkeypatch.setattr(settings, '_TRIED_SECONDS', 0.1)
-  config = settings.choose_splits(config)
+  config, _ = settings.choose_splits(config)
   source = Folder(str(images), 'train')
   settled, _ = recipe.resolve(config, recipe.look(source, True, 0))
   assert 0 < settings.seconds_per_image(settled, source, mesh8) < 10

@@ -92,7 +92,7 @@ def test_the_folders_of_a_split_are_found(folders, train, test, tmp_path):
     (tmp_path / name).mkdir()
   config = load('configs/conic.py:folder')
   config.data.dir = str(tmp_path)
-  config = settings.choose_splits(config)
+  config, _ = settings.choose_splits(config)
   assert (config.data.train, config.data.test) == (train, test)
 
 
@@ -101,7 +101,7 @@ def test_a_test_folder_that_was_given_is_not_trained_on(tmp_path):
     (tmp_path / name).mkdir()
   config = load('configs/conic.py:folder')
   config.data.dir, config.data.test = str(tmp_path), 'holdout'
-  config = settings.choose_splits(config)
+  config, _ = settings.choose_splits(config)
   assert (config.data.train, config.data.test) == ('train', 'holdout')
 
 
@@ -110,7 +110,7 @@ def test_a_train_folder_that_was_given_takes_no_other_test(tmp_path):
     (tmp_path / name).mkdir()
   config = load('configs/conic.py:folder')
   config.data.dir, config.data.train = str(tmp_path), 'more'
-  config = settings.choose_splits(config)
+  config, _ = settings.choose_splits(config)
   assert (config.data.train, config.data.test) == ('more', '')
 
 
