@@ -29,9 +29,27 @@ PACED = {'alpha_pace': 4.0, 'classifier.lr_scale': 10.0}
 AS_THE_PAPER = {'alpha_pace': 0.0, 'classifier.lr_scale': 1.0, 'optimizer.warmup_epochs': 0}
 SIMCLR = {'temperature': 0.2}
 MOCO = {'queue.size': 1024, 'momentum.start': 0.99}
+OF_A_THOUSAND = {'epochs': 40, 'eval.k': '(1,)', 'linear.epochs': 5, 'batch_size': 64,
+                 'optimizer.learning_rate': 0.042}
 PHOTOS_NETWORK = {'views.size': 32, 'eval.resize': 32, 'encoder.blocks': '(2,2)', 'encoder.width': 0.75}
 # Trials by name: config, set, and what differs from BASE (and, of ConIC, from PACED).
-TRIALS: dict[str, tuple[str, str, dict[str, Any]]] = {}
+TRIALS: dict[str, tuple[str, str, dict[str, Any]]] = {
+  'recipe': ('conic', 'cifar3k', {'eval.baselines': True}),
+  'rows three times as fast': ('conic', 'cifar3k', {'classifier.lr_scale': 30.0}),
+  'higher rate, rows the same': ('conic', 'cifar3k', {
+    'optimizer.learning_rate': 0.2, 'classifier.lr_scale': 3.0}),
+  'half the batch': ('conic', 'cifar3k', {'batch_size': 64}),
+  'α at half the fall': ('conic', 'cifar3k', {'alpha_pace': 8.0}),
+  'warmer softmax': ('conic', 'cifar3k', {'temperature': 0.2}),
+  'network of the photographs': ('conic', 'cifar3k', PHOTOS_NETWORK),
+  'SimCLR': ('simclr', 'cifar3k', SIMCLR),
+  'recipe, 64 pixels': ('conic', 'tiny5k', {'epochs': 12, 'eval.baselines': True, 'linear.epochs': 5}),
+  'recipe, photographs': ('conic', 'imagenet1k', {**OF_A_THOUSAND, 'eval.baselines': True}),
+  'SimCLR, 64 pixels': ('simclr', 'tiny5k', {**SIMCLR, 'epochs': 12, 'linear.epochs': 5}),
+  'without α': ('conic', 'cifar3k', {'alpha': 0.0}),
+  'MoCo v2': ('moco_v2', 'cifar3k', MOCO),
+  'larger crops': ('conic', 'cifar3k', {'views.crop': '(0.3,1.0)'}),
+  'as the paper': ('conic', 'cifar3k', AS_THE_PAPER)}
 
 
 def main() -> None:
