@@ -98,3 +98,29 @@ def test_settings_that_disagree_are_told(config, changes, answer):
 
 def test_a_config_without_open_fields_is_left_alone(tiny_config, mesh8):
   assert settings.settle(tiny_config, None, False, mesh8, print) == (tiny_config, {})
+
+
+def folder_of(kind, root):
+  """Seventy-two images that are hard to learn from."""
+  rng = np.random.default_rng(1)
+  shapes = {'grey': (16, 16), 'tiny': (1, 2, 3), 'strips': (6, 96, 3), 'tall strips': (96, 6, 3)}
+  for index in range(72):
+    if kind == 'copies' and index % 3:
+      image = Image.open(root / f'{index - index % 3}.png')
+    else:
+      image = Image.fromarray(rng.integers(0, 256, shapes.get(kind, (16, 16, 3)), np.uint8))
+    image.save(root / f'{index}.png')
+
+
+@pytest.mark.parametrize(('kind', 'said'), [
+  ('copies', 'Warning: Of 72 images that were looked at, 72 look like copies of others'),
+  ('grey', 'batch_size'), ('tiny', 'batch_size'), ('strips', '16.0 times as long as wide'),
+  ('tall strips', '16.0 times as long as wide')])
+def test_any_images_are_trained_on_and_the_user_is_told(config, tmp_path, kind, said, capsys):
+  root = tmp_path / 'images'
+  root.mkdir()
+  folder_of(kind, root)
+  config.data.dir, config.max_steps, config.probe.images = str(root), 2, 0
+  config.eval.knn = config.eval.linear = config.eval.baselines = False
+  assert train.pretrain(config)['step'] == 2
+  assert said in capsys.readouterr().out
