@@ -30,6 +30,8 @@ MILD_COLOURS, FULL_COLOURS = 0.5, 1.0
 TRAVEL = 0.5                # radians that a row turns at a visit, at the peak of the rate
 PACE = 4.0
 FEW_IMAGES = 100_000        # below: what is for small data sets
+TEMPERATURES = {'conic': 0.1, 'conic_s': 0.1, 'exemplar': 0.1, 'one_million': 0.15, 'data_parallel': 0.15,
+                'pic': 0.2, 'moco': 0.2, 'co2': 0.2, 'inscon': 0.2, 'simclr': 0.2, 'instdisc': 0.3}
 
 
 # ---- Views --------------------------------------------------------------------------------------
@@ -37,7 +39,7 @@ FEW_IMAGES = 100_000        # below: what is for small data sets
 
 def view_size(config: Any, facts: Facts) -> tuple[int, str]:
   if not facts.accelerator:
-    return SIZE_ON_A_CPU, 'the most accuracy for a minute of a CPU'
+    return SIZE_ON_A_CPU, 'costs a CPU no more than 32'
   size = min(224, max(32, facts.short_side // 32 * 32))
   return size, f'images of {facts.short_side} pixels, in steps of 32 up to 224'
 
@@ -72,7 +74,7 @@ def second_blur(config: Any, facts: Facts) -> tuple[float, str]:
 
 def network(config: Any, facts: Facts) -> tuple[str, str]:
   if not facts.accelerator:
-    return 'resnet18', 'basic blocks, the most accuracy for a minute of a CPU'
+    return 'resnet18', 'basic blocks, for a CPU'
   if facts.num_images < FEW_IMAGES:
     return 'resnet18', f'below {FEW_IMAGES:,} images'
   return 'resnet50', f'from {FEW_IMAGES:,} images'
@@ -81,13 +83,13 @@ def network(config: Any, facts: Facts) -> tuple[str, str]:
 def blocks(config: Any, facts: Facts) -> tuple[tuple[int, ...], str]:
   if facts.accelerator or config.encoder.name != 'resnet18':
     return (), 'all of the network’s'
-  return BLOCKS_ON_A_CPU, 'blocks of each stage; the most accuracy for a minute of a CPU'
+  return BLOCKS_ON_A_CPU, 'blocks of each stage, for a CPU'
 
 
 def width(config: Any, facts: Facts) -> tuple[float, str]:
   if facts.accelerator or config.encoder.name != 'resnet18':
     return 1.0, 'the network’s own'
-  return WIDTH_ON_A_CPU, 'of the channels; the most accuracy for a minute of a CPU'
+  return WIDTH_ON_A_CPU, 'of the channels, for a CPU'
 
 
 def stem(config: Any, facts: Facts) -> tuple[str, str]:
@@ -194,10 +196,6 @@ def milestones(config: Any, facts: Facts) -> tuple[tuple[int, ...], str]:
 # ---- Loss ---------------------------------------------------------------------------------------
 
 
-TEMPERATURES = {'conic': 0.1, 'conic_s': 0.1, 'exemplar': 0.1, 'one_million': 0.15, 'data_parallel': 0.15,
-                'pic': 0.2, 'moco': 0.2, 'co2': 0.2, 'inscon': 0.2, 'simclr': 0.2, 'instdisc': 0.3}
-
-
 def temperature(config: Any, facts: Facts) -> tuple[float, str]:
   return TEMPERATURES.get(config.method, 0.2), f'for {config.method} on small data sets'
 
@@ -290,7 +288,7 @@ def groups(config: Any, facts: Facts) -> tuple[int, str]:
 
 
 def log_every(config: Any, facts: Facts) -> tuple[int, str]:
-  return max(1, min(50, steps(config, facts) // 100)), 'a hundred reports, every 50 steps at least'
+  return max(1, min(50, steps(config, facts) // 100)), 'a hundred reports, 50 steps apart at most'
 
 
 def knn_every(config: Any, facts: Facts) -> tuple[int, str]:
