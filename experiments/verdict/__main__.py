@@ -4,7 +4,8 @@
   python -m experiments.verdict SETS --judge  judges the kept reports anew, after a change of the rule
 
 SETS is the folder that experiments.recipe.sets wrote; a run is on one core. What a run is comes from its
-held-out kNN accuracy, which the verdict never sees: it learned where that is above the random one by `CLEAR`.
+held-out kNN accuracy, which the verdict never sees: it learned where that is above the random network's by
+`CLEAR` standard errors of a difference.
 """
 import argparse
 import json
@@ -19,7 +20,7 @@ from experiments.recipe.trials import BASE, PACED, SIMCLR
 
 HERE = Path(__file__).parent
 RESULTS = HERE / 'results.jsonl'
-CLEAR = 0.03
+CLEAR, HELD_OUT = 2.0, 2000
 SHORT = {**BASE, 'epochs': 12, 'knn_every': 6, 'linear.epochs': 1, 'log_every': 10, 'eval.baselines': True,
          'eval.linear': False}
 CONSTANT = {'alpha_pace': 0.0}
@@ -90,7 +91,8 @@ def table(kept: list[dict[str, Any]]) -> str:
     random, pixels = (next(report[f'knn_top1_{name}'] for report in reports if f'knn_top1_{name}' in report)
                       for name in ('random', 'pixels'))
     knn = [report['knn_top1'] for report in reports if 'knn_top1' in report][-1]
-    learned = knn > random + CLEAR
+    error = sum(share * (1 - share) / HELD_OUT for share in (knn, random)) ** 0.5
+    learned = knn > random + CLEAR * error
     right.append(first in words and ('learning' in words) == learned)
     rows.append(f'| {each["name"]} | {data} | {random:.1%} | {pixels:.1%} | {knn:.1%} | {first} '
                 f'| {last} | {"yes" if right[-1] else "no"} |')
