@@ -1,7 +1,8 @@
-"""Writes results.md and accuracy.png from results.jsonl, and trials.md from trials.jsonl.
+"""Writes results.md, accuracy.png and README's table from results.jsonl, and trials.md from trials.jsonl.
 
   python -m experiments.recipe.table
 """
+import collections
 import json
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,12 @@ from experiments.recipe import trials
 from experiments.recipe.__main__ import EPOCHS, RESULTS
 
 HERE = Path(__file__).parent
+README, MARKS = HERE.parent.parent / 'README.md', ('<!-- recipe -->', '<!-- /recipe -->')
 FIGURES = (('knn_top1', 'kNN'), ('linear_top1', 'linear'))
+ENCODERS = ('pixels', 'random_init', 'pretrained')
+IN_WORDS = {'photographs': 'patches of photographs, 48×48', 'cifar3k': 'of CIFAR-10, 32×32',
+            'cifar20k': 'of CIFAR-10, 32×32', 'tiny5k': 'of Tiny-ImageNet, 100 classes, 64×64',
+            'imagenet1k': 'ImageNet photographs: a crop finds its own', 'digits': 'digits, 8×8, grey'}
 COLOURS = {'pixels': '#999999', 'random_init': '#bbbbbb', 'conic': '#0072B2', 'simclr': '#E69F00',
            'moco_v2': '#009E73'}
 
@@ -25,10 +31,31 @@ def main() -> None:
   if RESULTS.exists():
     lines = [json.loads(line) for line in RESULTS.read_text().splitlines()]
     (HERE / 'results.md').write_text(table(lines))
+    README.write_text(with_table(README.read_text(), short_table(lines)))
     draw(lines, HERE / 'accuracy.png')
   if trials.RESULTS.exists():
     lines = [json.loads(line) for line in trials.RESULTS.read_text().splitlines()]
     (HERE / 'trials.md').write_text(table_of_trials(lines))
+
+
+def short_table(lines: list[dict[str, Any]]) -> str:
+  """The table of the first page: ConIC alone."""
+  rows = ['| images | epochs | minutes | kNN: raw pixels | random network | ConIC | linear: raw pixels '
+          '| random network | ConIC |', '| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |']
+  for name, words in IN_WORDS.items():
+    if runs := [line for line in lines if (line['set'], line['method']) == (name, 'conic')]:
+      minutes = np.mean([run['minutes'] for run in runs])
+      cells = [f'{runs[0]["num_images"]:,} {words}', str(runs[0]['epochs']), f'{minutes:.0f}']
+      rows.append(f'| {" | ".join([*cells, *accuracies(runs)])} |')
+  seeds = collections.Counter(line['set'] for line in lines if line['method'] == 'conic').values()
+  return '\n'.join([*rows, '', 'Accuracy in % on held-out images; '
+                    f'seeds a row: {min(seeds)} to {max(seeds)}; one core of {cpu_name()}.'])
+
+
+def with_table(page: str, table: str) -> str:
+  """The page with the table between its marks."""
+  before, rest = page.split(MARKS[0])
+  return f'{before}{MARKS[0]}\n{table}\n{MARKS[1]}{rest.split(MARKS[1])[1]}'
 
 
 def table_of_trials(lines: list[dict[str, Any]]) -> str:
@@ -75,14 +102,23 @@ def row(name: str, method: str, runs: list[dict[str, Any]]) -> str:
            f'{np.mean([run["minutes"] for run in runs]):.1f}']
   holds = {}
   for figure, title in FIGURES:
-    pixels, random, ours = (values(runs, where, figure) for where in ('pixels', 'random_init', 'pretrained'))
-    cells += [spread(pixels), spread(random), f'**{spread(ours)}**' if ours else '–']
+    pixels, random, ours = (values(runs, where, figure) for where in ENCODERS)
     if ours:
       holds[title] = min(ours) > max(pixels) and min(ours) > max(random)
+  cells += accuracies(runs)
   good = [title for title, holding in holds.items() if holding]
   cells += ['yes' if all(holds.values()) else f'{good[0]} alone' if good else 'no',
             ', '.join(dict.fromkeys(run['verdict'] for run in runs))]
   return f'| {" | ".join(cells)} |'
+
+
+def accuracies(runs: list[dict[str, Any]]) -> list[str]:
+  """Cells of kNN and linear accuracy: raw pixels, the random network, the pretrained one."""
+  cells = []
+  for figure, _ in FIGURES:
+    pixels, random, ours = (values(runs, where, figure) for where in ENCODERS)
+    cells += [spread(pixels), spread(random), f'**{spread(ours)}**' if ours else '–']
+  return cells
 
 
 def values(runs: list[dict[str, Any]], where: str, figure: str) -> list[float]:
