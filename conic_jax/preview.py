@@ -126,20 +126,26 @@ def define_flags(argv: list[str]) -> flags.FlagValues:
   return values
 
 
+def check_images(images: int, batch_size: int | None) -> None:
+  """Raises a `UserError` where a batch, of a size that may be open, has not so many images."""
+  if images < 1 or (batch_size is not None and images > batch_size):
+    raise UserError(f'--images={images}: from 1 to all {batch_size or "images"} of a batch are drawn.')
+
+
 def run(values: flags.FlagValues) -> None:
   """Draws the picture that the flags ask for."""
   config, out = values.config, Path(values.out)
   if config.task != 'pretrain':
     raise UserError(f"config.task is '{config.task}': views are drawn of a pretraining.")
   settings.check(config)
+  if out.suffix != '.png':
+    raise UserError(f'--out={out}: the picture is a PNG; give it a name that ends in .png.')
+  check_images(values.images, config.batch_size)
   config, _ = settings.choose_splits(config)
   source = sources.open_source(config.data, config.data.train)
   mesh = meshes.make_mesh(devices=jax.devices()[:1])
   config, _ = settings.settle(config, source, False, mesh, say=lambda line: None, timed=False)
-  if not 1 <= values.images <= config.batch_size:
-    raise UserError(f'--images={values.images}: from 1 to all {config.batch_size} of a batch are drawn.')
-  if out.suffix != '.png':
-    raise UserError(f'--out={out}: the picture is a PNG; give it a name that ends in .png.')
+  check_images(values.images, config.batch_size)
   method = methods.make(config, source.num_images, mesh, meshes.compute_dtype(config.dtype))
   pipeline.check_views(source, method.views)
   batch = first_batch(config, source, method, values.images)

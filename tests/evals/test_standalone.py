@@ -62,7 +62,7 @@ def test_recipes_are_the_papers():
 
 
 def test_what_is_open_is_taken_from_the_run():
-  pretraining = load('configs/moco_v2.py:folder')
+  pretraining = load('configs/moco_v2.py:imagenet100')
   pretraining.data.dir, pretraining.data.train, pretraining.data.test = '/images', 'train', 'val'
   config = load('configs/linear.py')
   config.linear.epochs = 7
