@@ -3,6 +3,8 @@
 An open field is given like any other, --config.batch_size=256, and then never changed; docs/recipe.md has the
 rule of each and the measurement behind it.
 """
+from typing import Any
+
 from ml_collections import ConfigDict, config_dict
 
 OPEN = {
@@ -38,7 +40,7 @@ def leave_open(config: ConfigDict) -> None:
   """Opens every field of `OPEN` that the config has."""
   for path, kind in OPEN.items():
     *groups, name = path.split('.')
-    node = config
+    node: Any = config
     for group in groups:
       node = node.get(group, {})
     if name in node and not (path in KEPT_AT_ZERO and node[name] == 0):

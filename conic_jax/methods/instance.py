@@ -97,7 +97,7 @@ class InstanceMethod(Method):
     loss_consistency = jnp.float32(0)
     if count > 1:
       loss_consistency = losses.masked_mean(losses.consistency(pairs), batch['valid'])
-    weight = losses.paced_weight(self.alpha, self.alpha_pace, loss_instance, self.chance[1])
+    weight = losses.paced_weight(self.alpha, self.alpha_pace, loss_instance, self.softmax.chance_loss)
     loss = loss_instance + weight * loss_consistency
 
     seen = jax.lax.stop_gradient(pairs)
