@@ -86,7 +86,7 @@ def settle(config: Any, source: Source, labelled: bool, mesh: Mesh, say: Say,
     say(recipe.describe([*splits, *chosen]))
     if facts.seconds_per_image and not config.max_steps:
       minutes = config.epochs * facts.num_images * facts.seconds_per_image / 60
-      say(f'Training takes about {minutes:.0f} minutes here; evaluation and pictures follow.')
+      say(f'Training takes about {minutes:.2g} minutes here; evaluation and pictures follow.')
   return config, {'reasons': sorted([choice.field, choice.reason] for choice in (*splits, *kept, *chosen))}
 
 

@@ -84,7 +84,8 @@ def apply(config: Any, choices: list[Choice]) -> Any:
 def describe(choices: list[Choice], what: str = 'these images and this machine') -> str:
   """The choices as lines to print: field, value, reason."""
   width = max(len(choice.field) for choice in choices)
-  lines = [f'  {choice.field:{width}}  {choice.value!s:14}  {choice.reason}' for choice in choices]
+  shown = [(choice.field, str(choice.value) or '(empty)', choice.reason) for choice in choices]
+  lines = [f'  {field:{width}}  {value:14}  {reason}' for field, value, reason in shown]
   return '\n'.join((f'Chosen for {what} (give any as --config.FIELD=VALUE):', *lines))
 
 
