@@ -19,7 +19,7 @@ SMALLEST_BATCH = 8
 MOSAIC = 4                  # images of one of InsCon’s mosaics, which a batch divides into
 PAPER_EPOCHS, PAPER_IMAGES = 200, 1_281_167
 FEWEST_EPOCHS, MOST_EPOCHS = 100, 1000
-ENOUGH_EPOCHS = 20          # fewer than that: nothing was seen to be learned
+ENOUGH_EPOCHS = 8           # fewer were not measured
 # ---- Views and network of a CPU -----------------------------------------------------------------
 SIZE_ON_A_CPU, BLOCKS_ON_A_CPU, WIDTH_ON_A_CPU = 48, (1, 1, 1), 0.5
 SMALL_HIDDEN = 512

@@ -79,7 +79,8 @@ def table(lines: list[dict[str, Any]]) -> str:
   for name in VARIANTS:
     runs = [line for line in lines if line['variant'] == name]
     minutes = [line['core_minutes'] for line in runs if 'core_minutes' in line]
-    rows.append(f'| {name} | {len(runs)} | {np.mean(minutes or [np.nan]):.1f} | {_spread(runs, "knn_top1")} '
+    mean = f'{np.mean(minutes):.1f}' if minutes else '–'
+    rows.append(f'| {name} | {len(runs)} | {mean} | {_spread(runs, "knn_top1")} '
                 f'| {_spread(runs, "linear_top1")} |')
   rows += ['', *(difference(lines, first, other, *figure) for other in others for figure in FIGURES)]
   return '\n'.join(rows) + '\n'

@@ -113,7 +113,7 @@ def test_minutes_that_allow_no_epoch_are_told():
 
 
 def test_few_epochs_are_named():
-  _, choices = resolved(facts=Facts(3000, 256, seconds_per_image=0.1))
+  _, choices = resolved(facts=Facts(3000, 256, seconds_per_image=0.2))
   assert 'FEW' in next(choice.reason for choice in choices if choice.field == 'epochs')
 
 
