@@ -3,8 +3,6 @@
 An open field is given like any other, --config.batch_size=256, and then never changed; docs/recipe.md has the
 rule of each and the measurement behind it.
 """
-from typing import Any
-
 from ml_collections import ConfigDict, config_dict
 
 OPEN = {
@@ -39,10 +37,8 @@ KEPT_AT_ZERO = ('head.hidden', 'views.blur', 'second_view.blur')
 def leave_open(config: ConfigDict) -> None:
   """Opens every field of `OPEN` that the config has."""
   for path, kind in OPEN.items():
-    *groups, name = path.split('.')
-    node: Any = config
-    for group in groups:
-      node = node.get(group, {})
+    group, _, name = path.rpartition('.')
+    node = getattr(config, group, {}) if group else config
     if name in node and not (path in KEPT_AT_ZERO and node[name] == 0):
       with node.ignore_type():
         node[name] = config_dict.placeholder(kind)

@@ -7,7 +7,6 @@ A run is `make quickstart` with a seed and one setting changed, on one core.
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 import scipy.stats
 
 from benchmarks.hardware import cpu_name
+from experiments.recipe.__main__ import core_minutes
 
 HERE = Path(__file__).parent
 RESULTS = HERE / 'results.jsonl'
@@ -57,12 +57,6 @@ def run(folder: Path, name: str, seed: int) -> dict[str, Any]:
   return {'variant': name, 'seed': seed, 'core_minutes': round(core_minutes() - before, 1), **kept(summary),
           'random_init': kept(summary['random_init']), 'pixels': kept(summary['pixels']),
           'verdict': summary.get('verdict', ''), 'versions': config['versions']}
-
-
-def core_minutes() -> float:
-  """Minutes of a core that finished processes of ours have used."""
-  used = resource.getrusage(resource.RUSAGE_CHILDREN)
-  return (used.ru_utime + used.ru_stime) / 60
 
 
 def table(lines: list[dict[str, Any]]) -> str:

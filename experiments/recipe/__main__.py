@@ -11,9 +11,9 @@ on from its own checkpoint after a kill.
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ def is_done(name: str, method: str, seed: int) -> bool:
 def run(sets: Path, runs: Path, name: str, method: str, seed: int) -> None:
   """One run, in a process of its own, and its line."""
   folder = runs / f'{name}-{method}-{seed}'
-  begun = time.time()
+  before = core_minutes()
   command = [sys.executable, '-m', 'conic_jax.main', f'--config=configs/{method}.py:folder',
              f'--config.data.dir={sets / name}', '--config.data.train=train', '--config.data.test=test',
              f'--config.run={folder}', f'--config.seed={seed}', f'--config.epochs={EPOCHS[name]}',
@@ -63,10 +63,16 @@ def run(sets: Path, runs: Path, name: str, method: str, seed: int) -> None:
   if subprocess.run(command, env={**os.environ, 'JAX_PLATFORMS': 'cpu'}, check=False).returncode:
     print(f'{folder} did not end well: it is left out.', flush=True)
     return
-  line = {'set': name, 'method': method, 'seed': seed, 'minutes': round((time.time() - begun) / 60, 1),
+  line = {'set': name, 'method': method, 'seed': seed, 'minutes': round(core_minutes() - before, 1),
           **describe(folder)}
   with RESULTS.open('a') as file:
     file.write(json.dumps(line) + '\n')
+
+
+def core_minutes() -> float:
+  """Minutes of a core that finished processes of ours have used."""
+  used = resource.getrusage(resource.RUSAGE_CHILDREN)
+  return (used.ru_utime + used.ru_stime) / 60
 
 
 def describe(folder: Path) -> dict[str, Any]:

@@ -44,8 +44,7 @@ def short_table(lines: list[dict[str, Any]]) -> str:
           '| random network | ConIC |', '| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |']
   for name, words in IN_WORDS.items():
     if runs := [line for line in lines if (line['set'], line['method']) == (name, 'conic')]:
-      minutes = np.mean([run['minutes'] for run in runs])
-      cells = [f'{runs[0]["num_images"]:,} {words}', str(runs[0]['epochs']), f'{minutes:.0f}']
+      cells = [f'{runs[0]["num_images"]:,} {words}', str(runs[0]['epochs']), minutes(runs)]
       rows.append(f'| {" | ".join([*cells, *accuracies(runs)])} |')
   seeds = collections.Counter(line['set'] for line in lines if line['method'] == 'conic').values()
   return '\n'.join([*rows, '', 'Accuracy in % on held-out images; '
@@ -99,7 +98,7 @@ def table(lines: list[dict[str, Any]]) -> str:
 def row(name: str, method: str, runs: list[dict[str, Any]]) -> str:
   """One line of the table."""
   cells = [f'{name} ({runs[0]["num_images"]:,})', method, str(len(runs)), str(runs[0]['epochs']),
-           f'{np.mean([run["minutes"] for run in runs]):.1f}']
+           minutes(runs)]
   holds = {}
   for figure, title in FIGURES:
     pixels, random, ours = (values(runs, where, figure) for where in ENCODERS)
@@ -110,6 +109,12 @@ def row(name: str, method: str, runs: list[dict[str, Any]]) -> str:
   cells += ['yes' if all(holds.values()) else f'{good[0]} alone' if good else 'no',
             ', '.join(dict.fromkeys(run['verdict'] for run in runs))]
   return f'| {" | ".join(cells)} |'
+
+
+def minutes(runs: list[dict[str, Any]]) -> str:
+  """Minutes of a core, evaluation included, of the runs that have them."""
+  known = [run['minutes'] for run in runs if 'minutes' in run]
+  return f'{np.mean(known):.0f}' if known else '–'
 
 
 def accuracies(runs: list[dict[str, Any]]) -> list[str]:
