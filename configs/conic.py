@@ -186,7 +186,7 @@ def photos(config: ConfigDict) -> None:
   config.alpha_pace = 4.0
   config.log_every = 20
   config.checkpoint.every_epochs = 5.0
-  config.knn_every = 3
+  config.knn_every = 5
   config.eval.baselines = True
   config.eval.batch_size = 128
   config.linear.epochs = 10

@@ -47,8 +47,8 @@ def short_table(lines: list[dict[str, Any]]) -> str:
       cells = [f'{runs[0]["num_images"]:,} {words}', str(runs[0]['epochs']), minutes(runs)]
       rows.append(f'| {" | ".join([*cells, *accuracies(runs)])} |')
   seeds = collections.Counter(line['set'] for line in lines if line['method'] == 'conic').values()
-  return '\n'.join([*rows, '', 'Accuracy in % on held-out images; '
-                    f'seeds a row: {min(seeds)} to {max(seeds)}; one core of {cpu_name()}.'])
+  many = 'one seed' if max(seeds) == 1 else f'{min(seeds)} to {max(seeds)} seeds'
+  return '\n'.join([*rows, '', f'Accuracy in % on held-out images; {many} a row; one core of {cpu_name()}.'])
 
 
 def with_table(page: str, table: str) -> str:
