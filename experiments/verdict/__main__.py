@@ -73,8 +73,9 @@ def run(sets: Path, folder: Path, name: str) -> dict[str, Any]:
   names = ('step', 'epoch', 'feature_std', 'loss_share', 'knn_top1', 'knn_top1_random', 'knn_top1_pixels')
   kept = [{field: value for field, value in report.items() if field in names or field.startswith('probe_')}
           for report in reports]
-  kept_settings = json.loads((folder / 'config.json').read_text())
-  return {'name': name, 'settings': kept_settings, 'reports': kept}
+  written = json.loads((folder / 'config.json').read_text())
+  judged_by = {field: value for field, value in written.items() if field not in ('run', 'data')}
+  return {'name': name, 'settings': judged_by, 'reports': kept}
 
 
 def table(kept: list[dict[str, Any]]) -> str:
