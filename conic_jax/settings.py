@@ -124,10 +124,9 @@ def seconds_per_image(config: Any, source: Source, mesh: Mesh) -> float:
   init = lambda: train_step.init_state(method, optimizer, config.seed, dtype)
   shardings = train_step.state_shardings(jax.eval_shape(init), method, mesh)
   schedule = optim.make_schedule(config.optimizer, config.epochs, sampler.steps_per_epoch)
-  step_fn = jax.jit(
+  step_fn = train_step.jit_step(
     train_step.make_step(method, optimizer, schedule, config.seed, sampler.steps_per_round, dtype),
-    in_shardings=(shardings, meshes.batch_sharding(mesh)),
-    out_shardings=(shardings, meshes.replicated(mesh), meshes.replicated(mesh)), donate_argnums=0)
+    shardings, mesh)
   batches = pipeline.train_batches(
     source, method.views, batch_size=config.batch_size, seed=config.seed, start_step=0,
     rows=meshes.process_rows(mesh, config.batch_size), **config.sampler)

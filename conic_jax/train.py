@@ -34,6 +34,7 @@ from conic_jax.train_step import (
   augment_batch,
   init_state,
   jit_before_epoch,
+  jit_step,
   make_step,
   state_shardings,
   variables,
@@ -153,10 +154,8 @@ def _pretrain(config: Any, at_the_end: contextlib.ExitStack, stop: StopRequest) 
     del initial
 
   # ---- The loop ---------------------------------------------------------------------------------
-  step_fn = jax.jit(
-    make_step(method, optimizer, schedule, config.seed, sampler.steps_per_round, dtype),
-    in_shardings=(shardings, meshes.batch_sharding(mesh)),
-    out_shardings=(shardings, meshes.replicated(mesh), meshes.replicated(mesh)), donate_argnums=0)
+  step_fn = jit_step(
+    make_step(method, optimizer, schedule, config.seed, sampler.steps_per_round, dtype), shardings, mesh)
   prepare_epoch = jit_before_epoch(method, shardings)
   batches = pipeline.train_batches(
     train_source, method.views, batch_size=config.batch_size, seed=config.seed,

@@ -82,6 +82,13 @@ def make_step(method: Method, optimizer: optax.GradientTransformationExtraArgs, 
   return step
 
 
+def jit_step(step: Callable[..., Any], shardings: TrainState, mesh: jax.sharding.Mesh) -> Callable[..., Any]:
+  """What `make_step` gives, compiled: the state where it lies, donated; the rest on every device."""
+  everywhere = meshes.replicated(mesh)
+  return jax.jit(step, in_shardings=(shardings, meshes.batch_sharding(mesh)),
+                 out_shardings=(shardings, everywhere, everywhere), donate_argnums=0)
+
+
 def jit_before_epoch(method: Method, shardings: TrainState) -> Callable[[TrainState], TrainState]:
   """`Method.before_epoch`, compiled, writing where its state lies."""
   return jax.jit(method.before_epoch, donate_argnums=0, in_shardings=(shardings,), out_shardings=shardings)
