@@ -83,7 +83,8 @@ def settle(config: Any, source: Source, labelled: bool, mesh: Mesh, say: Say,
     config, chosen, facts = _resolve(config, facts, source, mesh, timed)
     for warning in facts.warnings:
       say(f'Warning: {warning}')
-    say(recipe.describe([*splits, *chosen]))
+    say(recipe.describe([*splits, *(choice for choice in chosen
+                                    if labelled or not choice.field.startswith('linear.'))]))
     if facts.seconds_per_image and not config.max_steps:
       minutes = config.epochs * facts.num_images * facts.seconds_per_image / 60
       say(f'Training takes about {minutes:.2g} minutes here; evaluation and pictures follow.')

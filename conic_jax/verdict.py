@@ -9,7 +9,8 @@ The rule reads the probe's reports (`evals/probe.py`) and the network at random 
    hardly oftener than in the random network, which is less than `GAIN` of the way from there to always; or
    the loss is above `CHANCE` of its value where it tells none, and the way is less than `CLEAR_GAIN`.
 3. *plateau*: over the last `STILL` probes and before the last `LATE` of the run, neither that share rose by
-   `PROGRESS` of itself, nor the loss's share of chance fell by it.
+   `PROGRESS` of itself, nor the loss's share of chance fell by it. A share above `SATURATED` cannot rise and
+   says nothing here.
 4. *learning*: anything else.
 
 A figure that a run does not have decides nothing, so that runs without a random network's figures, or methods
@@ -29,6 +30,7 @@ CHANCE = 0.97
 STILL = 4
 LATE = 0.9
 PROGRESS = 0.02
+SATURATED = 0.95
 
 LEARNING, WAITING, COLLAPSING, PLATEAU = 'learning', 'not learning yet', 'collapsing', 'plateau'
 
@@ -136,6 +138,8 @@ def _standstill(probes: Sequence[Mapping[str, Any]], settings: Any) -> str | Non
   before, last = probes[-1 - STILL], probes[-1]
   epochs = setting(settings, 'epochs')
   if epochs and last['epoch'] > LATE * epochs:
+    return None
+  if before['probe_instance_top1'] > SATURATED and 'loss_share' not in last:
     return None
   best = max(report['probe_instance_top1'] for report in probes[-STILL:])
   if best > before['probe_instance_top1'] * (1 + PROGRESS):

@@ -65,6 +65,16 @@ def test_a_resumed_run_keeps_its_settings(config, tmp_path, capsys, monkeypatch)
   assert 'Settings chosen when this run began' in capsys.readouterr().out
 
 
+@pytest.mark.parametrize('labelled', [True, False])
+def test_settings_of_the_linear_protocol_are_shown_where_it_can_run(config, images, mesh8, labelled):
+  said = []
+  settled, kept = settings.settle(
+    settings.choose_splits(config)[0], Folder(str(images), 'train'), labelled, mesh8, said.append)
+  assert any('linear.batch_size' in line for line in said) == labelled
+  assert settled.linear.batch_size == 128
+  assert 'linear.batch_size' in dict(kept['reasons'])
+
+
 def test_epochs_fit_the_minutes_by_the_speed_that_is_measured(config, images, mesh8, monkeypatch):
   monkeypatch.setattr(settings, '_TRIED_SECONDS', 0.1)
   config.epochs, config.minutes = None, 0.2

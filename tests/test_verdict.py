@@ -52,6 +52,15 @@ def test_a_healthy_run_and_its_plateau():
   assert word(*still, probe(85, 0.4, share=0.65)) == 'learning'
 
 
+def test_a_share_that_cannot_rise_makes_no_plateau():
+  """BYOL has no loss of chance, and its images soon find their other view nearly always."""
+  without_loss = [{name: value for name, value in probe(10 * index, 0.97).items() if name != 'loss_share'}
+                  for index in range(7)]
+  assert word(*without_loss) == 'learning'
+  assert word(*(probe(10 * index, 0.97, share=0.7) for index in range(7))) == 'plateau'
+  assert word(*(probe(10 * index, 0.97, share=0.7 - 0.02 * index) for index in range(7))) == 'learning'
+
+
 @pytest.mark.parametrize(('figures', 'expected'), [
   ({'head': 0.75}, 'collapsing'), ({'std': 0.0}, 'collapsing'), ({'std': 0.05}, 'collapsing'),
   ({'rankme': 4.}, 'collapsing'), ({'top1': 0.06}, 'not learning yet'),
