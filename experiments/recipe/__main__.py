@@ -1,6 +1,6 @@
 """Pretrains on every set with the default flags, and keeps a line of each run: what the recipe is worth.
 
-  python -m experiments.recipe.sets SETS …       writes the sets
+  python -m experiments.sets SETS …       writes the sets
   python -m experiments.recipe SETS              runs what has no line in results.jsonl yet
   python -m experiments.recipe.table             writes results.md and accuracy.png
 
@@ -29,7 +29,7 @@ KEPT = ('knn_top1', 'linear_top1')
 def main() -> None:
   """Does the runs that are missing, those of the first seed first."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('sets', type=Path, help='the folder that experiments.recipe.sets wrote')
+  parser.add_argument('sets', type=Path, help='the folder that experiments.sets wrote')
   parser.add_argument('--runs', type=Path, default=Path('runs/recipe'))
   parser.add_argument('--methods', default='conic')
   parser.add_argument('--only', default=','.join(EPOCHS), help='the sets to run on')

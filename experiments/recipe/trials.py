@@ -2,7 +2,7 @@
 
   python -m experiments.recipe.trials SETS [NAME …]
 
-SETS is the folder that experiments.recipe.sets wrote. Without names every trial runs that has no line in
+SETS is the folder that experiments.sets wrote. Without names every trial runs that has no line in
 trials.jsonl yet. All settings are given, none is left to the recipe; a run is on one core.
 """
 import argparse

@@ -3,7 +3,7 @@
   python -m experiments.verdict SETS         runs what has no line in results.jsonl yet, writes results.md
   python -m experiments.verdict SETS --judge  judges the kept reports anew, after a change of the rule
 
-SETS is the folder that experiments.recipe.sets wrote; a run is on one core. What a run is comes from its
+SETS is the folder that experiments.sets wrote; a run is on one core. What a run is comes from its
 held-out kNN accuracy, which the verdict never sees: it learned where that is above the random network's by
 `CLEAR` standard errors of a difference, and stood still where its second half changed it by no more.
 """
@@ -41,9 +41,9 @@ RUNS: dict[str, tuple[str, str, dict[str, Any], tuple[str, ...]]] = {
   'fast rows, α from the start, full colours': (
     'conic', 'tiny5k', {**CONSTANT, 'classifier.lr_scale': 30.0, 'views.strength': 1.0, 'epochs': 8},
     ('not learning yet', 'collapsing', 'plateau')),
-  'SimCLR, no rate after an eighth': ('simclr', 'cifar3k', {
-    **SIMCLR, 'epochs': 24, 'knn_every': 12, 'optimizer.schedule': 'steps', 'optimizer.milestones': '(1,2,3)'},
-                                      ('plateau',)),
+  'SimCLR, no rate after an eighth': (
+    'simclr', 'cifar3k', {**SIMCLR, 'epochs': 24, 'knn_every': 12, 'optimizer.schedule': 'steps',
+                          'optimizer.milestones': '(1,2,3)'}, ('plateau',)),
   'MoCo v2': ('moco_v2', 'cifar3k', MOCO, ('learning',)),
   'BYOL whose target is the network itself': (
     'byol', 'cifar3k', {'momentum.start': 0.0, 'momentum.schedule': 'constant', 'second_view.blur': 0.0,

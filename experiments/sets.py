@@ -1,20 +1,22 @@
-"""Writes the folders that the recipe is measured on.
+"""Writes the folders that experiments train and test on.
 
-  python -m experiments.recipe.sets OUT --cifar10=DIR --tinyimagenet=DIR --imagenet=DIR
+  python -m experiments.sets OUT --cifar10=DIR --tinyimagenet=DIR --imagenet=DIR --camvid=DIR
 
-Each DIR is what people unpack: train/CLASS/*, and test/CLASS/* or val/CLASS/*. A set is a folder with train/
-(what is pretrained on), choose/ (other training images, to choose settings by) and test/ (looked at once):
+Each DIR is what people unpack: train/CLASS/*, and test/CLASS/* or val/CLASS/*; of CamVid, SPLIT/images and
+SPLIT/masks. A set is a folder with train/ (what is pretrained on), choose/ (other training images, to choose
+settings by) and test/ (looked at once); one that is there already is left as it is:
 
   photographs   patches of ten photographs that scikit-image and scikit-learn bring; nothing to choose by
   digits        scikit-learn's handwritten digits, 8×8 and grey
-  cifar3k, cifar20k, tiny5k   that many images of CIFAR-10 and of Tiny-ImageNet
+  cifar3k, cifar5k, cifar20k, cifar45k, tiny5k   that many images of CIFAR-10 and of Tiny-ImageNet
   imagenet1k    photographs of ImageNet, one a class; choose/ and test/ are crops of the same photographs
+  camvid        a link to the street frames and their masks
 """
 import argparse
-import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import sklearn.datasets
@@ -23,26 +25,39 @@ from PIL import Image
 from conic_jax.data.photos import Photos
 
 _SEED = 0
-_CHOSEN_BY, _TESTED_ON = 2000, 5000
 _CROP_AREA = (0.2, 0.5)
+# Images to train on, to choose by and to test on.
+CIFAR10 = (('cifar3k', 3000, 2000, 5000), ('cifar5k', 5000, 5000, 5000), ('cifar20k', 20_000, 2000, 5000),
+           ('cifar45k', 45_000, 5000, 10_000))
 
 
 def main() -> None:
   """Writes every set whose images are given."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('out', type=Path)
-  for name in ('cifar10', 'tinyimagenet', 'imagenet'):
+  for name in ('cifar10', 'tinyimagenet', 'imagenet', 'camvid'):
     parser.add_argument(f'--{name}', type=Path)
   args = parser.parse_args()
-  photographs(args.out / 'photographs')
-  digits(args.out / 'digits')
+  write(args.out / 'photographs', photographs)
+  write(args.out / 'digits', digits)
   if args.cifar10:
-    share(args.cifar10, args.out / 'cifar3k', 3000)
-    share(args.cifar10, args.out / 'cifar20k', 20_000)
+    for name, count, chosen_by, tested_on in CIFAR10:
+      write(args.out / name, share, args.cifar10, count, chosen_by, tested_on)
   if args.tinyimagenet:
-    share(args.tinyimagenet, args.out / 'tiny5k', 5000)
+    write(args.out / 'tiny5k', share, args.tinyimagenet, 5000, 2000, 5000)
   if args.imagenet:
-    crops_of_photographs(args.imagenet, args.out / 'imagenet1k')
+    write(args.out / 'imagenet1k', crops_of_photographs, args.imagenet)
+  if args.camvid and not (args.out / 'camvid').exists():
+    (args.out / 'camvid').symlink_to(args.camvid.resolve())
+
+
+def write(out: Path, make: Callable[..., None], *of: Any) -> None:
+  """Makes a set of something, whole or not at all; one that is there stays."""
+  if not out.exists():
+    unfinished = out.with_name(f'.{out.name}')
+    shutil.rmtree(unfinished, ignore_errors=True)
+    make(unfinished, *of)
+    unfinished.rename(out)
 
 
 def photographs(out: Path) -> None:
@@ -67,20 +82,20 @@ def digits(out: Path) -> None:
       Image.fromarray(np.round(bunch.images[index] * 255 / 16).astype(np.uint8)).save(path)
 
 
-def share(source: Path, out: Path, count: int) -> None:
+def share(out: Path, source: Path, count: int, chosen_by: int, tested_on: int) -> None:
   """As many images of each class to train on, others to choose by, and held-out ones to test on."""
   held_out = next(source / name for name in ('test', 'val', 'validation') if (source / name).is_dir())
   rng = np.random.default_rng(_SEED)
   classes = sorted(path.name for path in (source / 'train').iterdir())
   for name in classes:
     images = _shuffled(source / 'train' / name, rng)
-    first, after = count // len(classes), (count + _CHOSEN_BY) // len(classes)
+    first, after = count // len(classes), (count + chosen_by) // len(classes)
     _copy(images[:first], out / 'train' / name)
     _copy(images[first:after], out / 'choose' / name)
-    _copy(_shuffled(held_out / name, rng)[:_TESTED_ON // len(classes)], out / 'test' / name)
+    _copy(_shuffled(held_out / name, rng)[:tested_on // len(classes)], out / 'test' / name)
 
 
-def crops_of_photographs(source: Path, out: Path) -> None:
+def crops_of_photographs(out: Path, source: Path) -> None:
   """Every photograph is a class: a crop of it is to find it among all of them."""
   rng = np.random.default_rng(_SEED)
   for index, path in enumerate(sorted(_images(source))):
@@ -112,8 +127,6 @@ def _shuffled(folder: Path, rng: np.random.Generator) -> list[Path]:
 def _copy(images: list[Path], folder: Path) -> None:
   folder.mkdir(parents=True, exist_ok=True)
   for path in images:
-    if os.path.exists(folder / path.name):
-      raise SystemExit(f'{folder / path.name} is there already: write to an empty folder.')
     shutil.copy(path, folder)
 
 

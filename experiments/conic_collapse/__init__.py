@@ -1,0 +1,30 @@
+"""Too much consistency makes all features alike: ConIC's Appendix B."""
+from collections.abc import Mapping
+
+from experiments.jobs import Experiment, Scale, Variant
+from experiments.statistics import Higher
+
+USUAL, LARGE, ALONE = 'α = 2.5', 'α = 100', 'consistency alone'
+# The rate falls as α grows, so that the consistency loss moves the network as fast as at α = 2.5.
+HUGE = 1e4
+
+
+def variants(scale: Scale) -> Mapping[str, Variant]:
+  """α at once, as pacing would hold it back."""
+  rows = scale.configs['conic']['classifier.lr_scale']
+  return {USUAL: Variant('conic', {'alpha': 2.5}),
+          LARGE: Variant('conic', {'alpha': 100.0, 'alpha_pace': 0.0, 'eval.baselines': True}),
+          ALONE: Variant('conic', {'alpha': HUGE, 'alpha_pace': 0.0, 'eval.baselines': True,
+                                   'classifier.lr_scale': rows}, rate=2.5 / HUGE)}
+
+
+EXPERIMENT = Experiment(
+  name='conic_collapse',
+  claim='Over-weighting the consistency loss collapses the features; alone it always does.',
+  source='ConIC, Appendix B',
+  paper='“Merely optimizing the consistency loss always leads to the trivial solution” (no figure).',
+  variants=variants,
+  questions=(Higher('feature_std', USUAL, LARGE), Higher('feature_std', USUAL, ALONE),
+             Higher('random_init_knn_top1', LARGE, LARGE, than='knn_top1'),
+             Higher('random_init_knn_top1', ALONE, ALONE, than='knn_top1')),
+  measures=('feature_std', 'probe_rankme', 'knn_top1', 'linear_top1'))

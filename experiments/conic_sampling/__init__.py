@@ -1,0 +1,27 @@
+"""ConIC's softmax over a window of classes, with and without their weight β: Fig. 5."""
+from collections.abc import Mapping
+
+from experiments.jobs import Experiment, Scale, Variant
+from experiments.statistics import Alike, Higher
+
+FULL, WEIGHTED, PLAIN = 'all classes', 'window, β = (N − 1)/(N′ − 1)', 'window, β = 1'
+MARGIN = 0.02
+# The paper's window is 65,536 of 1.28 million classes.
+WINDOW = {'cpu': 256, 'gpu': 2304}
+
+
+def variants(scale: Scale) -> Mapping[str, Variant]:
+  """A twentieth of the classes in the window, as in the paper."""
+  window = {'classifier.window': WINDOW[scale.name]}
+  return {FULL: Variant('conic', {'alpha': 2.5}), WEIGHTED: Variant('conic_s', window),
+          PLAIN: Variant('conic_s', {**window, 'classifier.beta': 1.0})}
+
+
+EXPERIMENT = Experiment(
+  name='conic_sampling',
+  claim='Sampling with the weight β equals the full softmax; β = 1 is worse.',
+  source='ConIC, Fig. 5',
+  paper='“Sampling compensation performs better than without and similar to the baseline without sampling.”',
+  variants=variants,
+  questions=tuple(question for measure in ('knn_top1', 'linear_top1')
+                  for question in (Alike(measure, WEIGHTED, FULL, MARGIN), Higher(measure, WEIGHTED, PLAIN))))

@@ -1,0 +1,239 @@
+"""Whether runs with several seeds support what a paper says: paired tests, and the words for their outcome.
+
+Every comparison is paired by the seed, which draws the first weights, the order of the images and their
+views: a run and its partner differ in one setting. With n seeds and differences d the test is Student's t on
+d with n − 1 degrees of freedom, at 95 %, two-sided, without a correction for the number of questions.
+"""
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import scipy.stats
+
+HOLDS, FAILS, OPEN = 'holds', 'does not hold here', 'not decided'
+CONFIDENCE, POWER = 0.95, 0.8
+FEWEST_SEEDS, MOST_SEEDS = 3, 200
+
+# By variant and seed: the figures of a run.
+Figures = Mapping[str, Mapping[int, Mapping[str, Any]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+  """How a figure is called and shown; `factor` 100 is for shares, in per cent and points."""
+  title: str
+  factor: float = 1.0
+  digits: int = 2
+
+
+MEASURES = {
+  'knn_top1': Measure('kNN, %', 100, 1), 'linear_top1': Measure('linear, %', 100, 1),
+  'random_init_knn_top1': Measure('kNN of the random network, %', 100, 1),
+  'random_init_linear_top1': Measure('linear of the random network, %', 100, 1),
+  'pixels_knn_top1': Measure('kNN of raw pixels, %', 100, 1),
+  'pixels_linear_top1': Measure('linear of raw pixels, %', 100, 1),
+  'loss': Measure('loss', digits=3), 'loss_instance': Measure('classification loss', digits=3),
+  'loss_consistency': Measure('consistency loss', digits=4),
+  'instance_top1': Measure('instance accuracy, %', 100, 1),
+  'feature_std': Measure('spread of features'), 'probe_rankme': Measure('RankMe', digits=1),
+  'probe_instance_top1': Measure('instance retrieval, %', 100, 1),
+  'mean_iou': Measure('mean IoU, %', 100, 1),
+  'similarity_gap': Measure('similarity of own above other views, %', 100, 2),
+  'class_retrieval': Measure('nearest image of the same class, %', 100, 1),
+  'class_chance': Measure('an image of the same class by chance, %', 100, 1),
+  'alignment': Measure('alignment, squared distance of views', digits=3),
+  'uniformity': Measure('uniformity', digits=3)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+  """What runs say to a question.
+
+  Attributes:
+    verdict: HOLDS, FAILS or OPEN.
+    question: what was asked, in words.
+    found: the difference with its spread, and what would be needed where it is not decided.
+  """
+  verdict: str
+  question: str
+  found: str
+
+
+class Question(Protocol):
+  """Something that runs decide."""
+
+  def answer(self, figures: Figures) -> Answer:
+    """The answer by the runs that are there."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Higher:
+  """Whether a figure of one variant is higher than that of another: a paired t-test.
+
+  Attributes:
+    than: the figure of the second, where it is another one.
+  """
+  measure: str
+  first: str
+  second: str
+  than: str = ''
+
+  def answer(self, figures: Figures) -> Answer:
+    """HOLDS where it is higher at 95 %, FAILS where it is lower at 95 %."""
+    than = f'the {title(self.than)}' if self.than else ''
+    of_second = '' if self.than and self.first == self.second else self.second
+    question = f'{title(self.measure)}: {self.first} above {" of ".join(filter(None, (than, of_second)))}'
+    return decide(question, differences(figures, self.measure, self.first, self.second, self.than),
+                  self.measure)
+
+
+@dataclasses.dataclass(frozen=True)
+class HigherAtEqual:
+  """Whether a figure of one variant is higher where another figure is equal: a paired t-test.
+
+  Both are read off the epochs of the runs: `at` falls as they learn, and each pair of runs is compared at the
+  lowest value that both reach, between the two epochs on either side of it.
+  """
+  measure: str
+  at: str
+  first: str
+  second: str
+
+  def answer(self, figures: Figures) -> Answer:
+    """HOLDS where it is higher at 95 %, FAILS where it is lower at 95 %."""
+    question = f'{title(self.measure)} at equal {title(self.at)}: {self.first} above {self.second}'
+    runs, others = figures.get(self.first, {}), figures.get(self.second, {})
+    gains = np.array([self._gain(runs[seed]['by_epoch'], others[seed]['by_epoch'])
+                      for seed in sorted(runs.keys() & others.keys())], np.float64)
+    return decide(question, gains, self.measure)
+
+  def _gain(self, run: Mapping[str, Sequence[float]], other: Mapping[str, Sequence[float]]) -> float:
+    level = max(min(run[self.at]), min(other[self.at]))
+    return at_level(run[self.at], run[self.measure], level) - at_level(
+      other[self.at], other[self.measure], level)
+
+
+@dataclasses.dataclass(frozen=True)
+class Alike:
+  """Whether a figure of two variants is the same to within a margin: two one-sided tests at 95 % each.
+
+  Attributes:
+    margin: in the figure's own units: 0.02 of an accuracy is two points.
+  """
+  measure: str
+  first: str
+  second: str
+  margin: float
+
+  def answer(self, figures: Figures) -> Answer:
+    """HOLDS where the 90 % interval lies within the margin, FAILS where the 95 % one lies outside."""
+    factor = MEASURES[self.measure].factor
+    question = (f'{title(self.measure)}: {self.first} as {self.second}, to within '
+                f'{self.margin * factor:g}')
+    gains = differences(figures, self.measure, self.first, self.second)
+    if len(gains) < FEWEST_SEEDS:
+      return Answer(OPEN, question, f'{len(gains)} of at least {FEWEST_SEEDS} seeds')
+    low, high = interval(gains, 2 * CONFIDENCE - 1)
+    outer_low, outer_high = interval(gains, CONFIDENCE)
+    inside = -self.margin < low and high < self.margin
+    outside = outer_low > self.margin or outer_high < -self.margin
+    return Answer(HOLDS if inside else FAILS if outside else OPEN, question, shown(gains, self.measure))
+
+
+@dataclasses.dataclass(frozen=True)
+class RisesWith:
+  """Whether two figures rise together over all runs: Spearman's rank correlation."""
+  first: str
+  second: str
+
+  def answer(self, figures: Figures) -> Answer:
+    """HOLDS where the correlation is above zero at 95 %, FAILS where it is below."""
+    question = f'{title(self.first)} and {title(self.second)} rise together'
+    pairs = [(run[self.first], run[self.second]) for runs in figures.values() for run in runs.values()
+             if self.first in run and self.second in run]
+    if len(pairs) < 2 * FEWEST_SEEDS:
+      return Answer(OPEN, question, f'{len(pairs)} runs')
+    first, second = np.array(pairs).T
+    found: Any = scipy.stats.spearmanr(first, second)
+    verdict = OPEN if found.pvalue > 1 - CONFIDENCE else HOLDS if found.statistic > 0 else FAILS
+    said = f'ρ = {found.statistic:.2f} over {len(pairs)} runs, p = {found.pvalue:.2g}'
+    return Answer(verdict, question, said)
+
+
+def overall(answers: Sequence[Answer]) -> str:
+  """HOLDS where all do, FAILS where one does, OPEN otherwise."""
+  verdicts = [answer.verdict for answer in answers]
+  if FAILS in verdicts:
+    return FAILS
+  return HOLDS if verdicts and set(verdicts) == {HOLDS} else OPEN
+
+
+def decide(question: str, gains: np.ndarray, measure: str) -> Answer:
+  """HOLDS where the mean of the differences is above zero at 95 %, FAILS where it is below."""
+  if len(gains) < FEWEST_SEEDS:
+    return Answer(OPEN, question, f'{len(gains)} of at least {FEWEST_SEEDS} seeds')
+  low, high = interval(gains, CONFIDENCE)
+  verdict = HOLDS if low > 0 else FAILS if high < 0 else OPEN
+  found = f'{shown(gains, measure)}, p = {chance(gains):.2g}'
+  return Answer(verdict, question, found + (f'; {needed(gains)}' if verdict == OPEN else ''))
+
+
+def differences(figures: Figures, measure: str, first: str, second: str, than: str = '') -> np.ndarray:
+  """First less second, float64 [seeds that both have]; `than` is the second's figure, if another one."""
+  runs, others = figures.get(first, {}), figures.get(second, {})
+  pairs = [(runs[seed].get(measure), others[seed].get(than or measure))
+           for seed in sorted(runs.keys() & others.keys())]
+  return np.array([one - two for one, two in pairs if one is not None and two is not None], np.float64)
+
+
+def at_level(falling: Sequence[float], values: Sequence[float], level: float) -> float:
+  """Values where the other figure first falls to a level, linear between the two epochs around it."""
+  after = next(index for index, value in enumerate(falling) if value <= level)
+  if after == 0:
+    return values[0]
+  share = (falling[after - 1] - level) / (falling[after - 1] - falling[after])
+  return values[after - 1] + share * (values[after] - values[after - 1])
+
+
+def interval(gains: np.ndarray, confidence: float) -> tuple[float, float]:
+  """Student's confidence interval of the mean; a point where all are equal."""
+  mean, error = gains.mean(), scipy.stats.sem(gains)
+  if not error:
+    return float(mean), float(mean)
+  low, high = scipy.stats.t.interval(confidence, len(gains) - 1, loc=mean, scale=error)
+  return float(low), float(high)
+
+
+def chance(gains: np.ndarray) -> float:
+  """How probable a mean as far from zero is where there is no difference: the two-sided p."""
+  error = scipy.stats.sem(gains)
+  if not error:
+    return 0.0 if gains.mean() else 1.0
+  return float(2 * scipy.stats.t.sf(abs(gains.mean()) / error, len(gains) - 1))
+
+
+def needed(gains: np.ndarray) -> str:
+  """How many seeds would show such a difference four times of five."""
+  if not gains.mean():
+    return 'no number of seeds shows a difference of zero'
+  ratio = gains.std(ddof=1) / abs(gains.mean())
+  for seeds in range(len(gains) + 1, MOST_SEEDS + 1):
+    quantiles = scipy.stats.t.ppf([(1 + CONFIDENCE) / 2, POWER], seeds - 1)
+    if quantiles.sum() * ratio <= seeds ** 0.5:
+      return f'{seeds} seeds would show a difference as large'
+  return f'more than {MOST_SEEDS} seeds would be needed for a difference as small'
+
+
+def shown(gains: np.ndarray, measure: str) -> str:
+  """Mean and standard deviation of differences, in points of an accuracy."""
+  scaled = MEASURES[measure].factor * gains
+  digits = MEASURES[measure].digits
+  points = ' points' if MEASURES[measure].factor == 100 else ''
+  return f'{scaled.mean():+.{digits}f} ± {scaled.std(ddof=1):.{digits}f}{points} over {len(gains)} seeds'
+
+
+def title(measure: str) -> str:
+  """The figure's name without its unit."""
+  return MEASURES[measure].title.removesuffix(', %')

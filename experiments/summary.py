@@ -1,0 +1,141 @@
+"""Writes the page of every experiment from the lines of its runs, and experiments/README.md.
+
+  python -m experiments.summary                 what --scale=cpu found
+  python -m experiments.summary --scale=gpu     the same of an accelerator's runs
+
+Every number of these pages comes from here. A claim *holds* where all of its questions do, *does not hold
+here* where the runs say the opposite of one, and is *not decided* otherwise; `experiments/statistics.py` has
+the rule.
+"""
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments import jobs, pictures, statistics
+from experiments.jobs import HERE, Experiment, Scale
+from experiments.scales import SCALES
+from experiments.statistics import MEASURES, Answer, Figures
+from experiments.tuning import tuned
+
+MARKS = '<!-- claims -->', '<!-- /claims -->'
+
+
+def main() -> None:
+  """Writes all pages."""
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--scale', choices=SCALES, default='cpu')
+  args = parser.parse_args()
+  write(jobs.load(jobs.all_names()), SCALES[args.scale])
+
+
+def write(experiments: list[Experiment], scale: Scale, root: Path = HERE) -> None:
+  """Writes each experiment's README.md and picture, and the table of all claims.
+
+  Args:
+    experiments: all of them.
+    scale: of the runs.
+    root: the folder of their folders.
+  """
+  results = jobs.read(scale.name, root)
+  chosen = tuned(scale, results)
+  rows = []
+  for experiment in experiments:
+    lines = jobs.lines_of(experiment, scale, chosen, results)
+    figures = {variant: {seed: line['figures'] for seed, line in seeds.items()}
+               for variant, seeds in lines.items()}
+    if experiment.pools:
+      figures = {key: {0: line['figures']} for key, line in results.items()}
+    answers = [question.answer(figures) for question in experiment.questions]
+    folder = root / experiment.name
+    folder.mkdir(exist_ok=True)
+    picture = folder / ('figure.png' if scale.name == 'cpu' else f'figure_{scale.name}.png')
+    pictures.draw(experiment, experiment.variants(scale), figures, picture)
+    page = describe(experiment, scale, lines, figures, answers, picture)
+    (folder / ('README.md' if scale.name == 'cpu' else f'{scale.name}.md')).write_text(page)
+    if experiment.questions:
+      rows.append(row(experiment, answers))
+  index = root / 'README.md'
+  if scale.name == 'cpu' and index.exists():
+    index.write_text(with_rows(index.read_text(), rows))
+
+
+def describe(experiment: Experiment, scale: Scale, lines: Mapping[str, Mapping[int, Mapping[str, Any]]],
+             figures: Figures, answers: list[Answer], picture: Path) -> str:
+  """The page of an experiment."""
+  wanted = [*experiment.variants(scale)]
+  runs = [line for seeds in lines.values() for line in seeds.values()]
+  parts = [f'# {experiment.claim}', f'**Source:** {experiment.source}. {experiment.paper}']
+  if answers:
+    parts.append(f'**Here:** {statistics.overall(answers)}. {experiment.meaning}'.strip())
+    parts.append('\n'.join(['| question | answer | difference, mean ± deviation |', '| --- | --- | --- |',
+                            *(f'| {each.question} | {each.verdict} | {each.found} |' for each in answers)]))
+  if runs:
+    parts.append(table(experiment, wanted, figures))
+  if picture.exists():
+    parts.append(f'![{experiment.claim}]({picture.name})')
+  flag = '' if scale.name == 'cpu' else f' --scale={scale.name}'
+  parts.append(f'```\npython -m experiments.run {experiment.name} --data=SETS{flag}\n'
+               f'python -m experiments.summary{flag}\n```')
+  missing = len(wanted) * experiment.seeds - len(runs)
+  if runs:
+    parts.append(made(runs))
+  if wanted and missing:
+    parts.append(f'{missing} of {len(wanted) * experiment.seeds} runs are missing.')
+  return '\n\n'.join(parts) + '\n'
+
+
+def table(experiment: Experiment, names: list[str], figures: Figures) -> str:
+  """A row for each variant: mean and standard deviation over its seeds."""
+  rows = [f'| run | seeds | {" | ".join(MEASURES[name].title for name in experiment.measures)} |',
+          f'| --- | ---: |{" ---: |" * len(experiment.measures)}']
+  for name in names:
+    if runs := figures.get(name):
+      cells = [spread([run[measure] for run in runs.values() if measure in run], measure)
+               for measure in experiment.measures]
+      rows.append(f'| {name} | {len(runs)} | {" | ".join(cells)} |')
+  return '\n'.join(rows)
+
+
+def spread(values: list[float], measure: str) -> str:
+  """Mean ± standard deviation; of one the number alone; – of none."""
+  if not values:
+    return '–'
+  scaled, digits = MEASURES[measure].factor * np.array(values), MEASURES[measure].digits
+  deviation = f' ± {scaled.std(ddof=1):.{digits}f}' if len(scaled) > 1 else ''
+  return f'{scaled.mean():.{digits}f}{deviation}'
+
+
+def made(runs: list[Mapping[str, Any]]) -> str:
+  """On what, when, and how long."""
+  cpus = ', '.join(sorted({run['cpu'] for run in runs}))
+  dates = sorted(run['date'] for run in runs)
+  when = dates[0] if dates[0] == dates[-1] else f'{dates[0]} to {dates[-1]}'
+  seconds = [run['seconds'] for run in runs if 'seconds' in run]
+  lasting = f', {np.median(seconds) / 60:.1f} minutes a run (median)' if seconds else ''
+  found = sorted({run['versions']['jax'] for run in runs if 'versions' in run})
+  jax = f', jax {", ".join(found)}' if found else ''
+  return f'{len(runs)} runs on one core each of {cpus}{jax}, {when}{lasting}.'
+
+
+def row(experiment: Experiment, answers: list[Answer]) -> str:
+  """A line of the table of claims."""
+  found = '; '.join(f'{each.question}: {each.found}' for each in answers[:2])
+  count = sum(answer.verdict == statistics.HOLDS for answer in answers)
+  verdict = statistics.overall(answers)
+  share = '' if verdict == statistics.HOLDS else f' ({count} of {len(answers)} questions hold)'
+  return (f'| [{experiment.claim}]({experiment.name}/README.md) | {experiment.source} | {found} '
+          f'| **{verdict}**{share} |')
+
+
+def with_rows(page: str, rows: list[str]) -> str:
+  """The page with the table between its marks."""
+  before, rest = page.split(MARKS[0])
+  head = ['| claim | source | here | |', '| --- | --- | --- | --- |']
+  return '\n'.join([before + MARKS[0], *head, *rows, MARKS[1]]) + rest.split(MARKS[1])[1]
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,30 @@
+"""The learning rate that each config's runs are started with, from the results of experiments/rates."""
+from collections.abc import Mapping
+from typing import Any
+
+from experiments import jobs, rates
+from experiments.jobs import Scale
+
+FIELDS = ('optimizer.learning_rate', 'classifier.lr_scale')
+BY = ('knn_top1', 'linear_top1')
+
+
+def tuned(scale: Scale, results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+  """Of each config whose rates were all tried, the fields of the run that is best.
+
+  The best has the highest mean of kNN and linear accuracy on held-out training images.
+
+  Args:
+    scale: of the runs.
+    results: the lines of finished runs.
+  """
+  tried: dict[str, list[tuple[float, dict[str, Any]]]] = {}
+  asked: dict[str, int] = {}
+  for job in jobs.jobs(rates.EXPERIMENT, scale, {}):
+    asked[job.config] = asked.get(job.config, 0) + 1
+    if job.key in results:
+      figures = results[job.key]['figures']
+      fields = {name: job.settings[name] for name in FIELDS if name in job.settings}
+      tried.setdefault(job.config, []).append((sum(figures[name] for name in BY), fields))
+  return {config: max(found, key=lambda each: each[0])[1] for config, found in tried.items()
+          if len(found) == asked[config]}
