@@ -34,7 +34,8 @@ class Variant:
   """One way to train, or to measure without training.
 
   Attributes:
-    config: a file of configs/ without its ending; '' trains nothing.
+    config: a file of configs/ without its ending, 'conic', with the scale's preset, or with one of its own,
+      'conic:photos'; '' trains nothing.
     settings: fields that differ from the scale's, by their paths.
     rate: the learning rate in units of the one that was tuned for the config.
     after: what is measured on the run.
@@ -83,6 +84,8 @@ class Experiment:
     measures: the figures of the table and of the picture, names of `statistics.MEASURES`.
     seeds: of each variant.
     tuned: whether runs take the learning rate that was tuned for their config.
+    bare: whether runs have their variants' settings alone, without the scale's.
+    own_page: whether its page is written by a command of its own.
     pools: whether its questions are to the runs of all experiments.
     axis: what the variants' places are, for the picture.
     logarithmic: whether that axis is.
@@ -97,6 +100,8 @@ class Experiment:
   measures: tuple[str, ...] = ('knn_top1', 'linear_top1')
   seeds: int = 3
   tuned: bool = True
+  bare: bool = False
+  own_page: bool = False
   pools: bool = False
   axis: str = ''
   logarithmic: bool = False
@@ -179,7 +184,8 @@ def jobs(experiment: Experiment, scale: Scale, tuned: Mapping[str, Mapping[str, 
     for name, variant in experiment.variants(scale).items():
       if variant.config and experiment.tuned and variant.config not in tuned:
         continue
-      settings = settings_of(variant, scale, tuned.get(variant.config, {}) if experiment.tuned else {})
+      settings = dict(variant.settings) if experiment.bare else settings_of(
+        variant, scale, tuned.get(variant.config, {}) if experiment.tuned else {})
       found.append(Job(experiment.name, name, seed, scale.name, variant.config, settings, variant.after))
   return found
 

@@ -10,7 +10,7 @@ from experiments.jobs import Experiment, Variant
 from experiments.statistics import MEASURES, Figures
 
 COLOURS = ('#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9', '#D55E00')
-MOST_NAMES = 6
+MOST_PANELS = 4
 
 
 def draw(experiment: Experiment, variants: Mapping[str, Variant], figures: Figures, path: Path) -> None:
@@ -24,7 +24,7 @@ def draw(experiment: Experiment, variants: Mapping[str, Variant], figures: Figur
   """
   matplotlib.use('Agg')
   measures = [name for name in experiment.measures
-              if any(name in run for runs in figures.values() for run in runs.values())]
+              if any(name in run for runs in figures.values() for run in runs.values())][:MOST_PANELS]
   if experiment.pools:
     _points(experiment.measures, figures, path)
   elif measures and all(variant.place is not None for variant in variants.values()):
@@ -68,18 +68,18 @@ def _lines(experiment, variants, figures, measures, path) -> None:
 
 def _rows(variants, figures, measures, path) -> None:
   names = [name for name in variants if figures.get(name)]
-  figure, axes = plt.subplots(1, len(measures), figsize=(2.2 + 2.8 * len(measures), 0.8 + 0.32 * len(names)),
+  figure, axes = plt.subplots(1, len(measures), figsize=(2.2 + 2.8 * len(measures), 1 + 0.32 * len(names)),
                               layout='constrained', sharey=True, squeeze=False)
   for axis, measure in zip(axes[0], measures, strict=True):
     for row, name in enumerate(names):
       values = _values(figures, name, measure)
       if len(values):
         axis.plot(values, [row] * len(values), '.', color=COLOURS[0], markersize=5, alpha=0.7)
-        axis.plot(values.mean(), row, '|', color='black', markersize=12)
+        axis.plot(values.mean(), row, '|', color='black', markersize=14)
     axis.set_title(MEASURES[measure].title, fontsize=9)
     axis.grid(alpha=0.3)
   axes[0][0].set_yticks(range(len(names)), names, fontsize=8)
-  axes[0][0].invert_yaxis()
+  axes[0][0].set_ylim(len(names) - 0.4, -0.6)
   _save(figure, path)
 
 

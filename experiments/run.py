@@ -127,29 +127,32 @@ class Work:
 
   def _run(self, job: Job) -> None:
     folder, name = self.folder(job), f'{job.experiment}: {job.variant}, seed {job.seed}'
-    resumed, begun = folder.exists(), time.monotonic()
+    resumed, used = folder.exists(), 0.0
     folder.mkdir(parents=True, exist_ok=True)
     for argv in commands(job, self.scale.preset, folder, self.data):
-      if not self._call(argv, folder.with_suffix('.log')):
+      ended_well, seconds = self._call(argv, folder.with_suffix('.log'))
+      used += seconds
+      if not ended_well:
         outcome = 'stopped' if self._over.is_set() else f'failed, see {folder.with_suffix(".log")}'
         print(f'{name}: {outcome}', flush=True)
         return
-    seconds = {} if resumed else {'seconds': round(time.monotonic() - begun)}
-    jobs.append(job, {'figures': figures(job, folder), **seconds, 'cpu': cpu_name(),
+    lasting = {} if resumed else {'core_seconds': round(used)}
+    jobs.append(job, {'figures': figures(job, folder), **lasting, 'cpu': cpu_name(),
                       'date': datetime.date.today().isoformat(), **versions(folder)}, self.root)
-    print(f'{name}: done, {time.monotonic() - begun:.0f} s', flush=True)
+    print(f'{name}: done, {used:.0f} s of a core', flush=True)
 
-  def _call(self, argv: Sequence[str], log: Path) -> bool:
-    """Whether a command ended well; what it says goes to the log."""
+  def _call(self, argv: Sequence[str], log: Path) -> tuple[bool, float]:
+    """Whether a command ended well, and the seconds of a core it used; what it says goes to the log."""
     environment = {**os.environ, **({'JAX_PLATFORMS': 'cpu'} if self.scale.name == 'cpu' else {})}
     with log.open('ab') as file, subprocess.Popen([sys.executable, '-m', *argv], env=environment,
                                                   stdout=file, stderr=subprocess.STDOUT) as process:
       self._processes.add(process)
       if self._over.is_set():
         process.terminate()
-      process.wait()
+      _, status, usage = os.wait4(process.pid, 0)
+      process.returncode = os.waitstatus_to_exitcode(status)
       self._processes.discard(process)
-    return process.returncode == 0
+    return process.returncode == 0, usage.ru_utime + usage.ru_stime
 
 
 @contextlib.contextmanager
@@ -169,9 +172,11 @@ def commands(job: Job, preset: str, folder: Path, data: Path) -> list[list[str]]
   """The training, where there is one, and what is measured after it."""
   found = []
   if job.config:
-    settings = {**job.settings, 'data.dir': str(data / job.settings['data.dir']), 'run': str(folder),
-                'seed': job.seed}
-    found.append(['conic_jax.main', f'--config=configs/{job.config}.py:{preset}',
+    file, _, own_preset = job.config.partition(':')
+    settings = {**job.settings, 'run': str(folder), 'seed': job.seed}
+    if 'data.dir' in settings:
+      settings['data.dir'] = str(data / settings['data.dir'])
+    found.append(['conic_jax.main', f'--config=configs/{file}.py:{own_preset or preset}',
                   *(f'--config.{field}={flag(value)}' for field, value in settings.items())])
   for step in job.after:
     found.append([part.format(run=folder, data=data, seed=job.seed) for part in step.argv])
@@ -187,10 +192,11 @@ def figures(job: Job, folder: Path) -> dict[str, Any]:
   """What a finished run is worth: its evaluation, its last epoch, and what was measured after it."""
   found: dict[str, Any] = {}
   if job.config:
+    log_every = json.loads((folder / 'config.json').read_text())['log_every']
     reports = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
     summary = json.loads((folder / 'summary.json').read_text())
     # A run that goes on reports its first step too.
-    regular = [report for report in reports if report['step'] % job.settings['log_every'] == 0]
+    regular = [report for report in reports if report['step'] % log_every == 0]
     last_epoch = [report for report in regular if report['epoch'] > reports[-1]['epoch'] - 1]
     for name in AVERAGED:
       if values := [report[name] for report in last_epoch if name in report]:

@@ -41,7 +41,7 @@ MEASURES = {
   'mean_iou': Measure('mean IoU, %', 100, 1),
   'similarity_gap': Measure('similarity of own above other views, %', 100, 2),
   'class_retrieval': Measure('nearest image of the same class, %', 100, 1),
-  'class_chance': Measure('an image of the same class by chance, %', 100, 1),
+  'class_chance': Measure('chance of the same class, %', 100, 1),
   'alignment': Measure('alignment, squared distance of views', digits=3),
   'uniformity': Measure('uniformity', digits=3)}
 

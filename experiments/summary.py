@@ -47,7 +47,9 @@ def write(experiments: list[Experiment], scale: Scale, root: Path = HERE) -> Non
     figures = {variant: {seed: line['figures'] for seed, line in seeds.items()}
                for variant, seeds in lines.items()}
     if experiment.pools:
-      figures = {key: {0: line['figures']} for key, line in results.items()}
+      figures = {key: {0: line['figures']} for key, line in results.items() if is_alike(line, scale)}
+    if experiment.own_page:
+      continue
     answers = [question.answer(figures) for question in experiment.questions]
     folder = root / experiment.name
     folder.mkdir(exist_ok=True)
@@ -56,10 +58,16 @@ def write(experiments: list[Experiment], scale: Scale, root: Path = HERE) -> Non
     page = describe(experiment, scale, lines, figures, answers, picture)
     (folder / ('README.md' if scale.name == 'cpu' else f'{scale.name}.md')).write_text(page)
     if experiment.questions:
-      rows.append(row(experiment, answers))
+      rows.append(row(experiment, answers if figures else []))
   index = root / 'README.md'
   if scale.name == 'cpu' and index.exists():
     index.write_text(with_rows(index.read_text(), rows))
+
+
+def is_alike(line: Mapping[str, Any], scale: Scale) -> bool:
+  """Whether a run learned from the scale's images and was tested on its test images."""
+  fields = ('data.dir', 'data.test')
+  return all(line['settings'].get(field) == scale.common.get(field, '') for field in fields)
 
 
 def describe(experiment: Experiment, scale: Scale, lines: Mapping[str, Mapping[int, Mapping[str, Any]]],
@@ -113,8 +121,8 @@ def made(runs: list[Mapping[str, Any]]) -> str:
   cpus = ', '.join(sorted({run['cpu'] for run in runs}))
   dates = sorted(run['date'] for run in runs)
   when = dates[0] if dates[0] == dates[-1] else f'{dates[0]} to {dates[-1]}'
-  seconds = [run['seconds'] for run in runs if 'seconds' in run]
-  lasting = f', {np.median(seconds) / 60:.1f} minutes a run (median)' if seconds else ''
+  seconds = [run['core_seconds'] for run in runs if 'core_seconds' in run]
+  lasting = f', {np.median(seconds) / 60:.1f} minutes of the core a run (median)' if seconds else ''
   found = sorted({run['versions']['jax'] for run in runs if 'versions' in run})
   jax = f', jax {", ".join(found)}' if found else ''
   return f'{len(runs)} runs on one core each of {cpus}{jax}, {when}{lasting}.'
@@ -122,10 +130,10 @@ def made(runs: list[Mapping[str, Any]]) -> str:
 
 def row(experiment: Experiment, answers: list[Answer]) -> str:
   """A line of the table of claims."""
-  found = '; '.join(f'{each.question}: {each.found}' for each in answers[:2])
+  found = '; '.join(f'{each.question}: {each.found}' for each in answers[:2]) or 'no runs yet'
   count = sum(answer.verdict == statistics.HOLDS for answer in answers)
   verdict = statistics.overall(answers)
-  share = '' if verdict == statistics.HOLDS else f' ({count} of {len(answers)} questions hold)'
+  share = f' ({count} of {len(answers)} questions hold)' if answers and verdict != statistics.HOLDS else ''
   return (f'| [{experiment.claim}]({experiment.name}/README.md) | {experiment.source} | {found} '
           f'| **{verdict}**{share} |')
 

@@ -6,7 +6,7 @@ from experiments.statistics import Higher
 
 # Shares of the images; the paper draws from 1,024 to 65,536 of 1.28 million.
 SHARES = (64, 16, 4)
-NAMES = tuple(f'1/{share}' for share in SHARES)
+NAMES = tuple(f'1/{share} of the classes' for share in SHARES)
 IMAGES = {'cpu': 5000, 'gpu': 45_000}
 
 
@@ -16,7 +16,7 @@ def variants(scale: Scale) -> Mapping[str, Variant]:
   images = IMAGES[scale.name]
   drawn = {name: Variant('one_million', {**bare, 'classifier.drawn': images // share}, place=images // share)
            for name, share in zip(NAMES, SHARES, strict=True)}
-  return {**drawn, 'all': Variant('one_million', bare, place=images)}
+  return {**drawn, 'all classes': Variant('one_million', bare, place=images)}
 
 
 EXPERIMENT = Experiment(
@@ -25,6 +25,6 @@ EXPERIMENT = Experiment(
   source='One-Million, Table 3',
   paper='Linear accuracy: 2¹⁰ of 1.28 million 64.8, 2¹² 65.3, 2¹⁴ 65.4, 2¹⁶ 65.5, all 67.3.',
   variants=variants,
-  questions=(*(Higher('linear_top1', 'all', name) for name in NAMES),
+  questions=(*(Higher('linear_top1', 'all classes', name) for name in NAMES),
              Higher('linear_top1', NAMES[2], NAMES[0])),
   axis='negatives', logarithmic=True)

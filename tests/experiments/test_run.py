@@ -60,7 +60,7 @@ def test_all_runs_are_done_and_kept(undisturbed, sets):
   assert len(found['with']['by_epoch']['loss_instance']) == 6
   line = next(iter(jobs.read('cpu', undisturbed).values()))
   assert line['settings']['data.dir'] == 'set'
-  assert line['seconds'] > 0
+  assert line['core_seconds'] > 0
   assert 'jax' in line['versions']
   assert str(sets) not in (undisturbed / 'tiny' / 'results.jsonl').read_text()
 
@@ -84,7 +84,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(undisturbed, sets, tmp_path, caps
   assert set(figures(tmp_path)) == {'without'}
   Work([EXPERIMENT], TINY, sets, tmp_path / 'runs', tmp_path).do([0], 10)
   assert figures(tmp_path) == figures(undisturbed)
-  assert 'seconds' not in next(line for line in jobs.read('cpu', tmp_path).values()
+  assert 'core_seconds' not in next(line for line in jobs.read('cpu', tmp_path).values()
                                if line['variant'] == 'with')
 
 
