@@ -364,7 +364,7 @@ def _stop_for(name: str, value: float, step: int, checkpoints: Checkpoints, conf
     f'The {name} was {value} at step {step}; the last good checkpoint is {checkpoints.last_path()}, '
     'where the same command goes on. Likely: config.optimizer.learning_rate '
     f'{config.optimizer.learning_rate} is too high (try a third), config.optimizer.warmup_epochs '
-    f'{config.optimizer.warmup_epochs} is too short, or config.dtype {config.dtype} is too narrow (try '
+    f'{config.optimizer.warmup_epochs:g} is too short, or config.dtype {config.dtype} is too narrow (try '
     'float32).')
 
 

@@ -8,9 +8,10 @@ The rule reads the probe's reports (`evals/probe.py`) and the network at random 
 2. *not learning yet*: images are not told apart. An image finds its own other view (`probe_instance_top1`)
    hardly oftener than in the random network, which is less than `GAIN` of the way from there to always; or
    the loss is above `CHANCE` of its value where it tells none, and the way is less than `CLEAR_GAIN`.
-3. *plateau*: over the last `STILL` probes and before the last `LATE` of the run, neither that share rose by
-   `PROGRESS` of itself, nor the loss's share of chance fell by it. A share above `SATURATED` cannot rise and
-   says nothing here.
+3. *plateau*: nothing moves, before the last `LATE` of the run. Of the last `STILL` probes the means of the
+   first two and of the last two are compared, as one is noisy: that share rose by less than `FOUND_MORE` of
+   itself, `probe_rankme` by less than `PROGRESS`, and the loss's share of chance fell by less than that.
+   A share above `SATURATED` cannot rise and says nothing here.
 4. *learning*: anything else.
 
 A figure that a run does not have decides nothing, so that runs without a random network's figures, or methods
@@ -27,9 +28,10 @@ POINT = 1e-3
 GAIN = 0.03
 CLEAR_GAIN = 0.15
 CHANCE = 0.97
-STILL = 4
+STILL = 5
 LATE = 0.9
 PROGRESS = 0.02
+FOUND_MORE = 0.05
 SATURATED = 0.95
 
 LEARNING, WAITING, COLLAPSING, PLATEAU = 'learning', 'not learning yet', 'collapsing', 'plateau'
@@ -133,23 +135,31 @@ def _no_start(last: Mapping[str, Any], random: Mapping[str, float]) -> str | Non
 
 def _standstill(probes: Sequence[Mapping[str, Any]], settings: Any) -> str | None:
   """A phrase on a run whose measures stand still, None for one that moves or is about to end."""
-  if len(probes) <= STILL:
+  if len(probes) < STILL:
     return None
-  before, last = probes[-1 - STILL], probes[-1]
+  before, last = probes[-STILL], probes[-1]
   epochs = setting(settings, 'epochs')
   if epochs and last['epoch'] > LATE * epochs:
     return None
   if before['probe_instance_top1'] > SATURATED and 'loss_share' not in last:
     return None
-  best = max(report['probe_instance_top1'] for report in probes[-STILL:])
-  if best > before['probe_instance_top1'] * (1 + PROGRESS):
-    return None
-  lowest = min(report.get('loss_share', math.inf) for report in probes[-STILL:])
-  if lowest < before.get('loss_share', 0) * (1 - PROGRESS):
+  window = probes[-STILL:]
+  if (_growth(window, 'probe_instance_top1') > FOUND_MORE or _growth(window, 'probe_rankme') > PROGRESS
+      or _growth(window, 'loss_share') < -PROGRESS):
     return None
   return (f'Little has changed since epoch {before["epoch"]:.0f}: an image finds its other view in '
           f'{last["probe_instance_top1"]:.1%} of the cases, then {before["probe_instance_top1"]:.1%}'
           f'{_of_chance(last)}')
+
+
+def _growth(window: Sequence[Mapping[str, Any]], name: str) -> float:
+  """How much a figure rose, from the mean of the first two probes to that of the last two, of itself."""
+  if not all(name in probe for probe in window):
+    return 0.0
+  first, last = (probes[0][name] + probes[1][name] for probes in (window[:2], window[-2:]))
+  if first <= 0:
+    return math.inf if last > 0 else 0.0
+  return last / first - 1
 
 
 def _found(last: Mapping[str, Any], random: Mapping[str, float]) -> str:

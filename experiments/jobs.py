@@ -55,19 +55,27 @@ class Scale:
   """How large the runs are.
 
   Attributes:
-    name: 'cpu' or 'gpu'; the results of 'cpu' are results.jsonl, of others results_NAME.jsonl.
+    name: the results of 'cpu' are results.jsonl, of others results_NAME.jsonl.
     preset: of the configs.
     common: settings of every run.
     configs: settings of a config's runs beside these.
+    images: to train on.
     lengths: of the runs of experiments that vary it, in epochs, the last one the usual.
     batches: sizes a factor of four apart, the middle one the usual.
+    window: classes of a sampled softmax.
+    iterations: of segmentation.
+    tuned: whether rates are tuned, not the papers'.
   """
   name: str
   preset: str
   common: Mapping[str, Any]
   configs: Mapping[str, Mapping[str, Any]]
+  images: int
   lengths: tuple[int, ...]
   batches: tuple[int, int, int]
+  window: int
+  iterations: int
+  tuned: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +190,7 @@ def jobs(experiment: Experiment, scale: Scale, tuned: Mapping[str, Mapping[str, 
   found = []
   for seed in range(experiment.seeds):
     for name, variant in experiment.variants(scale).items():
-      if variant.config and experiment.tuned and variant.config not in tuned:
+      if variant.config and experiment.tuned and scale.tuned and variant.config not in tuned:
         continue
       settings = dict(variant.settings) if experiment.bare else settings_of(
         variant, scale, tuned.get(variant.config, {}) if experiment.tuned else {})

@@ -1,8 +1,9 @@
-"""The settings that the runs of every experiment share: `cpu` for two cores, `gpu` for an accelerator.
+"""The settings that the runs of every experiment share.
 
-They are those that conic_jax/recipe chooses for such a folder, written out, so that a change of the recipe
-changes no experiment. `--data` of `python -m experiments.run` is the folder of the sets that
-`python -m experiments.sets` writes.
+`cpu` is for two cores and `gpu` for one accelerator: theirs are those that conic_jax/recipe chooses for such
+a folder, written out, so that a change of the recipe changes no experiment. `imagenet100` and `imagenet` are
+the papers' own, for 8 GPUs; large.md says for how long. `--data` of `python -m experiments.run` is the folder
+of the sets that `python -m experiments.sets` writes.
 """
 from typing import Any
 
@@ -57,6 +58,17 @@ def with_heads(hidden: int) -> dict[str, dict[str, Any]]:
           for name, settings in CONFIGS.items()}
 
 
+# What a rate in proportion to the batch starts from; SimCLR's is 0.3 for 256 images.
+PAPERS: dict[str, dict[str, Any]] = {
+  'conic': {'classifier.lr_scale': 1.0, 'optimizer.learning_rate': 0.06, 'batch_size': 512},
+  'simclr': {'optimizer.learning_rate': 0.6, 'batch_size': 512, 'epochs': 200}, 'byol': {'epochs': 200}}
+
 SCALES = {scale.name: scale for scale in (
-  Scale('cpu', 'folder', {**COMMON, **SMALL}, with_heads(256), (2, 5, 10, 20), (32, 128, 512)),
-  Scale('gpu', 'folder', {**COMMON, **LARGE}, with_heads(512), (10, 25, 50, 200), (64, 256, 1024)))}
+  Scale('cpu', 'folder', {**COMMON, **SMALL}, with_heads(256), 5000, (2, 5, 10, 20), (32, 128, 512),
+        256, 200),
+  Scale('gpu', 'folder', {**COMMON, **LARGE}, with_heads(512), 45_000, (10, 25, 50, 200), (64, 256, 1024),
+        2304, 2000),
+  Scale('imagenet100', 'imagenet100', {'data.dir': 'imagenet100'}, PAPERS, 126_689, (10, 25, 50, 200),
+        (128, 512, 2048), 6400, 2000, tuned=False),
+  Scale('imagenet', 'imagenet', {'data.dir': 'tfds'}, PAPERS, 1_281_167, (10, 25, 50, 200),
+        (128, 512, 2048), 65_536, 2000, tuned=False))}

@@ -52,6 +52,20 @@ def test_a_healthy_run_and_its_plateau():
   assert word(*still, probe(85, 0.4, share=0.65)) == 'learning'
 
 
+# SimCLR whose rate fell to a thousandth after an eighth of the run, and MoCo v2 as it learns: epoch, share
+# found, loss against chance, RankMe.
+STANDING = [(2.2, 0.1445, 0.797, 54.05), (4.4, 0.1426, 0.772, 54.22), (6.6, 0.1504, 0.756, 54.32),
+            (8.7, 0.1484, 0.753, 54.36), (10.9, 0.1484, 0.804, 54.30)]
+RISING = [(5.4, 0.125, 0.875, 56.09), (6.6, 0.148, 0.846, 55.22), (7.7, 0.148, 0.845, 56.33),
+          (8.7, 0.156, 0.836, 57.16), (9.8, 0.168, 0.847, 57.3)]
+
+
+@pytest.mark.parametrize(('run', 'expected'), [(STANDING, 'plateau'), (RISING, 'learning')])
+def test_noise_is_no_progress_and_hides_none(run, expected):
+  assert word(*(probe(epoch, top1, share=share, rankme=rankme)
+                for epoch, top1, share, rankme in run)) == expected
+
+
 def test_a_share_that_cannot_rise_makes_no_plateau():
   """BYOL has no loss of chance, and its images soon find their other view nearly always."""
   without_loss = [{name: value for name, value in probe(10 * index, 0.97).items() if name != 'loss_share'}

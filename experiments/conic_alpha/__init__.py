@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from experiments.jobs import Experiment, Scale, Variant
 from experiments.statistics import Higher
 
+PACE = 4.0
 WEIGHTS = (0.0, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
 def variants(scale: Scale) -> Mapping[str, Variant]:
   """α as the recipe has it, growing as the classification loss falls, and α constant as the paper has it."""
-  paced = {f'α = {alpha:g}': Variant('conic', {'alpha': alpha}, place=alpha, line='paced')
-           for alpha in WEIGHTS}
+  paced = {f'α = {alpha:g}': Variant('conic', {'alpha': alpha, 'alpha_pace': PACE}, place=alpha,
+                                        line='paced') for alpha in WEIGHTS}
   constant = {f'α = {alpha:g}, constant': Variant('conic', {'alpha': alpha, 'alpha_pace': 0.0}, place=alpha,
                                                   line='constant') for alpha in WEIGHTS[1:]}
   return {**paced, **constant}

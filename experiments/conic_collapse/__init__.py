@@ -11,11 +11,10 @@ HUGE = 1e4
 
 def variants(scale: Scale) -> Mapping[str, Variant]:
   """α at once, as pacing would hold it back."""
-  rows = scale.configs['conic']['classifier.lr_scale']
+  at_once = {'alpha_pace': 0.0, 'eval.baselines': True}
   return {USUAL: Variant('conic', {'alpha': 2.5}),
-          LARGE: Variant('conic', {'alpha': 100.0, 'alpha_pace': 0.0, 'eval.baselines': True}),
-          ALONE: Variant('conic', {'alpha': HUGE, 'alpha_pace': 0.0, 'eval.baselines': True,
-                                   'classifier.lr_scale': rows}, rate=2.5 / HUGE)}
+          LARGE: Variant('conic', {**at_once, 'alpha': 100.0}),
+          ALONE: Variant('conic', {**at_once, 'alpha': HUGE}, rate=2.5 / HUGE)}
 
 
 EXPERIMENT = Experiment(

@@ -5,7 +5,6 @@ from experiments.jobs import Experiment, Scale, Step, Variant
 from experiments.statistics import Higher
 
 SINGLE, MULTI, CELL, BOTH = 'MoCo v2', 'multi-instance', 'cell-instance', 'both'
-ITERATIONS = {'cpu': 200, 'gpu': 2000}
 
 
 def variants(scale: Scale) -> Mapping[str, Variant]:
@@ -20,7 +19,7 @@ def segmented(scale: Scale) -> Step:
   """DeepLabV3 on CamVid from the run's encoder."""
   return Step(('conic_jax.main', '--config=configs/segment.py:camvid', '--config.encoder={run}',
                '--config.data.dir={data}/camvid', '--config.seed={seed}',
-               f'--config.segmentation.iterations={ITERATIONS[scale.name]}'),
+               f'--config.segmentation.iterations={scale.iterations}'),
               'segment_camvid.json', ('mean_iou',))
 
 

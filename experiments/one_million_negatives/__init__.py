@@ -7,13 +7,12 @@ from experiments.statistics import Higher
 # Shares of the images; the paper draws from 1,024 to 65,536 of 1.28 million.
 SHARES = (64, 16, 4)
 NAMES = tuple(f'1/{share} of the classes' for share in SHARES)
-IMAGES = {'cpu': 5000, 'gpu': 45_000}
 
 
 def variants(scale: Scale) -> Mapping[str, Variant]:
   """Without prior and smoothing, as in the paper."""
   bare = {'smoothing.alpha': 0.0, 'prior.batch_norm': 'none'}
-  images = IMAGES[scale.name]
+  images = scale.images
   drawn = {name: Variant('one_million', {**bare, 'classifier.drawn': images // share}, place=images // share)
            for name, share in zip(NAMES, SHARES, strict=True)}
   return {**drawn, 'all classes': Variant('one_million', bare, place=images)}

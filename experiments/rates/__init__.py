@@ -9,6 +9,8 @@ FACTORS = (0.5, 1.0, 2.0)
 
 def variants(scale: Scale) -> Mapping[str, Variant]:
   """Every method at half, once and twice the recipe's rate; rows of a classifier turn as fast at each."""
+  if not scale.tuned:
+    return {}
   rate = scale.common['optimizer.learning_rate']
   found = {}
   for config, settings in CONFIGS.items():

@@ -27,6 +27,9 @@ RUNS: dict[str, tuple[str, str, dict[str, Any], tuple[str, ...]]] = {
   'SimCLR, no rate after an eighth': (
     'simclr', 'cifar3k', {**SIMCLR, 'epochs': 24, 'knn_every': 12, 'optimizer.schedule': 'steps',
                           'optimizer.milestones': [1, 2, 3]}, (STANDS,)),
+  'MoCo v2, no rate after an eighth': (
+    'moco_v2', 'cifar3k', {**MOCO, 'epochs': 24, 'knn_every': 12, 'optimizer.schedule': 'steps',
+                           'optimizer.milestones': [1, 2, 3]}, (STANDS,)),
   'MoCo v2': ('moco_v2', 'cifar3k', MOCO, (LEARNS,)),
   'BYOL whose target is the network itself': (
     'byol', 'cifar3k', {'momentum.start': 0.0, 'momentum.schedule': 'constant', 'second_view.blur': 0.0,
