@@ -192,11 +192,12 @@ def figures(job: Job, folder: Path) -> dict[str, Any]:
   """What a finished run is worth: its evaluation, its last epoch, and what was measured after it."""
   found: dict[str, Any] = {}
   if job.config:
-    log_every = json.loads((folder / 'config.json').read_text())['log_every']
+    config = json.loads((folder / 'config.json').read_text())
+    found['epochs'] = config['epochs']
     reports = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
     summary = json.loads((folder / 'summary.json').read_text())
     # A run that goes on reports its first step too.
-    regular = [report for report in reports if report['step'] % log_every == 0]
+    regular = [report for report in reports if report['step'] % config['log_every'] == 0]
     last_epoch = [report for report in regular if report['epoch'] > reports[-1]['epoch'] - 1]
     for name in AVERAGED:
       if values := [report[name] for report in last_epoch if name in report]:

@@ -28,6 +28,7 @@ class Measure:
 
 
 MEASURES = {
+  'epochs': Measure('epochs', digits=0),
   'knn_top1': Measure('kNN, %', 100, 1), 'linear_top1': Measure('linear, %', 100, 1),
   'random_init_knn_top1': Measure('kNN of the random network, %', 100, 1),
   'random_init_linear_top1': Measure('linear of the random network, %', 100, 1),

@@ -1,0 +1,25 @@
+"""The recipe's own length, forty minutes of a core: nothing typed but the folder."""
+from collections.abc import Mapping
+
+from experiments.jobs import Experiment, Scale, Variant
+
+SETS, METHODS = ('cifar3k', 'imagenet1k'), {'conic': 'ConIC', 'simclr': 'SimCLR'}
+# There are no classes among these: a crop of a photograph is looked for among all of them.
+MORE = {'imagenet1k': {'eval.k': [1], 'eval.linear': False}}
+
+
+def variants(scale: Scale) -> Mapping[str, Variant]:
+  """Both methods have as many epochs as fit the minutes by the speed that they measure."""
+  return {f'{data}, {title}': Variant(config, {
+    'data.dir': data, 'data.train': 'train', 'data.test': 'test', **MORE.get(data, {})})
+    for data in SETS for config, title in METHODS.items()}
+
+
+EXPERIMENT = Experiment(
+  name='recipe_default',
+  claim='What the recipe’s own forty minutes of one core give.',
+  source='docs/recipe.md',
+  paper='Beside the shorter runs of experiments/recipe.',
+  variants=variants, questions=(), seeds=1, tuned=False, bare=True,
+  measures=('epochs', 'knn_top1', 'linear_top1', 'random_init_knn_top1', 'random_init_linear_top1',
+            'pixels_knn_top1', 'pixels_linear_top1'))
