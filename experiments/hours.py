@@ -24,7 +24,7 @@ from experiments.scales import CONFIGS, SCALES
 KEPT = HERE / 'hours.json'
 LARGE = ('imagenet100', 'imagenet')
 NOTE = ('Hours of {topology} for the kernels and collectives of the train steps alone, as '
-        '`python -m conic_jax.plan` counts them: at least so many. None of it was run.')
+        '`python -m conic_jax.plan` counts them: a lower bound. None of these runs was made.')
 
 
 def main() -> None:

@@ -4,8 +4,10 @@ An experiment is a folder of experiments/ whose `__init__.py` has an `EXPERIMENT
 results.jsonl beside it, a line for each finished run; a run that several experiments ask for is done once.
 """
 import dataclasses
+import fcntl
 import importlib
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,8 +38,10 @@ class Variant:
   Attributes:
     config: a file of configs/ without its ending, 'conic', with the scale's preset, or with one of its own,
       'conic:photos'; '' trains nothing.
-    settings: fields that differ from the scale's, by their paths.
+    settings: config fields, by path, that override the scale's; of a variant that trains nothing, what its
+      result depends on.
     rate: the learning rate in units of the one that was tuned for the config.
+    rate_of: the config whose tuned rate it has; '' is its own.
     after: what is measured on the run.
     place: where it stands on the picture's axis; None for one of several names.
     line: which line of the picture it belongs to.
@@ -45,6 +49,7 @@ class Variant:
   config: str
   settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   rate: float = 1.0
+  rate_of: str = ''
   after: tuple[Step, ...] = ()
   place: float | None = None
   line: str = ''
@@ -89,10 +94,11 @@ class Experiment:
     paper: what the paper found, with its figures.
     variants: the grid by the names of its runs.
     questions: what must hold.
+    asides: questions that are answered beside these and do not decide.
     measures: the figures of the table and of the picture, names of `statistics.MEASURES`.
     seeds: of each variant.
     tuned: whether runs take the learning rate that was tuned for their config.
-    bare: whether runs have their variants' settings alone, without the scale's.
+    bare: whether runs take only their variant's settings, not the scale's.
     own_page: whether its page is written by a command of its own.
     pools: whether its questions are to the runs of all experiments.
     axis: what the variants' places are, for the picture.
@@ -105,6 +111,7 @@ class Experiment:
   paper: str
   variants: Callable[[Scale], Mapping[str, Variant]]
   questions: tuple[Question, ...]
+  asides: tuple[Question, ...] = ()
   measures: tuple[str, ...] = ('knn_top1', 'linear_top1')
   seeds: int = 3
   tuned: bool = True
@@ -163,20 +170,28 @@ def read(scale: str, root: Path = HERE) -> dict[str, dict[str, Any]]:
   """The lines of all experiments, by what their runs computed."""
   found = {}
   for path in sorted(root.glob(f'*/{results_file("", scale).name}')):
-    for line in map(json.loads, path.read_text().splitlines()):
-      if 'settings' in line and 'after' in line:
-        found[identity(scale, line['config'], line['settings'], line['seed'], line['after'])] = line
+    for text in path.read_text().splitlines():
+      try:
+        line = json.loads(text)
+      except json.JSONDecodeError:  # It was cut short: its run is done again.
+        continue
+      found[identity(scale, line['config'], line['settings'], line['seed'], line['after'])] = line
   return found
 
 
 def append(job: Job, line: Mapping[str, Any], root: Path = HERE) -> None:
-  """Keeps the line of a finished run with the experiment that asked for it."""
+  """Keeps the line of a finished run with the first experiment that asked for it, whole or not at all."""
   path = results_file(job.experiment, job.scale, root)
   path.parent.mkdir(parents=True, exist_ok=True)
   kept = {'variant': job.variant, 'seed': job.seed, 'config': job.config, 'settings': dict(job.settings),
           'after': [list(step.argv) for step in job.after], **line}
-  with path.open('a') as file:
-    file.write(json.dumps(kept, ensure_ascii=False) + '\n')
+  with path.open('a+b') as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 1))
+    cut_short = file.read(1) not in (b'', b'\n')
+    file.write(b'\n' * cut_short + json.dumps(kept, ensure_ascii=False).encode() + b'\n')
+    file.flush()
 
 
 def jobs(experiment: Experiment, scale: Scale, tuned: Mapping[str, Mapping[str, Any]]) -> list[Job]:
@@ -190,10 +205,11 @@ def jobs(experiment: Experiment, scale: Scale, tuned: Mapping[str, Mapping[str, 
   found = []
   for seed in range(experiment.seeds):
     for name, variant in experiment.variants(scale).items():
-      if variant.config and experiment.tuned and scale.tuned and variant.config not in tuned:
+      config = variant.rate_of or variant.config
+      if config and experiment.tuned and scale.tuned and config not in tuned:
         continue
       settings = dict(variant.settings) if experiment.bare else settings_of(
-        variant, scale, tuned.get(variant.config, {}) if experiment.tuned else {})
+        variant, scale, tuned.get(config, {}) if experiment.tuned else {})
       found.append(Job(experiment.name, name, seed, scale.name, variant.config, settings, variant.after))
   return found
 
@@ -210,7 +226,7 @@ def settings_of(variant: Variant, scale: Scale, tuned: Mapping[str, Any]) -> dic
 
 def lines_of(experiment: Experiment, scale: Scale, tuned: Mapping[str, Mapping[str, Any]],
              results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[int, dict[str, Any]]]:
-  """The figures of the finished runs, by variant and seed; one that is open is left out."""
+  """The lines of the finished runs, by variant and seed; unfinished runs are left out."""
   found: dict[str, dict[int, dict[str, Any]]] = {}
   for job in jobs(experiment, scale, tuned):
     if job.key in results:

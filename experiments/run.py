@@ -4,63 +4,74 @@
   python -m experiments.run --data=SETS                everything that is missing
   python -m experiments.run conic_alpha --data=SETS --workers=2 --minutes=170
 
-A run is `python -m conic_jax.main` in a process of its own on one core, where the system can pin it, so that
-its bits do not depend on what else runs. Its line is kept when it is done; a run that was killed goes on from
-its own checkpoint. Several of these commands may work at once. Tables and pictures:
-`python -m experiments.summary`.
+A run is `python -m conic_jax.main` in a process of its own; at the scale `cpu` it has one core, where the
+system can pin it, so that its bits do not depend on what else runs. Its line is kept when it is done; a run
+that was killed goes on from its own checkpoint. Several of these commands may work at once. Ctrl-C or SIGTERM
+lets the runs save and end. Tables and pictures: `python -m experiments.summary`.
 """
 import argparse
 import contextlib
 import datetime
 import fcntl
 import hashlib
-import json
-import math
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 from benchmarks.hardware import cpu_name
 from experiments import jobs
+from experiments.figures import describe
 from experiments.jobs import HERE, Experiment, Job, Scale
 from experiments.scales import SCALES
-from experiments.tuning import tuned
+from experiments.tuning import needed_rates, tuned
 
-# Of the last epoch's reports a mean, of the last report the figure.
-AVERAGED = ('loss', 'loss_instance', 'loss_consistency', 'instance_top1', 'feature_std', 'alignment',
-            'uniformity', 'consistency_weight')
-BY_EPOCH = ('loss_instance', 'alignment', 'uniformity')
-LAST = ('probe_instance_top1', 'probe_rankme', 'probe_lidar', 'probe_std', 'verdict')
-EVALUATED = ('knn_top1', 'linear_top1', 'num_images')
-BASELINES = ('random_init', 'pixels')
+ROOT = HERE.parent
+DIVERGED = re.compile(r'conic_jax: (The .* was (?:nan|-?inf) at step \d+)')
+_LOOK_AGAIN = 5.0  # Seconds after which a worker without a run looks whether there is one.
 
 
 def main() -> None:
   """Runs what is asked for until nothing is missing, or time is over."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('names', nargs='*', help='experiments; all without')
+  parser.add_argument('names', nargs='*', help=f'experiments, all without: {", ".join(jobs.all_names())}')
   parser.add_argument('--data', type=Path, required=True, help='the folder that experiments.sets wrote')
   parser.add_argument('--scale', choices=SCALES, default='cpu')
-  parser.add_argument('--runs', type=Path, default=Path('runs/experiments'))
+  parser.add_argument('--runs', type=Path, default=ROOT / 'runs' / 'experiments')
   parser.add_argument('--workers', type=int, default=1, help='runs at a time, each on a core of its own')
   parser.add_argument('--core', type=int, default=0, help='the first of the cores')
   parser.add_argument('--minutes', type=float, default=float('inf'), help='start no run after so many')
   parser.add_argument('--list', action='store_true', help='say what is missing, and run nothing')
   args = parser.parse_args()
-  experiments = jobs.load(args.names or jobs.all_names())
-  work = Work(experiments, SCALES[args.scale], args.data, args.runs)
+  if unknown := set(args.names) - set(jobs.all_names()):
+    parser.error(f'no experiment {", ".join(sorted(unknown))}; there is: {", ".join(jobs.all_names())}')
+  cores = range(args.core, args.core + args.workers)
+  if hasattr(os, 'sched_getaffinity') and not set(cores) <= (ours := os.sched_getaffinity(0)):
+    parser.error(f'cores {list(cores)} are not among {sorted(ours)}: change --core or --workers')
+  work = Work(jobs.load(args.names or jobs.all_names()), SCALES[args.scale], args.data.absolute(),
+              args.runs.absolute())
+  missing = work.missing()
+  if absent := sorted({str(folder) for job in missing for folder in folders(job, work.data)
+                       if not folder.is_dir()}):
+    parser.error(f'no {", ".join(absent)}: python -m experiments.sets writes them')
   if args.list:
-    for job in work.missing():
-      print(f'{job.experiment}: {job.variant}, seed {job.seed}')
+    for job in missing:
+      print(title(job))
     return
   signal.signal(signal.SIGTERM, signal.default_int_handler)
-  work.do(range(args.core, args.core + args.workers), args.minutes)
+  if not work.do(cores, args.minutes):
+    raise SystemExit(1)
+
+
+def title(job: Job) -> str:
+  """A run in words."""
+  return f'{job.experiment}: {job.variant}, seed {job.seed}'
 
 
 class Work:
@@ -71,101 +82,140 @@ class Work:
     self.experiments, self.scale, self.data, self.runs, self.root = experiments, scale, data, runs, root
     self._taking = threading.Lock()
     self._tried: set[str] = set()
-    self._processes: set[subprocess.Popen[bytes]] = set()
+    self._at_work = 0
+    self._failed = False
+    self._processes: set[int] = set()
     self._over = threading.Event()
 
   def missing(self) -> list[Job]:
-    """Runs without a line whose settings are known, in the order in which they are done."""
+    """Runs without a line whose settings are known, in the order in which they are done.
+
+    Where a learning rate is not chosen yet, the runs that choose it come first.
+    """
     results = jobs.read(self.scale.name, self.root)
     chosen = tuned(self.scale, results)
-    found = {job.key: job for experiment in self.experiments
-             for job in jobs.jobs(experiment, self.scale, chosen) if job.key not in results}
+    found: dict[str, Job] = {}
+    for experiment in self.experiments:
+      for job in (*needed_rates(experiment, self.scale, chosen), *jobs.jobs(experiment, self.scale, chosen)):
+        if job.key not in results:
+          found.setdefault(job.key, job)
     return list(found.values())
 
-  def do(self, cores: Sequence[int], minutes: float) -> None:
-    """Works on these cores until nothing is missing, time is over, or Ctrl-C or SIGTERM comes."""
+  def do(self, cores: Sequence[int], minutes: float) -> bool:
+    """Works on these cores until nothing is missing, time is over, or Ctrl-C or SIGTERM comes.
+
+    Returns:
+      Whether no run failed.
+    """
     end = time.monotonic() + 60 * minutes
     workers = [threading.Thread(target=self._work, args=(core, end)) for core in cores]
-    for worker in workers:
-      worker.start()
     try:
+      for worker in workers:
+        worker.start()
       for worker in workers:
         worker.join()
     except KeyboardInterrupt:
       self._over.set()
       for process in list(self._processes):
-        process.terminate()  # It saves and ends.
+        with contextlib.suppress(ProcessLookupError):
+          os.kill(process, signal.SIGTERM)  # It saves and ends.
       for worker in workers:
-        worker.join()
+        if worker.ident is not None:
+          worker.join()
       raise SystemExit('Stopped: the same command goes on from here.') from None
+    return not self._failed
 
   def _work(self, core: int, end: float) -> None:
-    if hasattr(os, 'sched_setaffinity'):
+    if self.scale.name == 'cpu' and hasattr(os, 'sched_setaffinity'):
       os.sched_setaffinity(0, {core})  # This thread, and the processes that it starts.
     while not self._over.is_set() and time.monotonic() < end:
       with contextlib.ExitStack() as stack:
-        job = self._take(stack)
-        if job is None:
-          return
-        self._run(job)
+        taken = self._take(stack)
+        if taken is None:
+          if not self._at_work:
+            return
+          self._over.wait(_LOOK_AGAIN)  # A run of another worker may choose a rate that others wait for.
+          continue
+        job, lock = taken
+        try:
+          self._run(job, lock)
+        except (OSError, KeyError, ValueError) as error:  # What it left cannot be read or kept.
+          self._failed = True
+          print(f'{title(job)}: failed, {type(error).__name__}: {error}', flush=True)
+        finally:
+          with self._taking:
+            self._at_work -= 1
 
-  def _take(self, stack: contextlib.ExitStack) -> Job | None:
-    """The first run that nobody does, locked until the stack closes."""
+  def _take(self, stack: contextlib.ExitStack) -> tuple[Job, IO[str]] | None:
+    """The first run that nobody does, and its lock, which is held until the stack closes."""
     with self._taking:
       for job in self.missing():
-        if job.key in self._tried or not stack.enter_context(_locked(self.folder(job))):
+        if job.key in self._tried or (lock := stack.enter_context(_locked(self.folder(job)))) is None:
           continue
         # It may have been finished between the look and the lock.
         if job.key not in jobs.read(self.scale.name, self.root):
           self._tried.add(job.key)
-          return job
+          self._at_work += 1
+          return job, lock
     return None
 
   def folder(self, job: Job) -> Path:
     """Where a run lies: named by what it computes."""
     return self.runs / self.scale.name / hashlib.sha256(job.key.encode()).hexdigest()[:16]
 
-  def _run(self, job: Job) -> None:
-    folder, name = self.folder(job), f'{job.experiment}: {job.variant}, seed {job.seed}'
-    resumed, used = folder.exists(), 0.0
+  def _run(self, job: Job, lock: IO[str]) -> None:
+    folder, used = self.folder(job), 0.0
+    log, resumed = folder.with_suffix('.log'), folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     for argv in commands(job, self.scale.preset, folder, self.data):
-      ended_well, seconds = self._call(argv, folder.with_suffix('.log'))
+      begun = log.stat().st_size if log.exists() else 0
+      ended_well, seconds = self._call(argv, log, lock)
       used += seconds
       if not ended_well:
-        outcome = 'stopped' if self._over.is_set() else f'failed, see {folder.with_suffix(".log")}'
-        print(f'{name}: {outcome}', flush=True)
+        said = DIVERGED.findall(log.read_bytes()[begun:].decode(errors='replace'))
+        if said:  # As would every other time.
+          jobs.append(job, {'figures': {}, 'diverged': said[-1], **circumstances()}, self.root)
+          print(f'{title(job)}: diverged. {said[-1]}', flush=True)
+        elif self._over.is_set():
+          print(f'{title(job)}: stopped', flush=True)
+        else:
+          self._failed = True
+          print(f'{title(job)}: failed, see {log}', flush=True)
         return
     lasting = {} if resumed else {'core_seconds': round(used)}
-    jobs.append(job, {'figures': figures(job, folder), **lasting, 'cpu': cpu_name(),
-                      'date': datetime.date.today().isoformat(), **versions(folder)}, self.root)
-    print(f'{name}: done, {used:.0f} s of a core', flush=True)
+    jobs.append(job, {**describe(job, folder), **lasting, **circumstances()}, self.root)
+    print(f'{title(job)}: done, {used:.0f} s of a core', flush=True)
 
-  def _call(self, argv: Sequence[str], log: Path) -> tuple[bool, float]:
-    """Whether a command ended well, and the seconds of a core it used; what it says goes to the log."""
+  def _call(self, argv: Sequence[str], log: Path, lock: IO[str]) -> tuple[bool, float]:
+    """Whether a command ended well, and the seconds of a core it used; what it says goes to the log.
+
+    It holds the lock too, as it lives on where this process is killed. It has a process group of its own, so
+    that Ctrl-C reaches it once, through this process.
+    """
     environment = {**os.environ, **({'JAX_PLATFORMS': 'cpu'} if self.scale.name == 'cpu' else {})}
-    with log.open('ab') as file, subprocess.Popen([sys.executable, '-m', *argv], env=environment,
-                                                  stdout=file, stderr=subprocess.STDOUT) as process:
-      self._processes.add(process)
+    with log.open('ab') as file, subprocess.Popen(
+        [sys.executable, '-m', *argv], env=environment, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT,
+        pass_fds=(lock.fileno(),), process_group=0) as process:
+      self._processes.add(process.pid)
       if self._over.is_set():
         process.terminate()
       _, status, usage = os.wait4(process.pid, 0)
+      self._processes.discard(process.pid)
       process.returncode = os.waitstatus_to_exitcode(status)
-      self._processes.discard(process)
     return process.returncode == 0, usage.ru_utime + usage.ru_stime
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[bool]:
-  """Whether this process alone works in a folder until the context ends; a dead process's lock is free."""
+def _locked(folder: Path) -> Iterator[IO[str] | None]:
+  """The lock of a folder, None where another process has it; the system frees that of a dead one."""
   folder.parent.mkdir(parents=True, exist_ok=True)
   with folder.with_suffix('.lock').open('w') as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-      yield False
+      yield None
     else:
-      yield True
+      yield file
 
 
 def commands(job: Job, preset: str, folder: Path, data: Path) -> list[list[str]]:
@@ -183,50 +233,21 @@ def commands(job: Job, preset: str, folder: Path, data: Path) -> list[list[str]]
   return found
 
 
-def flag(value: Any) -> str:
+def folders(job: Job, data: Path) -> list[Path]:
+  """The sets that a run reads."""
+  named = [data / job.settings['data.dir']] if 'data.dir' in job.settings else []
+  return [*named, *(data / part.split('{data}/')[1] for step in job.after for part in step.argv
+                    if '{data}/' in part)]
+
+
+def flag(value: object) -> str:
   """A value as the command line takes it: a list is a tuple there."""
   return str(tuple(value)) if isinstance(value, (list, tuple)) else str(value)
 
 
-def figures(job: Job, folder: Path) -> dict[str, Any]:
-  """What a finished run is worth: its evaluation, its last epoch, and what was measured after it."""
-  found: dict[str, Any] = {}
-  if job.config:
-    config = json.loads((folder / 'config.json').read_text())
-    found['epochs'] = config['epochs']
-    reports = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
-    summary = json.loads((folder / 'summary.json').read_text())
-    # A run that goes on reports its first step too.
-    regular = [report for report in reports if report['step'] % config['log_every'] == 0]
-    last_epoch = [report for report in regular if report['epoch'] > reports[-1]['epoch'] - 1]
-    for name in AVERAGED:
-      if values := [report[name] for report in last_epoch if name in report]:
-        found[name] = sum(values) / len(values)
-    found['by_epoch'] = by_epoch(regular)
-    found |= {name: report[name] for report in reports for name in LAST if name in report}
-    found |= {name: summary[name] for name in EVALUATED if name in summary}
-    found |= {f'{where}_{name}': summary[where][name] for where in BASELINES if where in summary
-              for name in EVALUATED if name in summary[where]}
-  for step in job.after:
-    result = json.loads((folder / step.file).read_text())
-    found |= {name: result[name] for name in step.names}
-  return found
-
-
-def by_epoch(reports: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-  """Means of the reports of every epoch, of the figures that all have."""
-  epochs: dict[int, list[Mapping[str, Any]]] = {}
-  for report in reports:
-    if 'loss' in report:
-      epochs.setdefault(math.ceil(report['epoch']), []).append(report)
-  return {name: [round(sum(report[name] for report in epoch) / len(epoch), 5) for epoch in epochs.values()]
-          for name in BY_EPOCH if all(name in report for epoch in epochs.values() for report in epoch)}
-
-
-def versions(folder: Path) -> dict[str, Any]:
-  """Of the libraries, where a training wrote them."""
-  path = folder / 'config.json'
-  return {'versions': json.loads(path.read_text())['versions']} if path.exists() else {}
+def circumstances() -> dict[str, str]:
+  """On what and when."""
+  return {'cpu': cpu_name(), 'date': datetime.date.today().isoformat()}
 
 
 if __name__ == '__main__':

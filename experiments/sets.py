@@ -47,7 +47,7 @@ def main() -> None:
     write(args.out / 'tiny5k', share, args.tinyimagenet, 5000, 2000, 5000)
   if args.imagenet:
     write(args.out / 'imagenet1k', crops_of_photographs, args.imagenet)
-  if args.camvid and not (args.out / 'camvid').exists():
+  if args.camvid and not (args.out / 'camvid').is_symlink():
     (args.out / 'camvid').symlink_to(args.camvid.resolve())
 
 
@@ -84,11 +84,15 @@ def digits(out: Path) -> None:
 
 def share(out: Path, source: Path, count: int, chosen_by: int, tested_on: int) -> None:
   """As many images of each class to train on, others to choose by, and held-out ones to test on."""
-  held_out = next(source / name for name in ('test', 'val', 'validation') if (source / name).is_dir())
+  held_out = next((source / name for name in ('test', 'val', 'validation') if (source / name).is_dir()), None)
+  if held_out is None or not (source / 'train').is_dir():
+    raise SystemExit(f'{source} has no train/ with test/ or val/ beside it.')
   rng = np.random.default_rng(_SEED)
   classes = sorted(path.name for path in (source / 'train').iterdir())
   for name in classes:
     images = _shuffled(source / 'train' / name, rng)
+    if len(images) < (count + chosen_by) // len(classes):
+      raise SystemExit(f'{source}/train/{name} has {len(images)} images, too few for {out.name.strip(".")}.')
     first, after = count // len(classes), (count + chosen_by) // len(classes)
     _copy(images[:first], out / 'train' / name)
     _copy(images[first:after], out / 'choose' / name)

@@ -1,10 +1,12 @@
 """Whether runs with several seeds support what a paper says: paired tests, and the words for their outcome.
 
 Every comparison is paired by the seed, which draws the first weights, the order of the images and their
-views: a run and its partner differ in one setting. With n seeds and differences d the test is Student's t on
-d with n − 1 degrees of freedom, at 95 %, two-sided, without a correction for the number of questions.
+views. With n seeds and differences d the test is Student's t on d with n − 1 degrees of freedom, at 95 %,
+two-sided, without a correction for the number of questions: of twenty that have nothing to find, one is
+expected to be answered all the same.
 """
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -39,7 +41,7 @@ MEASURES = {
   'instance_top1': Measure('instance accuracy, %', 100, 1),
   'feature_std': Measure('spread of features'), 'probe_rankme': Measure('RankMe', digits=1),
   'probe_instance_top1': Measure('instance retrieval, %', 100, 1),
-  'mean_iou': Measure('mean IoU, %', 100, 1),
+  'miou': Measure('mean IoU, %', 100, 1),
   'similarity_gap': Measure('similarity of own above other views, %', 100, 2),
   'class_retrieval': Measure('nearest image of the same class, %', 100, 1),
   'class_chance': Measure('chance of the same class, %', 100, 1),
@@ -95,7 +97,8 @@ class HigherAtEqual:
   """Whether a figure of one variant is higher where another figure is equal: a paired t-test.
 
   Both are read off the epochs of the runs: `at` falls as they learn, and each pair of runs is compared at the
-  lowest value that both reach, between the two epochs on either side of it.
+  lowest value that both reach, between the two epochs on either side of it. One of them is at its end there
+  and the other on its way, at a higher rate.
   """
   measure: str
   at: str
@@ -117,6 +120,67 @@ class HigherAtEqual:
 
 
 @dataclasses.dataclass(frozen=True)
+class HigherGain:
+  """Whether a figure gains more from one change than from another: a paired t-test on the difference.
+
+  Attributes:
+    first, second: pairs of variants, each with the change and without it.
+  """
+  measure: str
+  first: tuple[str, str]
+  second: tuple[str, str]
+
+  def answer(self, figures: Figures) -> Answer:
+    """HOLDS where the first gain is higher at 95 %, FAILS where it is lower."""
+    first, second = (' over '.join(pair) for pair in (self.first, self.second))
+    question = f'{title(self.measure)}: the gain of {first} above that of {second}'
+    seeds = sorted(set.intersection(*(set(figures.get(name, {})) for name in (*self.first, *self.second))))
+    value = lambda name, seed: figures[name][seed].get(self.measure, math.nan)
+    gains = np.array([value(self.first[0], seed) - value(self.first[1], seed)
+                      - value(self.second[0], seed) + value(self.second[1], seed) for seed in seeds])
+    return decide(question, gains[np.isfinite(gains)], self.measure)
+
+
+@dataclasses.dataclass(frozen=True)
+class Below:
+  """Whether a figure of a variant is below a level: a t-test over its seeds."""
+  measure: str
+  variant: str
+  level: float
+
+  def answer(self, figures: Figures) -> Answer:
+    """HOLDS where it is below at 95 %, FAILS where it is above."""
+    shown_level = f'{self.level * MEASURES[self.measure].factor:g}'
+    question = f'{title(self.measure)}: {self.variant} below {shown_level}'
+    values = [run[self.measure] for run in figures.get(self.variant, {}).values() if self.measure in run]
+    return decide(question, self.level - np.array(values, np.float64), self.measure)
+
+
+@dataclasses.dataclass(frozen=True)
+class NotBelow:
+  """Whether a figure of one variant is as high as another's, or higher: a one-sided test against a margin.
+
+  Attributes:
+    margin: how much lower still counts as good, in the figure's own units.
+  """
+  measure: str
+  first: str
+  second: str
+  margin: float
+
+  def answer(self, figures: Figures) -> Answer:
+    """HOLDS where it is above the other less the margin at 95 %, FAILS where it is below that."""
+    margin = f'{self.margin * MEASURES[self.measure].factor:g}'
+    question = f'{title(self.measure)}: {self.first} no more than {margin} below {self.second}'
+    gains = differences(figures, self.measure, self.first, self.second)
+    if len(gains) < FEWEST_SEEDS:
+      return Answer(OPEN, question, too_few(gains))
+    low, high = interval(gains, 2 * CONFIDENCE - 1)
+    verdict = HOLDS if low > -self.margin else FAILS if high < -self.margin else OPEN
+    return Answer(verdict, question, shown(gains, self.measure))
+
+
+@dataclasses.dataclass(frozen=True)
 class Alike:
   """Whether a figure of two variants is the same to within a margin: two one-sided tests at 95 % each.
 
@@ -131,35 +195,42 @@ class Alike:
   def answer(self, figures: Figures) -> Answer:
     """HOLDS where the 90 % interval lies within the margin, FAILS where the 95 % one lies outside."""
     factor = MEASURES[self.measure].factor
-    question = (f'{title(self.measure)}: {self.first} as {self.second}, to within '
-                f'{self.margin * factor:g}')
+    points = ' points' if factor == 100 else ''
+    question = (f'{title(self.measure)}: {self.first} equals {self.second} to within '
+                f'{self.margin * factor:g}{points}')
     gains = differences(figures, self.measure, self.first, self.second)
     if len(gains) < FEWEST_SEEDS:
-      return Answer(OPEN, question, f'{len(gains)} of at least {FEWEST_SEEDS} seeds')
+      return Answer(OPEN, question, too_few(gains))
     low, high = interval(gains, 2 * CONFIDENCE - 1)
     outer_low, outer_high = interval(gains, CONFIDENCE)
     inside = -self.margin < low and high < self.margin
     outside = outer_low > self.margin or outer_high < -self.margin
-    return Answer(HOLDS if inside else FAILS if outside else OPEN, question, shown(gains, self.measure))
+    verdict = HOLDS if inside else FAILS if outside else OPEN
+    found = shown(gains, self.measure)
+    return Answer(verdict, question, found + (f'; {needed_within(gains, self.margin)}'
+                                              if verdict == OPEN else ''))
 
 
 @dataclasses.dataclass(frozen=True)
 class RisesWith:
-  """Whether two figures rise together over all runs: Spearman's rank correlation."""
+  """Whether two figures rise together over all variants: Spearman's rank correlation of their means."""
   first: str
   second: str
 
   def answer(self, figures: Figures) -> Answer:
     """HOLDS where the correlation is above zero at 95 %, FAILS where it is below."""
     question = f'{title(self.first)} and {title(self.second)} rise together'
-    pairs = [(run[self.first], run[self.second]) for runs in figures.values() for run in runs.values()
-             if self.first in run and self.second in run]
+    both = [[(run[self.first], run[self.second]) for run in runs.values()
+             if self.first in run and self.second in run] for runs in figures.values()]
+    pairs = [np.mean(runs, axis=0) for runs in both if runs]
     if len(pairs) < 2 * FEWEST_SEEDS:
-      return Answer(OPEN, question, f'{len(pairs)} runs')
+      return Answer(OPEN, question, f'{len(pairs)} variants')
     first, second = np.array(pairs).T
+    if not (np.ptp(first) and np.ptp(second)):
+      return Answer(OPEN, question, f'one of them is the same in all of {len(pairs)} variants')
     found: Any = scipy.stats.spearmanr(first, second)
     verdict = OPEN if found.pvalue > 1 - CONFIDENCE else HOLDS if found.statistic > 0 else FAILS
-    said = f'ρ = {found.statistic:.2f} over {len(pairs)} runs, p = {found.pvalue:.2g}'
+    said = f'ρ = {found.statistic:.2f} over {len(pairs)} variants, p = {found.pvalue:.2g}'
     return Answer(verdict, question, said)
 
 
@@ -174,7 +245,7 @@ def overall(answers: Sequence[Answer]) -> str:
 def decide(question: str, gains: np.ndarray, measure: str) -> Answer:
   """HOLDS where the mean of the differences is above zero at 95 %, FAILS where it is below."""
   if len(gains) < FEWEST_SEEDS:
-    return Answer(OPEN, question, f'{len(gains)} of at least {FEWEST_SEEDS} seeds')
+    return Answer(OPEN, question, too_few(gains))
   low, high = interval(gains, CONFIDENCE)
   verdict = HOLDS if low > 0 else FAILS if high < 0 else OPEN
   found = f'{shown(gains, measure)}, p = {chance(gains):.2g}'
@@ -208,7 +279,7 @@ def interval(gains: np.ndarray, confidence: float) -> tuple[float, float]:
 
 
 def chance(gains: np.ndarray) -> float:
-  """How probable a mean as far from zero is where there is no difference: the two-sided p."""
+  """How probable a mean at least this far from zero is where there is no difference: the two-sided p."""
   error = scipy.stats.sem(gains)
   if not error:
     return 0.0 if gains.mean() else 1.0
@@ -223,8 +294,22 @@ def needed(gains: np.ndarray) -> str:
   for seeds in range(len(gains) + 1, MOST_SEEDS + 1):
     quantiles = scipy.stats.t.ppf([(1 + CONFIDENCE) / 2, POWER], seeds - 1)
     if quantiles.sum() * ratio <= seeds ** 0.5:
-      return f'{seeds} seeds would show a difference as large'
-  return f'more than {MOST_SEEDS} seeds would be needed for a difference as small'
+      return f'{seeds} seeds would decide it at such a difference'
+  return f'at such a difference more than {MOST_SEEDS} seeds would be needed'
+
+
+def needed_within(gains: np.ndarray, margin: float) -> str:
+  """How many seeds would bring the interval of such differences within a margin."""
+  room = margin - abs(gains.mean())
+  for seeds in range(len(gains) + 1, MOST_SEEDS + 1):
+    if room > scipy.stats.t.ppf(CONFIDENCE, seeds - 1) * gains.std(ddof=1) / seeds ** 0.5:
+      return f'{seeds} seeds would decide it at such a difference'
+  return f'at such a difference more than {MOST_SEEDS} seeds would be needed'
+
+
+def too_few(gains: np.ndarray) -> str:
+  """What is said where there are not enough seeds."""
+  return f'{len(gains)} of at least {FEWEST_SEEDS} seeds'
 
 
 def shown(gains: np.ndarray, measure: str) -> str:

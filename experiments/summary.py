@@ -8,7 +8,7 @@ here* where the runs say the opposite of one, and is *not decided* otherwise; `e
 the rule.
 """
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from experiments.scales import SCALES
 from experiments.statistics import MEASURES, Answer, Figures
 from experiments.tuning import tuned
 
+# Methods whose softmax is over all images.
+ALL_CLASSES = ('conic', 'exemplar', 'one_million')
 MARKS = '<!-- claims -->', '<!-- /claims -->'
 
 
@@ -47,15 +49,16 @@ def write(experiments: list[Experiment], scale: Scale, root: Path = HERE) -> Non
     figures = {variant: {seed: line['figures'] for seed, line in seeds.items()}
                for variant, seeds in lines.items()}
     if experiment.pools:
-      figures = {key: {0: line['figures']} for key, line in results.items() if is_alike(line, scale)}
+      figures = pooled(results.values(), scale)
     if experiment.own_page:
       continue
-    answers = [question.answer(figures) for question in experiment.questions]
+    answers, asides = ([question.answer(figures) for question in questions]
+                       for questions in (experiment.questions, experiment.asides))
     folder = root / experiment.name
     folder.mkdir(exist_ok=True)
     picture = folder / ('figure.png' if scale.name == 'cpu' else f'figure_{scale.name}.png')
     pictures.draw(experiment, experiment.variants(scale), figures, picture)
-    page = describe(experiment, scale, lines, figures, answers, picture)
+    page = describe(experiment, scale, lines, figures, answers, asides, picture)
     (folder / ('README.md' if scale.name == 'cpu' else f'{scale.name}.md')).write_text(page)
     if experiment.questions:
       rows.append(row(experiment, answers if figures else []))
@@ -64,22 +67,41 @@ def write(experiments: list[Experiment], scale: Scale, root: Path = HERE) -> Non
     index.write_text(with_rows(index.read_text(), rows))
 
 
-def is_alike(line: Mapping[str, Any], scale: Scale) -> bool:
-  """Whether a run learned from the scale's images and was tested on its test images."""
-  fields = ('data.dir', 'data.test')
-  return all(line['settings'].get(field) == scale.common.get(field, '') for field in fields)
+def pooled(lines: Iterable[Mapping[str, Any]], scale: Scale) -> dict[str, dict[int, dict[str, Any]]]:
+  """Figures of all runs on the scale's images, by what they compute and the seed.
+
+  Instance accuracy is kept where it is over all classes: a few of them are told apart more easily.
+  """
+  found: dict[str, dict[int, dict[str, Any]]] = {}
+  for line in lines:
+    settings = line['settings']
+    if line['config'] and all(settings.get(field) == scale.common.get(field)
+                              for field in ('data.dir', 'data.test')):
+      key = jobs.identity(scale.name, line['config'], settings, 0, line['after'])
+      figures = dict(line['figures'])
+      if line['config'] not in ALL_CLASSES or settings.get('classifier.drawn'):
+        figures.pop('instance_top1', None)
+      found.setdefault(key, {})[line['seed']] = figures
+  return found
+
+
+def answered(answers: Sequence[Answer]) -> str:
+  """A table of questions."""
+  return '\n'.join(['| question | answer | difference, mean ± deviation |', '| --- | --- | --- |',
+                    *(f'| {each.question} | {each.verdict} | {each.found} |' for each in answers)])
 
 
 def describe(experiment: Experiment, scale: Scale, lines: Mapping[str, Mapping[int, Mapping[str, Any]]],
-             figures: Figures, answers: list[Answer], picture: Path) -> str:
+             figures: Figures, answers: list[Answer], asides: list[Answer], picture: Path) -> str:
   """The page of an experiment."""
   wanted = [*experiment.variants(scale)]
   runs = [line for seeds in lines.values() for line in seeds.values()]
   parts = [f'# {experiment.claim}', f'**Source:** {experiment.source}. {experiment.paper}']
   if answers:
     parts.append(f'**Here:** {statistics.overall(answers)}. {experiment.meaning}'.strip())
-    parts.append('\n'.join(['| question | answer | difference, mean ± deviation |', '| --- | --- | --- |',
-                            *(f'| {each.question} | {each.verdict} | {each.found} |' for each in answers)]))
+    parts.append(answered(answers))
+  if asides:
+    parts.append('Asked beside, and not counted:\n\n' + answered(asides))
   if runs:
     parts.append(table(experiment, wanted, figures))
   if picture.exists():
@@ -125,7 +147,8 @@ def made(runs: list[Mapping[str, Any]]) -> str:
   lasting = f', {np.median(seconds) / 60:.1f} minutes of the core a run (median)' if seconds else ''
   found = sorted({run['versions']['jax'] for run in runs if 'versions' in run})
   jax = f', jax {", ".join(found)}' if found else ''
-  return f'{len(runs)} runs on one core each of {cpus}{jax}, {when}{lasting}.'
+  many = f'{len(runs)} runs' if len(runs) > 1 else 'One run'
+  return f'{many}, each on one core of {cpus}{jax}, {when}{lasting}.'
 
 
 def row(experiment: Experiment, answers: list[Answer]) -> str:
@@ -141,7 +164,7 @@ def row(experiment: Experiment, answers: list[Answer]) -> str:
 def with_rows(page: str, rows: list[str]) -> str:
   """The page with the table between its marks."""
   before, rest = page.split(MARKS[0])
-  head = ['| claim | source | here | |', '| --- | --- | --- | --- |']
+  head = ['| claim | source | here | verdict |', '| --- | --- | --- | --- |']
   return '\n'.join([before + MARKS[0], *head, *rows, MARKS[1]]) + rest.split(MARKS[1])[1]
 
 

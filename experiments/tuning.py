@@ -3,7 +3,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from experiments import jobs, rates
-from experiments.jobs import Scale
+from experiments.jobs import Experiment, Job, Scale
 
 FIELDS = ('optimizer.learning_rate', 'classifier.lr_scale')
 BY = ('knn_top1', 'linear_top1')
@@ -12,7 +12,8 @@ BY = ('knn_top1', 'linear_top1')
 def tuned(scale: Scale, results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
   """Of each config whose rates were all tried, the fields of the run that is best.
 
-  The best has the highest mean of kNN and linear accuracy on held-out training images.
+  The best has the highest mean of kNN and linear accuracy on held-out training images; a run that diverged is
+  never it.
 
   Args:
     scale: of the runs.
@@ -25,6 +26,15 @@ def tuned(scale: Scale, results: Mapping[str, Mapping[str, Any]]) -> dict[str, d
     if job.key in results:
       figures = results[job.key]['figures']
       fields = {name: job.settings[name] for name in FIELDS if name in job.settings}
-      tried.setdefault(job.config, []).append((sum(figures[name] for name in BY), fields))
+      tried.setdefault(job.config, []).append((sum(figures.get(name, -1) for name in BY), fields))
   return {config: max(found, key=lambda each: each[0])[1] for config, found in tried.items()
           if len(found) == asked[config]}
+
+
+def needed_rates(experiment: Experiment, scale: Scale, chosen: Mapping[str, Mapping[str, Any]]) -> list[Job]:
+  """The runs that choose the rates that an experiment waits for."""
+  if not (experiment.tuned and scale.tuned):
+    return []
+  configs = {variant.rate_of or variant.config for variant in experiment.variants(scale).values()}
+  waiting = configs - set(chosen)
+  return [job for job in jobs.jobs(rates.EXPERIMENT, scale, {}) if job.config in waiting]

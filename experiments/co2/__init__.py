@@ -24,4 +24,7 @@ EXPERIMENT = Experiment(
   paper='Linear accuracy: MoCo v1 60.6, with CO2 63.5; MoCo v2 67.5, with CO2 68.0.',
   variants=variants,
   questions=tuple(Higher(measure, f'MoCo {version} + CO2', f'MoCo {version}')
-                  for version in ('v1', 'v2') for measure in ('linear_top1', 'knn_top1')))
+                  for version in ('v1', 'v2') for measure in ('linear_top1', 'knn_top1')),
+  asides=tuple(Higher('linear_top1', 'MoCo v2 + CO2', other) for other in (
+    *(f'v2, α = {alpha:g}' for alpha in WEIGHTS),
+    *(f'v2, τ_con = {temperature:g}' for temperature in TEMPERATURES))))

@@ -2,8 +2,10 @@
 from collections.abc import Mapping
 
 from experiments.jobs import Experiment, Scale, Variant
-from experiments.statistics import Higher
+from experiments.statistics import Below, Higher
 
+# Features that spread over the sphere have 1, a point 0.
+COLLAPSED = 0.5
 USUAL, LARGE, ALONE = 'α = 2.5', 'α = 100', 'consistency alone'
 # The rate falls as α grows, so that the consistency loss moves the network as fast as at α = 2.5.
 HUGE = 1e4
@@ -23,7 +25,8 @@ EXPERIMENT = Experiment(
   source='ConIC, Appendix B',
   paper='“Merely optimizing the consistency loss always leads to the trivial solution” (no figure).',
   variants=variants,
-  questions=(Higher('feature_std', USUAL, LARGE), Higher('feature_std', USUAL, ALONE),
+  questions=(Below('feature_std', LARGE, COLLAPSED), Below('feature_std', ALONE, COLLAPSED),
              Higher('random_init_knn_top1', LARGE, LARGE, than='knn_top1'),
              Higher('random_init_knn_top1', ALONE, ALONE, than='knn_top1')),
+  asides=(Higher('feature_std', USUAL, LARGE), Higher('feature_std', USUAL, ALONE)),
   measures=('feature_std', 'probe_rankme', 'knn_top1', 'linear_top1'))

@@ -8,7 +8,7 @@ WITH, WITHOUT = 'α = 2.5', 'α = 0'
 
 
 def variants(scale: Scale) -> Mapping[str, Variant]:
-  """Runs of conic_alpha."""
+  """The recipe's α, and none."""
   return {WITH: Variant('conic', {'alpha': 2.5}), WITHOUT: Variant('conic', {'alpha': 0.0})}
 
 

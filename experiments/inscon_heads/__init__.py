@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from experiments.jobs import Experiment, Scale, Step, Variant
 from experiments.statistics import Higher
 
+TEMPERATURES, EARLIER = (0.1, 0.4), 'cells of the stage before the last'
 SINGLE, MULTI, CELL, BOTH = 'MoCo v2', 'multi-instance', 'cell-instance', 'both'
 
 
@@ -12,6 +13,9 @@ def variants(scale: Scale) -> Mapping[str, Variant]:
   off = {'multi.enabled': False, 'cell.enabled': False}
   heads = {SINGLE: {**off, 'views.overlap': 0.0}, MULTI: {'cell.enabled': False, 'views.overlap': 0.0},
            CELL: {'multi.enabled': False}, BOTH: {}}
+  heads |= {f'cells, τ = {temperature:g}': {'multi.enabled': False, 'cell.temperature': temperature}
+            for temperature in TEMPERATURES}
+  heads[EARLIER] = {'multi.enabled': False, 'cell.position': 'res4'}
   return {name: Variant('inscon', changes, after=(segmented(scale),)) for name, changes in heads.items()}
 
 
@@ -20,7 +24,7 @@ def segmented(scale: Scale) -> Step:
   return Step(('conic_jax.main', '--config=configs/segment.py:camvid', '--config.encoder={run}',
                '--config.data.dir={data}/camvid', '--config.seed={seed}',
                f'--config.segmentation.iterations={scale.iterations}'),
-              'segment_camvid.json', ('mean_iou',))
+              'segment_camvid.json', ('miou',))
 
 
 EXPERIMENT = Experiment(
@@ -31,6 +35,10 @@ EXPERIMENT = Experiment(
         'multi 40.7, both 40.9.',
   variants=variants,
   questions=(Higher('linear_top1', MULTI, SINGLE), Higher('knn_top1', MULTI, SINGLE),
-             *(Higher('mean_iou', first, second) for first, second in (
+             *(Higher('miou', first, second) for first, second in (
                (CELL, SINGLE), (MULTI, SINGLE), (BOTH, SINGLE), (BOTH, MULTI), (BOTH, CELL)))),
-  measures=('knn_top1', 'linear_top1', 'mean_iou'))
+  asides=(*(Higher(measure, head, SINGLE) for measure in ('linear_top1', 'knn_top1')
+            for head in (CELL, BOTH)),
+          *(Higher('miou', CELL, f'cells, τ = {temperature:g}') for temperature in TEMPERATURES),
+          Higher('miou', CELL, EARLIER)),
+  measures=('knn_top1', 'linear_top1', 'miou'))

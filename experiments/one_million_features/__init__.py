@@ -1,7 +1,7 @@
 """What a network at random already tells apart, by its batch norm: One-Million's Fig. 4."""
 from collections.abc import Mapping
 
-from experiments.jobs import Experiment, Scale, Step, Variant
+from experiments.jobs import Experiment, Scale, Step, Variant, settings_of
 from experiments.statistics import Higher
 
 NAMES = ('similarity_gap', 'class_retrieval', 'class_chance')
@@ -9,7 +9,8 @@ NAMES = ('similarity_gap', 'class_retrieval', 'class_chance')
 
 def variants(scale: Scale) -> Mapping[str, Variant]:
   """No training: the two batch norms of the pass before it."""
-  return {name: Variant('', after=(measured(scale, mode),))
+  settings = settings_of(Variant('one_million'), scale, {})
+  return {name: Variant('', settings, after=(measured(scale, mode),))
           for name, mode in (('running batch norm', 'running'), ('fixed batch norm', 'frozen'))}
 
 

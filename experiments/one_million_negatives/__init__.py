@@ -4,16 +4,18 @@ from collections.abc import Mapping
 from experiments.jobs import Experiment, Scale, Variant
 from experiments.statistics import Higher
 
-# Shares of the images; the paper draws from 1,024 to 65,536 of 1.28 million.
+# Shares of the images that are drawn; the paper draws from 1,024 to 65,536 of 1.28 million. The batch's own
+# classes are negatives too, beside those.
 SHARES = (64, 16, 4)
-NAMES = tuple(f'1/{share} of the classes' for share in SHARES)
+NAMES = tuple(f'1/{share} of the classes drawn' for share in SHARES)
 
 
 def variants(scale: Scale) -> Mapping[str, Variant]:
   """Without prior and smoothing, as in the paper."""
   bare = {'smoothing.alpha': 0.0, 'prior.batch_norm': 'none'}
   images = scale.images
-  drawn = {name: Variant('one_million', {**bare, 'classifier.drawn': images // share}, place=images // share)
+  drawn = {name: Variant('one_million', {**bare, 'classifier.drawn': images // share},
+                         place=images // share + scale.batches[1])
            for name, share in zip(NAMES, SHARES, strict=True)}
   return {**drawn, 'all classes': Variant('one_million', bare, place=images)}
 
@@ -26,4 +28,4 @@ EXPERIMENT = Experiment(
   variants=variants,
   questions=(*(Higher('linear_top1', 'all classes', name) for name in NAMES),
              Higher('linear_top1', NAMES[2], NAMES[0])),
-  axis='negatives', logarithmic=True)
+  axis='negatives, those of the batch included', logarithmic=True)

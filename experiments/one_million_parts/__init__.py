@@ -5,7 +5,7 @@ from experiments.jobs import Experiment, Scale, Variant
 from experiments.statistics import Higher
 
 ALL, NO_MLP, NO_SMOOTHING, BARE = 'all parts', 'without MLP', 'without smoothing', 'MLP alone'
-SMOOTHED = ((100, 0.1), (100, 0.3), (10, 0.2), (500, 0.2))
+SMOOTHED = ((100, 0.1), (100, 0.3), (50, 0.2), (200, 0.2))
 
 
 def variants(scale: Scale) -> Mapping[str, Variant]:
@@ -26,4 +26,5 @@ EXPERIMENT = Experiment(
         'α = 0.2 is the best of five.',
   variants=variants,
   questions=tuple(Higher('linear_top1', first, second) for first, second in (
-    (ALL, NO_MLP), (NO_SMOOTHING, BARE), (ALL, NO_SMOOTHING))))
+    (ALL, NO_MLP), (NO_SMOOTHING, BARE), (ALL, NO_SMOOTHING))),
+  asides=tuple(Higher('linear_top1', ALL, f'K = {k}, α = {alpha:g}') for k, alpha in SMOOTHED))

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from experiments.jobs import Experiment, Scale, Variant
 from experiments.statistics import Higher
 
-ITSELF, WITHOUT = 'the quick start', 'α = 0'
+ITSELF, WITHOUT = 'the quick start', 'without consistency (α = 0)'
 
 
 def variants(scale: Scale) -> Mapping[str, Variant]:

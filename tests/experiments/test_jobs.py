@@ -1,11 +1,13 @@
 """The grids: every run of every experiment is a command that the project takes."""
+import dataclasses
+
 import pytest
 
 from conic_jax import recipe
 from conic_jax.command_line import load
 from experiments import jobs, run, statistics
 from experiments.scales import CONFIGS, SCALES
-from experiments.tuning import tuned
+from experiments.tuning import needed_rates, tuned
 
 EXPERIMENTS = jobs.load(jobs.all_names())
 CHOSEN = {config: {'optimizer.learning_rate': 0.03} for config in CONFIGS}
@@ -47,10 +49,13 @@ def test_every_run_is_one_that_the_project_takes(experiment, scale, tmp_path):
 def test_questions_ask_for_runs_and_figures_that_are_there(experiment):
   names = set(experiment.variants(SCALES['cpu']))
   assert set(experiment.measures) <= set(statistics.MEASURES)
-  for question in experiment.questions:
+  for question in (*experiment.questions, *experiment.asides):
+    asked = dataclasses.asdict(question)
     if not experiment.pools:
-      assert {question.first, question.second} <= names
-      assert question.measure in statistics.MEASURES
+      for name in ('first', 'second', 'variant'):
+        value = asked.get(name, ())
+        assert {value} <= names if isinstance(value, str) else set(value) <= names
+      assert {asked['measure'], asked.get('than') or asked['measure']} <= set(statistics.MEASURES)
     assert question.answer({}).verdict == statistics.OPEN
 
 
@@ -58,7 +63,8 @@ def test_runs_that_two_experiments_ask_for_are_one():
   keys = {experiment.name: {job.key for job in jobs.jobs(experiment, SCALES['cpu'], CHOSEN)}
           for experiment in EXPERIMENTS}
   assert keys['conic_compact'] <= keys['conic_alpha']
-  for other in ('conic_batch', 'conic_sampling', 'one_million_parts', 'co2'):
+  for other in ('conic_batch', 'conic_sampling', 'conic_collapse', 'one_million_parts', 'co2',
+                'inscon_heads'):
     assert keys['all_methods'] & keys[other], other
 
 
@@ -68,9 +74,25 @@ def test_runs_wait_for_their_rate(tmp_path):
   scale = SCALES['cpu']
   assert jobs.jobs(conic_alpha, scale, {}) == []
   found = {job.variant: job for job in jobs.jobs(rates, scale, {})}
-  for index, name in enumerate(('conic, 0.03', 'conic, 0.06', 'conic, 0.12', 'simclr, 0.03')):
-    jobs.append(found[name], {'figures': {'knn_top1': 0.3, 'linear_top1': 0.1 * (index % 3)}}, tmp_path)
+  assert {job.variant for job in needed_rates(conic_alpha, scale, {})} == {
+    'conic, 0.02', 'conic, 0.06', 'conic, 0.18'}
+  for name, linear in (('conic, 0.02', 0.1), ('conic, 0.06', 0.2), ('simclr, 0.02', 0.3)):
+    jobs.append(found[name], {'figures': {'knn_top1': 0.3, 'linear_top1': linear}}, tmp_path)
+  assert tuned(scale, jobs.read('cpu', tmp_path)) == {}
+  jobs.append(found['conic, 0.18'], {'figures': {}, 'diverged': 'The loss was nan at step 3'}, tmp_path)
   chosen = tuned(scale, jobs.read('cpu', tmp_path))
-  assert chosen == {'conic': {'optimizer.learning_rate': 0.12, 'classifier.lr_scale': 5.5}}
-  assert {job.settings['optimizer.learning_rate'] for job in jobs.jobs(conic_alpha, scale, chosen)} == {0.12}
+  assert chosen == {'conic': {'optimizer.learning_rate': 0.06, 'classifier.lr_scale': 11.0}}
+  assert needed_rates(conic_alpha, scale, chosen) == []
+  assert {job.settings['optimizer.learning_rate'] for job in jobs.jobs(conic_alpha, scale, chosen)} == {0.06}
   assert {job.settings['data.test'] for job in found.values()} == {'choose'}
+
+
+def test_a_line_that_was_cut_short_is_done_again_and_spoils_no_other(tmp_path):
+  grid = jobs.jobs(next(each for each in EXPERIMENTS if each.name == 'conic_compact'), SCALES['cpu'], CHOSEN)
+  jobs.append(grid[0], {'figures': {'knn_top1': 0.1}}, tmp_path)
+  jobs.append(grid[1], {'figures': {'knn_top1': 0.2}}, tmp_path)
+  path = jobs.results_file('conic_compact', 'cpu', tmp_path)
+  path.write_bytes(path.read_bytes()[:-20])
+  assert set(jobs.read('cpu', tmp_path)) == {grid[0].key}
+  jobs.append(grid[2], {'figures': {'knn_top1': 0.3}}, tmp_path)
+  assert set(jobs.read('cpu', tmp_path)) == {grid[0].key, grid[2].key}

@@ -1,13 +1,16 @@
 """Real runs of a small grid: nothing is computed twice, and what was killed goes on to the same bits."""
+import dataclasses
 import os
+import re
 import signal
+import subprocess
 import threading
 import time
 from contextlib import ExitStack
 
 import pytest
 
-from experiments import jobs, summary
+from experiments import jobs, run, summary
 from experiments.jobs import Experiment, Scale, Step, Variant
 from experiments.run import Work
 from experiments.statistics import Higher
@@ -17,7 +20,7 @@ TINY = Scale('cpu', 'folder', {
   'encoder.name': 'resnet18', 'encoder.blocks': [1], 'encoder.width': 0.125, 'head.hidden': 16,
   'batch_size': 8, 'epochs': 6, 'optimizer.learning_rate': 0.05, 'knn_every': 0, 'log_every': 3,
   'checkpoint.every_epochs': 1.0, 'probe.images': 0, 'eval.k': [5], 'eval.linear': False,
-  'eval.baselines': False, 'eval.batch_size': 8}, {}, (1, 2, 3, 6), (8, 8, 8))
+  'eval.baselines': False, 'eval.batch_size': 8}, {}, 96, (1, 2, 3, 6), (8, 8, 8), 24, 1)
 NOTE = Step(('json.tool', '--indent=1', '{run}/summary.json', '{run}/again.json'), 'again.json', ('step',))
 EXPERIMENT = Experiment(
   name='tiny', claim='α helps.', source='nowhere', paper='It said so.',
@@ -94,7 +97,7 @@ def kill_after_a_checkpoint(work, runs):
   while time.monotonic() < end:
     saved = [path for path in runs.glob('cpu/*/checkpoints/*') if path.name.isdigit()]
     if saved and work._processes:
-      os.kill(next(iter(work._processes)).pid, signal.SIGKILL)
+      os.kill(next(iter(work._processes)), signal.SIGKILL)
       return
     time.sleep(0.02)
 
@@ -102,12 +105,45 @@ def kill_after_a_checkpoint(work, runs):
 def test_a_run_that_another_command_does_is_left_to_it(sets, tmp_path):
   first, second = (Work([EXPERIMENT], TINY, sets, tmp_path / 'runs', tmp_path) for _ in range(2))
   with ExitStack() as one, ExitStack() as two:
-    assert first._take(one).variant == 'with'
-    assert second._take(two).variant == 'without'
+    assert first._take(one)[0].variant == 'with'
+    assert second._take(two)[0].variant == 'without'
     with ExitStack() as three:
       assert second._take(three) is None
   with ExitStack() as later:
-    assert Work([EXPERIMENT], TINY, sets, tmp_path / 'runs', tmp_path)._take(later).variant == 'with'
+    assert Work([EXPERIMENT], TINY, sets, tmp_path / 'runs', tmp_path)._take(later)[0].variant == 'with'
+
+
+def test_a_run_that_diverges_is_kept_as_such_and_not_tried_again(sets, tmp_path, capsys):
+  diverges = dataclasses.replace(EXPERIMENT, variants=lambda scale: {
+    'with': Variant('conic', {'optimizer.learning_rate': 1e30})})
+  assert Work([diverges], TINY, sets, tmp_path / 'runs', tmp_path).do([0], 10)
+  line = next(iter(jobs.read('cpu', tmp_path).values()))
+  assert line['figures'] == {}
+  assert re.fullmatch(r'The (loss|grad_norm|largest parameter) was (nan|inf) at step \d+', line['diverged'])
+  assert Work([diverges], TINY, sets, tmp_path / 'runs', tmp_path).missing() == []
+  assert 'tiny: with, seed 0: diverged. The' in capsys.readouterr().out
+
+
+def test_a_training_keeps_its_lock_where_its_command_was_killed(tmp_path):
+  with run._locked(tmp_path / 'folder') as lock:
+    training = subprocess.Popen(['sleep', '60'], pass_fds=(lock.fileno(),))
+  with run._locked(tmp_path / 'folder') as lock:
+    assert lock is None
+  training.kill()
+  training.wait()
+  with run._locked(tmp_path / 'folder') as lock:
+    assert lock is not None
+
+
+@pytest.mark.parametrize(('arguments', 'said'), [
+  (['conic_alfa'], 'no experiment conic_alfa; there is: rates, all_methods'),
+  (['conic_compact'], 'cifar5k: python -m experiments.sets writes them'),
+  (['--core=100000'], 'cores [100000] are not among')])
+def test_what_a_user_mistypes_is_told_before_anything_runs(arguments, said, tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr('sys.argv', ['experiments.run', f'--data={tmp_path}', *arguments])
+  with pytest.raises(SystemExit):
+    run.main()
+  assert said in capsys.readouterr().err
 
 
 def test_the_pages_say_what_the_runs_found(undisturbed):

@@ -6,7 +6,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments import statistics
-from experiments.statistics import FAILS, HOLDS, OPEN, Alike, Higher, HigherAtEqual, RisesWith
+from experiments.statistics import (
+  FAILS,
+  HOLDS,
+  OPEN,
+  Alike,
+  Below,
+  Higher,
+  HigherAtEqual,
+  HigherGain,
+  NotBelow,
+  RisesWith,
+)
 
 
 def of(**variants):
@@ -31,8 +42,8 @@ def test_answers_that_are_known():
   assert question.answer(of(one=[0.4, 0.5, 0.31], two=[0.5, 0.6, 0.4])).verdict == FAILS
   mixed = question.answer(of(one=[0.5, 0.4, 0.45], two=[0.4, 0.5, 0.44]))
   assert mixed.verdict == OPEN
-  assert mixed.found == ('+0.3 ± 10.0 points over 3 seeds, p = 0.96; more than 200 seeds would be needed for '
-                         'a difference as small')
+  assert mixed.found == ('+0.3 ± 10.0 points over 3 seeds, p = 0.96; at such a difference more than 200 '
+                         'seeds would be needed')
   assert mixed.question == 'kNN: one above two'
   assert question.answer(of(one=[0.5, 0.6], two=[0.4, 0.5])).found == '2 of at least 3 seeds'
   assert question.answer({}).verdict == OPEN
@@ -54,8 +65,13 @@ def test_as_good_as_needs_an_interval_within_the_margin():
   question = Alike('knn_top1', 'one', 'two', 0.02)
   close = of(one=[0.5, 0.51, 0.49, 0.5], two=[0.501, 0.508, 0.491, 0.502])
   assert question.answer(close).verdict == HOLDS
-  assert question.answer(close).question == 'kNN: one as two, to within 2'
-  assert question.answer(of(one=[0.5, 0.56, 0.45], two=[0.52, 0.5, 0.5])).verdict == OPEN
+  assert question.answer(close).question == 'kNN: one equals two to within 2 points'
+  unclear = question.answer(of(one=[0.5, 0.56, 0.45], two=[0.52, 0.5, 0.5]))
+  assert unclear.verdict == OPEN
+  seeds = int(unclear.found.split('; ')[1].split()[0])
+  gains = np.array([-0.02, 0.06, -0.05])
+  half = lambda count: scipy.stats.t.ppf(0.95, count - 1) * gains.std(ddof=1) / count ** 0.5
+  assert half(seeds) < 0.02 - abs(gains.mean()) <= half(seeds - 1)
   assert question.answer(of(one=[0.5, 0.51, 0.49], two=[0.4, 0.41, 0.38])).verdict == FAILS
   # A difference that is there, and too small to matter, is as good.
   assert question.answer(of(one=[0.51, 0.52, 0.51], two=[0.5, 0.51, 0.501])).verdict == HOLDS
@@ -87,7 +103,36 @@ def test_figures_that_rise_together():
           for index, (one, two) in enumerate(zip(along, noisy, strict=True))}
   assert RisesWith('instance_top1', 'linear_top1').answer(runs).verdict == HOLDS
   assert RisesWith('instance_top1', 'knn_top1').answer(runs).verdict == FAILS
-  assert RisesWith('probe_instance_top1', 'knn_top1').answer(runs).found == '0 runs'
+  assert RisesWith('probe_instance_top1', 'knn_top1').answer(runs).found == '0 variants'
+
+
+def test_seeds_of_a_variant_are_one_point_and_a_constant_decides_nothing():
+  runs = {str(index): {seed: {'instance_top1': index, 'linear_top1': (index, 9 - index)[seed]}
+                       for seed in range(2)} for index in range(8)}
+  answer = RisesWith('instance_top1', 'linear_top1').answer(runs)
+  assert answer.verdict == OPEN
+  assert answer.found == 'one of them is the same in all of 8 variants'
+
+
+def test_no_more_than_a_margin_below():
+  question = NotBelow('knn_top1', 'one', 'two', 0.02)
+  assert question.answer(of(one=[0.5, 0.51, 0.49], two=[0.4, 0.41, 0.3])).verdict == HOLDS
+  assert question.answer(of(one=[0.5, 0.51, 0.49], two=[0.505, 0.51, 0.495])).verdict == HOLDS
+  assert question.answer(of(one=[0.5, 0.51, 0.49], two=[0.55, 0.57, 0.55])).verdict == FAILS
+  assert question.answer(of(one=[0.5, 0.51, 0.49], two=[0.52, 0.53, 0.5])).verdict == OPEN
+
+
+def test_below_a_level_and_gains_that_differ():
+  low = of(one=[0.1, 0.12, 0.11])
+  assert Below('knn_top1', 'one', 0.5).answer(low).verdict == HOLDS
+  assert Below('knn_top1', 'one', 0.05).answer(low).verdict == FAILS
+  assert Below('knn_top1', 'one', 0.11).answer(low).question == 'kNN: one below 11'
+  figures = of(a=[0.3, 0.4, 0.5], b=[0.1, 0.2, 0.31], c=[0.5, 0.6, 0.7], d=[0.49, 0.6, 0.69])
+  question = HigherGain('knn_top1', ('a', 'b'), ('c', 'd'))
+  assert question.answer(figures).verdict == HOLDS
+  assert question.answer(figures).question == 'kNN: the gain of a over b above that of c over d'
+  assert HigherGain('knn_top1', ('c', 'd'), ('a', 'b')).answer(figures).verdict == FAILS
+  assert question.answer({}).verdict == OPEN
 
 
 def test_figures_are_compared_where_the_loss_is_equal():
