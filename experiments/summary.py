@@ -153,9 +153,9 @@ def made(runs: list[Mapping[str, Any]]) -> str:
 
 def row(experiment: Experiment, answers: list[Answer]) -> str:
   """A line of the table of claims."""
-  found = '; '.join(f'{each.question}: {each.found}' for each in answers[:2]) or 'no runs yet'
+  found = '; '.join(f'{each.question}: {each.found}' for each in answers[:2])
   count = sum(answer.verdict == statistics.HOLDS for answer in answers)
-  verdict = statistics.overall(answers)
+  verdict = statistics.overall(answers) if answers else 'no runs yet'
   share = f' ({count} of {len(answers)} questions hold)' if answers and verdict != statistics.HOLDS else ''
   return (f'| [{experiment.claim}]({experiment.name}/README.md) | {experiment.source} | {found} '
           f'| **{verdict}**{share} |')
