@@ -20,6 +20,7 @@ MOSAIC = 4                  # images of one of InsCon’s mosaics, which a batch
 PAPER_EPOCHS, PAPER_IMAGES = 200, 1_281_167
 FEWEST_EPOCHS, MOST_EPOCHS = 100, 1000
 ENOUGH_EPOCHS = 8           # fewer were not measured
+ENOUGH_VISITS = 25          # of a row; experiments/recipe has shorter runs, experiments/recipe_default longer
 # ---- Views and network of a CPU -----------------------------------------------------------------
 SIZE_ON_A_CPU, BLOCKS_ON_A_CPU, WIDTH_ON_A_CPU = 48, (1, 1, 1), 0.5
 SMALL_HIDDEN = 512
@@ -150,8 +151,17 @@ def epochs(config: Any, facts: Facts) -> tuple[int, str]:
   if possible >= wanted:
     return wanted, reason
   possible = rounded(possible)
-  few = '' if possible >= ENOUGH_EPOCHS else f'; FEW: below {ENOUGH_EPOCHS} expect little, give more minutes'
-  return possible, f'{config.minutes:g} minutes at {1000 * facts.seconds_per_image:.3g} ms an image{few}'
+  return possible, (f'{config.minutes:g} minutes at {1000 * facts.seconds_per_image:.3g} ms an image'
+                    f'{too_few(config, possible)}')
+
+
+def too_few(config: Any, epochs: int) -> str:
+  """What to say of a short run; a row of a classifier is seen once an epoch."""
+  if epochs < ENOUGH_EPOCHS:
+    return f'; FEW: below {ENOUGH_EPOCHS} expect little, give more minutes'
+  if 'classifier' in config and epochs < ENOUGH_VISITS:
+    return f'; few: below {ENOUGH_VISITS} SimCLR (configs/simclr.py:folder) was ahead'
+  return ''
 
 
 def rounded(number: int) -> int:

@@ -107,6 +107,16 @@ def test_epochs_fit_the_minutes_and_are_those_of_the_papers_where_there_is_time(
   assert (paper.epochs, paper.minutes, paper.encoder.name, paper.views.size) == (200, 0.0, 'resnet50', 224)
 
 
+@pytest.mark.parametrize(('name', 'seconds', 'said'), [
+  ('conic', 0.04, 'SimCLR (configs/simclr.py:folder) was ahead'), ('conic', 0.01, None),
+  ('simclr', 0.04, None), ('simclr', 0.2, 'FEW: below 8 expect little')])
+def test_few_epochs_are_told_where_rows_are_seen_once_in_each(name, seconds, said):
+  _, choices = resolved(name, facts=Facts(3000, 256, seconds_per_image=seconds))
+  reason = next(choice.reason for choice in choices if choice.field == 'epochs')
+  assert reason.endswith(said) if said and 'FEW' not in said else (said or 'ms an image') in reason
+  assert said or 'few' not in reason.lower()
+
+
 def test_minutes_that_allow_no_epoch_are_told():
   with pytest.raises(UserError, match=r'config\.minutes is 1 and one epoch takes 50 minutes here'):
     resolved(facts=Facts(3000, 256, seconds_per_image=1.0), minutes=1.0)
