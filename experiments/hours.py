@@ -35,6 +35,7 @@ def main() -> None:
   kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
   seconds = kept.setdefault(args.topology, {})
   for config in CONFIGS:
+    (HERE / 'large.md').write_text(page(args.topology, seconds))
     if config not in seconds:
       seconds[config] = seconds_an_image(config, args.topology)
       KEPT.write_text(json.dumps(kept, indent=1) + '\n')
@@ -63,13 +64,20 @@ def page(topology: str, seconds: Mapping[str, float]) -> str:
       hours = [hours_of(experiment, SCALES[name], seconds) for name in LARGE]
       count = len(jobs.jobs(experiment, SCALES[LARGE[1]], {}))
       table.append(f'| [{experiment.name}]({experiment.name}/README.md) | {count} '
-                   f'| {" | ".join(f"{each:,.0f}" for each in hours)} |')
+                   f'| {" | ".join(map(shown, hours))} |')
   return '\n\n'.join([*rows, '\n'.join(table)]) + '\n'
 
 
-def hours_of(experiment: jobs.Experiment, scale: Scale, seconds: Mapping[str, float]) -> float:
-  """Of all runs of an experiment; an image costs the same in every batch."""
+def shown(hours: float | None) -> str:
+  """Whole hours."""
+  return 'not planned yet' if hours is None else f'{hours:,.0f}'
+
+
+def hours_of(experiment: jobs.Experiment, scale: Scale, seconds: Mapping[str, float]) -> float | None:
+  """Of all runs of an experiment, None where a config has no plan; an image costs the same in every batch."""
   grid = [job for job in jobs.jobs(experiment, scale, {}) if job.config]
+  if any(job.config not in seconds for job in grid):
+    return None
   return sum(epochs(job.config, scale, job.settings) * scale.images * seconds[job.config]
              for job in grid) / 3600
 

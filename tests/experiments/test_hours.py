@@ -16,6 +16,12 @@ def test_hours_count_the_images_of_all_runs():
     3 * 2 * (10 + 25 + 50 + 200) * 1_281_167 * 1e-3 / 3600)
 
 
+def test_what_has_no_plan_is_named():
+  assert hours.hours_of(jobs.load(['co2'])[0], SCALES['imagenet'], {'conic': 1e-3}) is None
+  page = hours.page('8xA100-80GB', {'conic': 1e-4})
+  assert '| [co2](co2/README.md) | 27 | not planned yet | not planned yet |' in page
+
+
 def test_the_page_has_every_experiment_that_trains():
   page = hours.page('8xA100-80GB', dict.fromkeys(CONFIGS, 1e-4))
   for name in ('conic_alpha', 'all_methods', 'one_million_parts', 'co2', 'inscon_heads'):
