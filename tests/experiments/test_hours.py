@@ -13,7 +13,7 @@ def test_hours_count_the_images_of_all_runs():
   assert hours.hours_of(conic_batch, scale, seconds) == pytest.approx(runs * 1_281_167 * 1e-3 / 3600)
   prior = jobs.load(['one_million_prior'])[0]
   assert hours.hours_of(prior, scale, seconds) == pytest.approx(
-    3 * 2 * (10 + 25 + 50 + 200) * 1_281_167 * 1e-3 / 3600)
+    3 * (2 * (10 + 25 + 50 + 200) + 25) * 1_281_167 * 1e-3 / 3600)
 
 
 def test_what_has_no_plan_is_named():
