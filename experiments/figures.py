@@ -45,8 +45,9 @@ def read_reports(folder: Path) -> list[dict[str, Any]]:
 
 def of_training(reports: Sequence[Mapping[str, Any]], log_every: int) -> dict[str, Any]:
   """Means of the last epoch, of every epoch, and the last probe."""
-  # A run that goes on reports its first step too.
-  regular = [report for report in reports if report['step'] % log_every == 0]
+  # A run that goes on reports its first step too; the last is always reported.
+  regular = [report for report in reports
+             if report['step'] % log_every == 0 or report['step'] == reports[-1]['step']]
   last_epoch = [report for report in regular if report['epoch'] > reports[-1]['epoch'] - 1]
   found: dict[str, Any] = {}
   for name in AVERAGED:
