@@ -39,7 +39,8 @@ _LOOK_AGAIN = 5.0  # Seconds after which a worker without a run looks whether th
 
 def main() -> None:
   """Runs what is asked for until nothing is missing, or time is over."""
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser('python -m experiments.run', description=__doc__,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('names', nargs='*', help=f'experiments, all without: {", ".join(jobs.all_names())}')
   parser.add_argument('--data', type=Path, required=True, help='the folder that experiments.sets wrote')
   parser.add_argument('--scale', choices=SCALES, default='cpu')
