@@ -140,6 +140,7 @@ def test_a_training_keeps_its_lock_where_its_command_was_killed(tmp_path):
   (['conic_compact'], 'cifar5k: python -m experiments.sets writes them'),
   (['--core=100000'], 'cores [100000] are not among')])
 def test_what_a_user_mistypes_is_told_before_anything_runs(arguments, said, tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(jobs, 'read', lambda *_: {})  # Nothing is done yet, whatever has been committed.
   monkeypatch.setattr('sys.argv', ['experiments.run', f'--data={tmp_path}', *arguments])
   with pytest.raises(SystemExit):
     run.main()
