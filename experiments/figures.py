@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from conic_jax.verdict import setting
 from experiments.jobs import Job
 
 # Of the last epoch's reports a mean, of the last report the figure.
@@ -31,7 +32,8 @@ def describe(job: Job, folder: Path) -> dict[str, Any]:
     found |= of_evaluation(summary) | {'epochs': config['epochs']}
     line['versions'] = config['versions']
     if reasons := config.get('recipe', {}).get('reasons'):
-      line['chosen'] = {field: _get(config, field) for field, _ in reasons if not field.startswith('data.')}
+      line['chosen'] = {field: setting(config, field) for field, _ in reasons
+                        if not field.startswith('data.')}
   for step in job.after:
     result = json.loads((folder / step.file).read_text())
     found |= {name: result[name] for name in step.names}
@@ -72,9 +74,3 @@ def by_epoch(reports: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
       epochs.setdefault(math.ceil(report['epoch']), []).append(report)
   return {name: [round(sum(report[name] for report in epoch) / len(epoch), 5) for epoch in epochs.values()]
           for name in BY_EPOCH if all(name in report for epoch in epochs.values() for report in epoch)}
-
-
-def _get(config: Any, field: str) -> Any:
-  for name in field.split('.'):
-    config = config[name]
-  return config

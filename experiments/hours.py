@@ -35,10 +35,10 @@ def main() -> None:
   kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
   seconds = kept.setdefault(args.topology, {})
   for config in CONFIGS:
-    (HERE / 'large.md').write_text(page(args.topology, seconds))
     if config not in seconds:
       seconds[config] = seconds_an_image(config, args.topology)
       KEPT.write_text(json.dumps(kept, indent=1) + '\n')
+      (HERE / 'large.md').write_text(page(args.topology, seconds))
   (HERE / 'large.md').write_text(page(args.topology, seconds))
 
 
@@ -84,8 +84,10 @@ def hours_of(experiment: jobs.Experiment, scale: Scale, seconds: Mapping[str, fl
 
 def epochs(config: str, scale: Scale, settings: Mapping[str, Any]) -> int:
   """Of a run: as it is set, or the config's own."""
+  if 'epochs' in settings:
+    return settings['epochs']
   own: Any = load(f'configs/{config}.py:{scale.preset}')
-  return settings.get('epochs', own.epochs)
+  return own.epochs
 
 
 if __name__ == '__main__':

@@ -7,7 +7,7 @@ expected to be answered all the same.
 """
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -291,18 +291,21 @@ def needed(gains: np.ndarray) -> str:
   if not gains.mean():
     return 'no number of seeds shows a difference of zero'
   ratio = gains.std(ddof=1) / abs(gains.mean())
-  for seeds in range(len(gains) + 1, MOST_SEEDS + 1):
-    quantiles = scipy.stats.t.ppf([(1 + CONFIDENCE) / 2, POWER], seeds - 1)
-    if quantiles.sum() * ratio <= seeds ** 0.5:
-      return f'{seeds} seeds would decide it at such a difference'
-  return f'at such a difference more than {MOST_SEEDS} seeds would be needed'
+  quantiles = lambda seeds: scipy.stats.t.ppf([(1 + CONFIDENCE) / 2, POWER], seeds - 1).sum()
+  return fewest(len(gains) + 1, lambda seeds: quantiles(seeds) * ratio <= seeds ** 0.5)
 
 
 def needed_within(gains: np.ndarray, margin: float) -> str:
   """How many seeds would bring the interval of such differences within a margin."""
-  room = margin - abs(gains.mean())
-  for seeds in range(len(gains) + 1, MOST_SEEDS + 1):
-    if room > scipy.stats.t.ppf(CONFIDENCE, seeds - 1) * gains.std(ddof=1) / seeds ** 0.5:
+  room, deviation = margin - abs(gains.mean()), gains.std(ddof=1)
+  half = lambda seeds: scipy.stats.t.ppf(CONFIDENCE, seeds - 1) * deviation / seeds ** 0.5
+  return fewest(len(gains) + 1, lambda seeds: half(seeds) < room)
+
+
+def fewest(more: int, enough: Callable[[int], bool]) -> str:
+  """A phrase on the first number of seeds, from `more` on, that is enough."""
+  for seeds in range(more, MOST_SEEDS + 1):
+    if enough(seeds):
       return f'{seeds} seeds would decide it at such a difference'
   return f'at such a difference more than {MOST_SEEDS} seeds would be needed'
 

@@ -45,13 +45,13 @@ def write(experiments: list[Experiment], scale: Scale, root: Path = HERE) -> Non
   chosen = tuned(scale, results)
   rows = []
   for experiment in experiments:
+    if experiment.own_page:
+      continue
     lines = jobs.lines_of(experiment, scale, chosen, results)
     figures = {variant: {seed: line['figures'] for seed, line in seeds.items()}
                for variant, seeds in lines.items()}
     if experiment.pools:
       figures = pooled(results.values(), scale)
-    if experiment.own_page:
-      continue
     answers, asides = ([question.answer(figures) for question in questions]
                        for questions in (experiment.questions, experiment.asides))
     folder = root / experiment.name
@@ -64,7 +64,8 @@ def write(experiments: list[Experiment], scale: Scale, root: Path = HERE) -> Non
       rows.append(row(experiment, answers if figures else []))
   index = root / 'README.md'
   if scale.name == 'cpu' and index.exists():
-    index.write_text(with_rows(index.read_text(), rows))
+    head = ['| claim | source | here | verdict |', '| --- | --- | --- | --- |']
+    index.write_text(between(index.read_text(), MARKS, '\n'.join([*head, *rows])))
 
 
 def pooled(lines: Iterable[Mapping[str, Any]], scale: Scale) -> dict[str, dict[int, dict[str, Any]]]:
@@ -161,11 +162,10 @@ def row(experiment: Experiment, answers: list[Answer]) -> str:
           f'| **{verdict}**{share} |')
 
 
-def with_rows(page: str, rows: list[str]) -> str:
-  """The page with the table between its marks."""
-  before, rest = page.split(MARKS[0])
-  head = ['| claim | source | here | verdict |', '| --- | --- | --- | --- |']
-  return '\n'.join([before + MARKS[0], *head, *rows, MARKS[1]]) + rest.split(MARKS[1])[1]
+def between(page: str, marks: tuple[str, str], text: str) -> str:
+  """The page with a text between its marks, for what was there."""
+  before, rest = page.split(marks[0])
+  return f'{before}{marks[0]}\n{text}\n{marks[1]}{rest.split(marks[1])[1]}'
 
 
 if __name__ == '__main__':

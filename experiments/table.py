@@ -11,12 +11,13 @@ import shutil
 from pathlib import Path
 
 from benchmarks.hardware import cpu_name
+from experiments.figures import read_reports
 
 
 def describe(run: Path) -> dict[str, object]:
   """One row: the images, the steps, the speed and the kNN accuracy over the epochs."""
   config, summary = (json.loads((run / name).read_text()) for name in ('config.json', 'summary.json'))
-  reports = [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
+  reports = read_reports(run)
   knn = [(report['epoch'], report['knn_top1']) for report in reports if 'knn_top1' in report]
   speed = sorted(report['images_per_second'] for report in reports if 'images_per_second' in report)
   return {'run': run.name, 'data': config['data']['name'], 'images': summary['num_images'],

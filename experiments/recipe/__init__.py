@@ -1,5 +1,6 @@
 """The recipe for a folder of one's own, on six sets: one typed line, but for the epochs."""
 from collections.abc import Mapping
+from typing import Any
 
 from experiments.jobs import Experiment, Scale, Variant
 
@@ -12,9 +13,13 @@ MORE = {'imagenet1k': {'eval.k': [1], 'eval.linear': False}}
 
 def variants(scale: Scale) -> Mapping[str, Variant]:
   """`--config=configs/METHOD.py:folder --config.data.dir=SETS/SET` and the epochs; the rest is open."""
-  return {f'{data}, {title}': Variant(config, {
-    'data.dir': data, 'data.train': 'train', 'data.test': 'test', 'epochs': epochs, **MORE.get(data, {})})
-    for config, title in METHODS.items() for data, epochs in EPOCHS.items()}
+  return {f'{data}, {title}': Variant(config, {**typed(data), 'epochs': epochs})
+          for config, title in METHODS.items() for data, epochs in EPOCHS.items()}
+
+
+def typed(data: str) -> dict[str, Any]:
+  """What is typed for a set."""
+  return {'data.dir': data, 'data.train': 'train', 'data.test': 'test', **MORE.get(data, {})}
 
 
 EXPERIMENT = Experiment(

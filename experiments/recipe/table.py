@@ -13,6 +13,7 @@ import numpy as np
 from experiments import jobs
 from experiments.recipe import EPOCHS, EXPERIMENT, METHODS
 from experiments.scales import SCALES
+from experiments.summary import between
 
 HERE = Path(__file__).parent
 README, MARKS = HERE.parent.parent / 'README.md', ('<!-- recipe -->', '<!-- /recipe -->')
@@ -33,7 +34,7 @@ def main() -> None:
   """Reads all lines and writes what can be made of them."""
   runs = by_set_and_method(jobs.lines_of(EXPERIMENT, SCALES['cpu'], {}, jobs.read('cpu')))
   (HERE / 'results.md').write_text(table(runs))
-  README.write_text(with_table(README.read_text(), short_table(runs)))
+  README.write_text(between(README.read_text(), MARKS, short_table(runs)))
   draw(runs, HERE / 'accuracy.png')
 
 
@@ -59,12 +60,6 @@ def short_table(runs: Runs) -> str:
   many = f'{min(seeds)} seeds' if len(seeds) == 1 else f'{min(seeds)} to {max(seeds)} seeds'
   return '\n'.join([*rows, '', f'Accuracy in % on held-out images, mean ± deviation over {many}; '
                                f'one core of {cpus(ours.values())}.'])
-
-
-def with_table(page: str, table: str) -> str:
-  """The page with the table between its marks."""
-  before, rest = page.split(MARKS[0])
-  return f'{before}{MARKS[0]}\n{table}\n{MARKS[1]}{rest.split(MARKS[1])[1]}'
 
 
 def table(runs: Runs) -> str:

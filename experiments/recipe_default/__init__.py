@@ -2,17 +2,15 @@
 from collections.abc import Mapping
 
 from experiments.jobs import Experiment, Scale, Variant
+from experiments.recipe import typed
 
 SETS, METHODS = ('cifar3k', 'imagenet1k'), {'conic': 'ConIC', 'simclr': 'SimCLR'}
-# There are no classes among these: a crop of a photograph is looked for among all of them.
-MORE = {'imagenet1k': {'eval.k': [1], 'eval.linear': False}}
 
 
 def variants(scale: Scale) -> Mapping[str, Variant]:
   """Both methods have as many epochs as fit the minutes by the speed that they measure."""
-  return {f'{data}, {title}': Variant(config, {
-    'data.dir': data, 'data.train': 'train', 'data.test': 'test', **MORE.get(data, {})})
-    for data in SETS for config, title in METHODS.items()}
+  return {f'{data}, {title}': Variant(config, typed(data)) for data in SETS
+          for config, title in METHODS.items()}
 
 
 EXPERIMENT = Experiment(
