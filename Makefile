@@ -7,7 +7,7 @@ WORKERS ?= 2
 export JAX_PLATFORMS ?= cpu
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: quickstart test lint notebook clean
+.PHONY: quickstart test test-quick lint notebook clean
 
 $(VENV)/.installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -22,9 +22,13 @@ $(VENV)/.developed: $(VENV)/.installed requirements-dev.txt
 quickstart: $(VENV)/.installed
 	$(BIN)/python -m conic_jax.main --config=configs/conic.py:photos
 
-## The whole test suite.
+## The whole test suite, and its ten slowest.
 test: $(VENV)/.developed
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations=10
+
+## What a developer runs while typing.
+test-quick: $(VENV)/.developed
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -q -m "not slow"
 
 ## Style and types.
 lint: $(VENV)/.developed
@@ -32,4 +36,4 @@ lint: $(VENV)/.developed
 	$(BIN)/pyright
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .compiled .pytest_cache .ruff_cache .hypothesis

@@ -1,7 +1,6 @@
 """Eight CPU devices, strict ranks, and the mesh."""
 import os
-import shutil
-import tempfile
+from pathlib import Path
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = (
@@ -9,10 +8,9 @@ os.environ['XLA_FLAGS'] = (
   # Compiling is most of a test's time: the shapes are too small for optimised code to pay.
   ' --xla_backend_optimization_level=0')
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
-# Many tests compile the same step, some of them in processes of their own: all share what is compiled.
-os.environ['JAX_COMPILATION_CACHE_DIR'] = (
-  os.environ['JAX_COMPILATION_CACHE_DIR'] if 'PYTEST_XDIST_WORKER' in os.environ
-  else tempfile.mkdtemp(prefix='compiled'))
+# Many tests compile the same step, some of them in processes of their own: all share what is compiled, as
+# does the next run of the tests.
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(Path(__file__).resolve().parents[1] / '.compiled'))
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
 
 import jax
@@ -24,11 +22,6 @@ from conic_jax import mesh as meshes
 from conic_jax.command_line import load
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
-
-
-def pytest_unconfigure():
-  if 'PYTEST_XDIST_WORKER' not in os.environ:
-    shutil.rmtree(os.environ['JAX_COMPILATION_CACHE_DIR'])
 
 
 @pytest.fixture(params=[1, 8], ids=['1 device', '8 devices'])

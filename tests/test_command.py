@@ -14,6 +14,8 @@ from support import flags_of, tiny_method
 
 from conic_jax import main
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 COMMAND = [sys.executable, '-W', 'ignore', '-m', 'conic_jax.main']
 

@@ -49,6 +49,7 @@ def plans():
   return config, {count: made_on(config, count) for count in (1, 8)}
 
 
+@pytest.mark.slow
 def test_arguments_are_the_state_and_the_batch_that_a_device_holds(plans):
   config, made = plans
   rows = 2 * 4096 * 8 * 4  # Weights and momentum.
@@ -106,6 +107,7 @@ def test_the_batch_is_the_one_that_training_reads(tiny_config, mesh8):
   assert shapes == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), plan.batch_shapes(method, 16))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', methods.available())
 def test_every_methods_step_lowers_from_shapes_at_many_rows(name, mesh8):
   lowered = plan.lower_step(tiny(name), mesh8, 100_000_000, jnp.dtype('float32'), 'cpu')

@@ -37,6 +37,7 @@ def config(images, tmp_path):
   return config
 
 
+@pytest.mark.slow
 def test_one_line_trains_and_evaluates(config, tmp_path, capsys):
   summary = train.pretrain(config)
   assert {'knn_top1', 'linear_top1', 'pixels', 'random_init'} <= set(summary)
@@ -53,6 +54,7 @@ def test_one_line_trains_and_evaluates(config, tmp_path, capsys):
   assert 'an eighth of 80 images at most' in said
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_its_settings(config, tmp_path, capsys, monkeypatch):
   config.max_steps = 3
   train.pretrain(config)
@@ -75,6 +77,7 @@ def test_settings_of_the_linear_protocol_are_shown_where_it_can_run(config, imag
   assert 'linear.batch_size' in dict(kept['reasons'])
 
 
+@pytest.mark.slow
 def test_epochs_fit_the_minutes_by_the_speed_that_is_measured(config, images, mesh8, monkeypatch):
   monkeypatch.setattr(settings, '_TRIED_SECONDS', 0.1)
   config.epochs, config.minutes = None, 0.2
@@ -122,6 +125,7 @@ def folder_of(kind, root):
     image.save(root / f'{index}.png')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('kind', 'said'), [
   ('copies', 'Warning: Of 72 images that were looked at, 72 look like copies of others'),
   ('grey', 'batch_size'), ('tiny', 'batch_size'), ('strips', '16.0 times as long as wide'),

@@ -21,6 +21,8 @@ from conic_jax.evals import encoders, standalone
 from conic_jax.state import LossScale
 from conic_jax.stop import StopRequest
 
+pytestmark = pytest.mark.slow
+
 
 def reports(config):
   lines = (Path(config.run) / 'metrics.jsonl').read_text().splitlines()
@@ -202,6 +204,23 @@ def test_a_loss_that_is_no_number_stops_with_what_to_do(tiny_config):
   assert f"the last good checkpoint is {run / 'checkpoints' / '2'}," in str(error.value)
   assert sorted(path.name for path in (run / 'checkpoints').iterdir()) == ['1', '2']
   assert train.pretrain(tiny_config)['step'] == 6
+
+
+def test_a_parameter_that_is_no_number_is_not_saved(tiny_config):
+  """The loss of the first step is finite, what it leaves is not."""
+  tiny_config.optimizer.learning_rate, tiny_config.optimizer.warmup_epochs = 1e38, 0
+  tiny_config.classifier.lr_scale, tiny_config.max_steps = 1e3, 1
+  with pytest.raises(UserError, match=r'The largest parameter was inf at step 1.*learning_rate 1e\+38'):
+    train.pretrain(tiny_config)
+  assert not any((Path(tiny_config.run) / 'checkpoints').iterdir())
+
+
+def test_float16_stops_where_the_smallest_loss_scale_overflows(tiny_config):
+  """Every logit overflows, whatever the scale; this falls from 2¹⁵ to 1 in 15 steps."""
+  tiny_config.dtype, tiny_config.epochs, tiny_config.knn_every = 'float16', 6, 0
+  tiny_config.temperature = 1e-7
+  with pytest.raises(UserError, match=r'The \w+ was (nan|inf) at step 16;.*float16 is too narrow'):
+    train.pretrain(tiny_config)
 
 
 def test_classes_that_differ_are_refused(tiny_config, tmp_path):

@@ -83,7 +83,7 @@ class Scores(NamedTuple):
 
   Attributes:
     loss: −log P(own class), differentiable in the features.
-    correct: bool, whether the own class has the largest logit.
+    correct: bool, whether no class has a larger logit than the own one: an exact tie counts as correct.
     log_normaliser: log Z.
     log_target: log Σⱼ yⱼ e^{w̄ⱼᵀx̄/τ}; the own logit where labels are not smoothed.
     own_error: ∂ℓ/∂(own logit).

@@ -80,6 +80,7 @@ def assert_equal(actual, expected, tolerance=1e-5):
   np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * np.abs(expected).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('num_instances', 'temperature', 'chunk_size'), [
   (64, 0.1, 0), (61, 0.1, 3), (61, 0.01, 64), (61, 0.01, 5)])
 def test_several_steps_equal_dense_sgd(mesh, num_instances, temperature, chunk_size):
@@ -165,6 +166,7 @@ def test_a_step_that_is_skipped_changes_nothing(mesh):
     np.testing.assert_array_equal(after.momentum, rows.weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('dtype', [jnp.bfloat16, jnp.float16])
 def test_correct_and_an_id_out_of_range(mesh8, dtype):
   softmax = full.Softmax(61, 0.1, mesh8, dtype)
@@ -179,6 +181,7 @@ def test_correct_and_an_id_out_of_range(mesh8, dtype):
   assert np.isfinite(scores.loss).sum() == FEATURES - 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('dtype', 'tolerance'), [(jnp.bfloat16, 3e-2), (jnp.float16, 1e-2)])
 @pytest.mark.parametrize('beta', [1.0, 1e-3, 1e-7])
 def test_narrow_gradients_stay_near_float64_at_tiny_probabilities(mesh8, dtype, tolerance, beta):
@@ -260,3 +263,14 @@ def test_rows_are_written_by_id(mesh):
 def test_smoothing_below_the_constant_maximum_is_refused(mesh8):
   with pytest.raises(UserError, match=r'config\.temperature is 0\.01'):
     full.Softmax(64, 0.01, mesh8, smoothing=0.2)
+
+
+def test_an_exact_tie_counts_as_correct(mesh8):
+  """The rows of all classes are the same: every class has the largest logit, on whatever device."""
+  weights = jnp.tile(jnp.eye(1, 4), (full.padded_rows(61, 8), 1))
+  features = jnp.tile(jnp.eye(1, 4), (8, 1))
+  ids = jnp.arange(8, dtype=jnp.int32) * 7
+  scores = full.scores(weights, features, ids, full.Softmax(61, 0.1, mesh8))
+  assert scores.correct.all()
+  nearer = weights.at[60].set(jnp.array([1.0, 1e-3, 0.0, 0.0])).at[:60].set(jnp.array([1.0, 1e-2, 0.0, 0.0]))
+  assert not full.scores(nearer, features, ids, full.Softmax(61, 0.1, mesh8)).correct.any()

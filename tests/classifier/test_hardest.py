@@ -102,6 +102,7 @@ def test_for_batch_equals_brute_force_with_ids_that_repeat(mesh, kind, k):
   assert_hardest(find_for_batch(rows, k, mesh, ids), rows, ids)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('num_instances', [2, 61, 700])
 def test_all_the_others_can_be_asked_for(mesh, num_instances):
   rows, ids = random_rows(num_instances), np.arange(BATCH, dtype=np.int32) % num_instances

@@ -7,6 +7,7 @@ import pytest
 from conic_jax.classifier import negatives
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('num_instances', 'count'), [(1, 1), (7, 3), (1000, 100), (4099, 4099)])
 def test_exactly_so_many_are_drawn(num_instances, count):
   drawn = negatives.drawn(jnp.arange(num_instances), jax.random.key(0), num_instances, count)

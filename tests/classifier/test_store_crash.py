@@ -258,7 +258,7 @@ def expected_at(step):
 
 @KINDS
 def test_checkpoints_survive_kill_9(kind, tmp_path):
-  checkpoints, start, rng = tmp_path / 'checkpoints', 0, np.random.default_rng()
+  checkpoints, start, rng = tmp_path / 'checkpoints', 0, np.random.default_rng(0)
   for _ in range(5):
     writer = subprocess.Popen([sys.executable, '-c', WRITER, kind, str(tmp_path), str(start)],
                               cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True)

@@ -166,11 +166,13 @@ def check_against_dense(folder, mesh, kind):
       np.testing.assert_allclose(now, dense.rows[name], atol=1e-5 * np.abs(dense.rows).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', KINDS)
 def test_every_row_is_what_dense_sgd_makes_of_it(mesh, kind, tmp_path):
   check_against_dense(tmp_path, mesh, kind)
 
 
+@pytest.mark.slow
 def test_two_processes_keep_a_part_each(tmp_path):
   with socket.socket() as free:
     free.bind(('localhost', 0))

@@ -2,6 +2,7 @@ import itertools
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from samples import FakeSource, encode, smooth
 
 from conic_jax import mesh as meshes
@@ -160,6 +161,31 @@ def test_evaluation_cuts_the_centre(size, resize, box):
   np.testing.assert_allclose(batch['views'][0].mean(axis=(0, 1, 2, 3))[:2],
                              [top + (height - 1) / 2, left + (width - 1) / 2], atol=0.6)
   assert not batch['flip'].any()
+
+
+@pytest.mark.parametrize(('side', 'antialiased'), [(17, False), (31, False), (33, True), (60, True)])
+def test_training_views_are_antialiased_where_they_shrink_by_more_than_two(side, antialiased):
+  noise = np.random.default_rng(side).integers(0, 256, (side, side, 3), np.uint8)
+  whole = (Views(count=1, size=16, crop=(1.0, 1.0), aspect=(1.0, 1.0), flip=0.0),)
+  source = FakeSource([encode(noise)] * 4)
+  fields = {'batch_size': 4, 'seed': 0, 'start_step': 0, 'rows': np.arange(4)}
+  wanted, other = (tf.image.resize(noise, (16, 16), antialias=choice)
+                   for choice in (antialiased, not antialiased))
+  for batch in (next(pipeline.train_batches(source, whole, **fields)),
+                next(pipeline.whole_pass_batches(source, whole, epoch=5, **fields))):
+    np.testing.assert_allclose(batch['views'][0][0, 0], wanted, atol=0.51)
+    assert np.abs(batch['views'][0][0, 0] - other).max() > 10
+
+
+@pytest.mark.parametrize('side', [17, 20, 31])
+def test_evaluation_is_antialiased_where_it_shrinks_at_all(side):
+  noise = np.random.default_rng(side).integers(0, 256, (side, side, 3), np.uint8)
+  batch, = pipeline.eval_batches(FakeSource([encode(noise)]), size=16, resize=16, batch_size=1,
+                                 rows=np.arange(1))
+  smooth = tf.image.resize(noise, (16, 16), antialias=True)
+  np.testing.assert_allclose(batch['views'][0][0, 0], smooth, atol=0.51)
+  plain = tf.image.resize(noise, (16, 16))
+  assert np.abs(batch['views'][0][0, 0] - plain).max() > 10
 
 
 @pytest.mark.parametrize(('total', 'failing', 'raises'), [

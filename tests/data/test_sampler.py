@@ -70,6 +70,15 @@ def test_neighbouring_windows_share_seven_eighths_in_another_order():
   assert not np.array_equal(np.sort(rounds[0]), np.arange(64))
 
 
+@pytest.mark.parametrize('seed', [0, 7])
+def test_the_ring_has_an_order_of_its_own(seed):
+  """No round shuffles as the ring does: its images would follow one another as they lie there."""
+  ring = Sampler(num_images=40, batch_size=1, seed=seed, window=1, stride=1)
+  order = [int(ring.batch_ids(place)[0]) for place in range(40)]
+  for number in range(1000):
+    assert shuffled(np.arange(40), 40, seed, number).tolist() != order
+
+
 def test_windows_and_epochs_are_counted_apart():
   sampler = Sampler(num_images=103, batch_size=10, seed=0, window=25, stride=5)
   assert (sampler.steps_per_epoch, sampler.steps_per_round, sampler.notice) == (10, 2, '')

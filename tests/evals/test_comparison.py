@@ -48,6 +48,7 @@ def weights(tiny_config, tmp_path):
   return path, random
 
 
+@pytest.mark.slow
 def test_published_weights_see_images_by_their_own_normalisation(tiny_config, weights, mesh8):
   path, random = weights
   tiny_config.eval.baseline_weights = str(path)

@@ -18,6 +18,8 @@ from conic_jax.evals.finetune import FinetuneSettings
 from conic_jax.mesh import make_mesh
 from conic_jax.models import ResNet
 
+pytestmark = pytest.mark.slow
+
 NETWORK = ResNet((1,), bottleneck=False, width=0.125, stem='cifar')
 LABELS = np.arange(40) % 4
 

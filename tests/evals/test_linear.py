@@ -36,6 +36,7 @@ def test_separable_features_reach_everything(mesh):
   assert result.held_out == {}
 
 
+@pytest.mark.slow
 def test_a_rate_that_diverges_spoils_nothing(mesh):
   alone = measure(mesh, learning_rates=(0.5, 0.02))
   beside = measure(mesh, learning_rates=(3e38, 0.5, 0.02))
@@ -95,6 +96,7 @@ def test_a_batch_beyond_the_data_set_is_cut(mesh8):
   assert measure(mesh8, learning_rates=(0.5,), batch_size=4096, epochs=20).top1 == 1.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('normalise', ['l2', 'standardise'])
 def test_normalisation_takes_the_scale_away(mesh8, normalise):
   results = [measure(mesh8, learning_rates=(0.5,), normalise=normalise, scale=scale)
@@ -118,6 +120,7 @@ def test_reports_each_epoch(mesh8):
   assert reports[-1]['loss_0.5'] < reports[0]['loss_0.5'] < np.log(4)
 
 
+@pytest.mark.slow
 def test_steps_are_those_of_sgd_with_momentum_and_cosine(mesh):
   rng, steps, settings = np.random.default_rng(0), 5, LinearSettings((0.3, 2.), epochs=1)
   view = dataclasses.replace(SPEC, count=1, jitter=0., grayscale=0., blur=0.)
@@ -202,6 +205,7 @@ def test_the_scale_of_the_features(mesh, normalise):
   assert float(square) == pytest.approx((features**2).sum(1).mean() + 1, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_up_to_the_stable_rate_nothing_diverges(mesh8):
   """Labels of two classes by chance: only the curvature can lift the loss above where it starts."""
   labels, losses = np.random.default_rng(0).integers(0, 2, 96), []
@@ -213,6 +217,17 @@ def test_up_to_the_stable_rate_nothing_diverges(mesh8):
   below, above = (max(row[f'loss_{rate:g}'] for row in losses) for rate in rates)
   assert below < 1.01 * np.log(4)
   assert above > 2 * np.log(4)
+
+
+@pytest.mark.parametrize('momentum', [0.0, 0.9])
+def test_the_stable_rate_is_that_of_the_largest_curvature(mesh8, momentum):
+  """2 (1 + m)/L of the heavy ball, where the curvature L of a softmax is at most ½ E[‖x‖² + 1]."""
+  result = measure(mesh8, learning_rates=(0.1,), momentum=momentum, scale=3.0)
+  images = ArraySource(coloured(TEST_LABELS, 1), TEST_LABELS, 4)
+  features, *_ = to_host(extract(mean_colour, {'scale': jnp.float32(3)}, images, batch_size=16, mesh=mesh8,
+                                 **SIZES))
+  curvature = 0.5 * ((np.asarray(features, np.float64) ** 2).sum(axis=1).mean() + 1)
+  assert result.stable_rate == pytest.approx(2 * (1 + momentum) / curvature, rel=1e-4)
 
 
 def test_steps_fall_at_their_shares():

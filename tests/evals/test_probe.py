@@ -14,6 +14,8 @@ from conic_jax.evals import probe as probes
 from conic_jax.evals.features import pixels
 from conic_jax.views import Views
 
+pytestmark = pytest.mark.slow
+
 LABELS = np.arange(42) % 4
 VIEWS = Views(count=2, size=8, blur=0.0)
 NAMES = ['probe_instance_top1', 'probe_lidar', 'probe_rankme', 'probe_std']

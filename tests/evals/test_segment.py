@@ -19,6 +19,8 @@ from conic_jax.mesh import make_mesh, replicated, to_global
 from conic_jax.views import Views
 from conic_jax.visualise import segmentation
 
+pytestmark = pytest.mark.slow
+
 VOID = masks.VOID
 PLAIN = Views(mean=(0.0,) * 3, std=(1.0,) * 3)
 NETWORK = ConfigDict({'name': 'resnet18', 'blocks': (1, 1), 'stem': 'cifar', 'width': 0.125,

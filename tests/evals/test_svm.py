@@ -171,6 +171,7 @@ def measure(folder, mesh, encode=None):
   return figures
 
 
+@pytest.mark.slow
 def test_features_that_tell_beat_random_ones_and_chance(labelled_folder, mesh):
   told = measure(labelled_folder, mesh, quadrants)
   assert (told['num_train'], told['num_test']) == (89, 85)

@@ -15,6 +15,8 @@ from experiments.jobs import Experiment, Scale, Step, Variant
 from experiments.run import Work
 from experiments.statistics import Higher
 
+pytestmark = pytest.mark.slow
+
 TINY = Scale('cpu', 'folder', {
   'data.dir': 'set', 'data.train': 'train', 'data.test': 'test', 'minutes': 0.0, 'views.size': 16,
   'encoder.name': 'resnet18', 'encoder.blocks': [1], 'encoder.width': 0.125, 'head.hidden': 16,

@@ -29,6 +29,7 @@ class ArraysOnly(pickle.Unpickler):
     return super().find_class(module, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('target', 'name', 'changes', 'side'), [
     ('torchvision', 'resnet18', {}, 64), ('torchvision', 'resnet50', {}, 64),
     ('safetensors', 'resnet18', {**SMALL, 'stem': 'cifar'}, 32),

@@ -15,6 +15,8 @@ from conic_jax.companion import Run
 from conic_jax.errors import UserError
 from conic_jax.models import mlp_of
 
+pytestmark = pytest.mark.slow
+
 NUM_IMAGES, BATCH = 37, 16
 SCHEDULE = optim.cosine_schedule(0.03, 10)
 

@@ -28,6 +28,7 @@ def test_beta_makes_up_for_the_classes_outside(config, mesh8):
   assert weight() == 1
 
 
+@pytest.mark.slow
 def test_a_window_of_all_images_scores_as_conic_does(config, mesh8):
   config.classifier.window = N
   method = methods.make(config, N, mesh8, FLOAT32)

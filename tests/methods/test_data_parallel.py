@@ -12,6 +12,7 @@ from conic_jax.errors import UserError
 N = 48
 
 
+@pytest.mark.slow
 def test_loss_and_gradients_are_those_of_split_rows(tiny_config, mesh8):
   method = methods.make(as_method(tiny_config, 'data_parallel'), N, mesh8, jnp.dtype(jnp.float32))
   rows = full.init(jax.random.key(0), N, 8, 1.0, 8)

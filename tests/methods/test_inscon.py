@@ -37,6 +37,7 @@ def test_a_mosaic_is_four_consecutive_views_row_by_row():
   np.testing.assert_array_equal(inscon.of_mosaics(jnp.arange(8) != 5), [True, False])
 
 
+@pytest.mark.slow
 def test_losses_are_equations_2_and_3(make):
   method, rng = make(), np.random.default_rng(1)
   state = jax.jit(lambda: method.init(jax.random.key(0), {'views': tuple(
@@ -59,6 +60,7 @@ def test_losses_are_equations_2_and_3(make):
   np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_step_is_that_of_plain_passes(make):
   """The sum of the three losses, the keys that enter both queues, the average, on random crops and flips."""
   method, rng = make(**{'batch_norm.groups': 0}), np.random.default_rng(2)

@@ -70,6 +70,7 @@ def test_the_constant_is_that_of_the_first_batch(config, mesh8):
   assert constants[0] == constants[1] == constants[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('loss', ['nce', 'full'])
 def test_a_step_holds_the_bank_once(config, mesh8, loss):
   """The bank is written where it is read: no copy of it is made."""

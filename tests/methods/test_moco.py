@@ -21,6 +21,7 @@ def batch_of(step):
           'crop': np.tile(np.float32([0, 0, 1, 1]), (BATCH, 2, 1)), 'flip': rng.random((BATCH, 2)) < 0.5}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['moco', 'co2'])
 def test_three_steps_equal_pytorch(tiny_config, name):
   """The queue wraps around in the third."""

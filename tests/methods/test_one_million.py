@@ -15,6 +15,8 @@ from conic_jax import losses, methods, optim, train, train_step
 from conic_jax.data import pipeline, sources
 from conic_jax.errors import Stopped, UserError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def config(tiny_config):

@@ -28,6 +28,7 @@ def test_its_window_is_a_plain_softmax_without_consistency(config, mesh8):
   assert method.views == (Views(**config.views),)
 
 
+@pytest.mark.slow
 def test_multi_crop_is_the_mean_over_all_views_and_rows_learn_from_the_first(config, mesh8):
   """Against the network and the loss called for each view alone; batch norm sees a group at once."""
   config.small_views.count = 2

@@ -29,6 +29,7 @@ def test_the_loss_is_a_cross_entropy_over_all_other_views(tiny_config, mesh8):
   np.testing.assert_allclose(loss, F.cross_entropy(logits, (torch.arange(12) + 6) % 12), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_sum_of_both_directions_moves_batch_norm_twice_as_far_under_lars(tiny_config, mesh8):
   """LARS takes the factor out of every kernel's step; batch norm's has no trust ratio."""
   images = np.random.default_rng(0).integers(0, 256, (16, 2, 16, 16, 3), np.uint8)

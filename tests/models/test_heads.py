@@ -51,6 +51,7 @@ def test_without_norm_is_two_linear_layers():
   np.testing.assert_allclose(head.apply(state, x), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_with_norm_is_normalised_twice():
   head, x = MLP(5, 4, norm=True, groups=2), inputs()
   state = init(head)

@@ -148,6 +148,7 @@ def test_unknown_mode_and_unequal_groups_are_told():
     apply(variables(), data((6, 5)), 'grouped', groups=4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('shape', SHAPES)
 def test_named_groups_are_the_consecutive_ones_of_the_shuffled_batch(mesh, shape):
   """Values, statistics and gradients, with images left out, though no image has moved."""

@@ -58,6 +58,7 @@ def convolve(x, kernel, stride, padding, dilation=1):
   return np.einsum('bhwcij,ijcd->bhwd', windows, np.float64(kernel))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('name', 'parameters', 'features'), [
     ('resnet18', 11_176_512, 512), ('resnet34', 21_284_672, 512), ('resnet50', 23_508_032, 2048),
     ('resnet101', 42_500_160, 2048), ('resnet152', 58_143_808, 2048)])
@@ -159,6 +160,7 @@ def test_initialisation():
   assert scales == {'norm1': [1], 'norm2': [1], 'norm3': [0], 'shortcut_norm': [1]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('mode', ['batch', 'grouped'])
 def test_split_batch_gives_the_same(mode, mesh8):
   encoder, x, mask = small(), images(), np.arange(8) != 5
@@ -212,6 +214,7 @@ def test_build_encoder_takes_blocks_and_tells_what_it_knows():
       build_encoder(config(**change), jnp.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('height', 'width'), [(8, 8), (7, 9), (1, 2)])
 def test_max_pool_is_reduce_windows_with_its_gradient(height, width):
   x = jax.random.normal(jax.random.key(0), (2, height, width, 3))

@@ -1,0 +1,100 @@
+"""Applies each patch of this folder to a copy, and shows the test that notices it.
+
+  python -m tests.mutants                  all of them
+  python -m tests.mutants final_random     one
+
+A patch is a fault of the kind that tests are for: a line of the wiring that is wrong and lets everything run.
+Its first line says what is wrong, its second which test must fail. The tests must pass without it.
+"""
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+_FAILED = 1  # What pytest exits with where tests ran and some failed.
+
+
+class Mutant(NamedTuple):
+  """A patch.
+
+  Attributes:
+    path: its file.
+    fault: what is wrong, a sentence.
+    test: the test that must notice, as pytest names it.
+  """
+  path: Path
+  fault: str
+  test: str
+
+
+def read(path: Path) -> Mutant:
+  """Reads a patch."""
+  fault, test, *_ = path.read_text().splitlines()
+  if not (match := re.fullmatch(r'Killed by: (\S+)', test)):
+    raise ValueError(f'{path}: the second line must be "Killed by: " and a test.')
+  return Mutant(path, fault, match[1])
+
+
+def all_mutants() -> list[Mutant]:
+  """The patches of this folder, by name."""
+  return [read(path) for path in sorted(HERE.glob('*.patch'))]
+
+
+def copy_checkout(folder: Path) -> None:
+  """Copies what git knows, or would, into a folder."""
+  listed = subprocess.run(['git', 'ls-files', '-z', '--cached', '--others', '--exclude-standard'], cwd=ROOT,
+                          check=True, capture_output=True, text=True).stdout
+  for name in filter(None, listed.split('\0')):
+    source, target = ROOT / name, folder / name
+    if source.is_file():
+      target.parent.mkdir(parents=True, exist_ok=True)
+      target.write_bytes(source.read_bytes())
+
+
+def run_tests(folder: Path, tests: Sequence[str]) -> int:
+  """What pytest exits with."""
+  command = [sys.executable, '-m', 'pytest', '-q', '-x', '-p', 'no:cacheprovider', *tests]
+  return subprocess.run(command, cwd=folder, capture_output=True).returncode
+
+
+def main() -> None:
+  """Tries the patches that are asked for; exits with 1 where a test notices nothing."""
+  parser = argparse.ArgumentParser('python -m tests.mutants', description=__doc__,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('names', nargs='*', help='patches, without .patch; all without')
+  args = parser.parse_args()
+  mutants = {mutant.path.stem: mutant for mutant in all_mutants()}
+  if unknown := set(args.names) - set(mutants):
+    parser.error(f'no patch {", ".join(sorted(unknown))}; there is: {", ".join(mutants)}')
+  chosen = [mutants[name] for name in args.names or mutants]
+  with tempfile.TemporaryDirectory() as folder:
+    copy_checkout(whole := Path(folder) / 'whole')
+    if run_tests(whole, sorted({mutant.test for mutant in chosen})):
+      raise SystemExit('The tests fail without any fault: mend them first.')
+  survivors = [mutant.path.stem for mutant in chosen if not is_killed(mutant)]
+  print(f'{len(chosen) - len(survivors)} of {len(chosen)} killed')
+  if survivors:
+    raise SystemExit(f'Survived: {", ".join(survivors)}')
+
+
+def is_killed(mutant: Mutant) -> bool:
+  """Whether the test of a patch fails with it."""
+  with tempfile.TemporaryDirectory() as folder:
+    copy_checkout(Path(folder))
+    subprocess.run(['git', 'apply', str(mutant.path)], cwd=folder, check=True)
+    begun = time.monotonic()
+    killed = run_tests(Path(folder), [mutant.test]) == _FAILED
+  print(f'{"killed  " if killed else "SURVIVED"}  {mutant.path.stem}: {mutant.fault}\n'
+        f'          by {mutant.test}, {time.monotonic() - begun:.0f} s', flush=True)
+  return killed
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,317 @@
+"""The plain loop that trainings are held against, and what compares the two.
+
+Of the library it shares the network's forward pass, the images as the pipeline cuts them, the draws of their
+colours, and the state before the first step. Schedule, losses, rows, queues, averages and measures are its
+own, written from the papers; the optimizer of the parameters is optax's.
+"""
+import functools
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from PIL import Image
+
+from conic_jax import mesh as meshes
+from conic_jax import methods, optim, train, train_step
+from conic_jax.checkpoint import Checkpoints
+from conic_jax.data import augment, pipeline, sources
+from conic_jax.data.sampler import Sampler
+from conic_jax.evals import protocols
+
+# Figures of one step; rounding grows from step to step.
+CLOSE = {'rtol': 1e-3, 'atol': 1e-4}
+
+
+class Learner(NamedTuple):
+  """What a method does, plainly. `own` is whatever it learns beside parameters and statistics.
+
+  Attributes:
+    begin: (state, params, stats) -> (own, stats), before the first step.
+    objective: (params, stats, own, batch, key) -> (loss, (stats, report, seen)), differentiated in params.
+    after: (own, params, seen, batch, rate, step) -> own, with the parameters of after the step.
+    shown: own -> a tree of what is compared with what `found` gives of the method state.
+    found: method state -> the same.
+    before_step: (own, step, batch) -> own, before the objective.
+  """
+  begin: Callable
+  objective: Callable
+  after: Callable
+  shown: Callable
+  found: Callable
+  before_step: Callable = lambda own, step, batch: own
+
+
+class Trained(NamedTuple):
+  """What a training leaves, step by step and epoch by epoch.
+
+  Attributes:
+    reports: a dict for each step.
+    kept: (params, stats, what is shown of own) after each epoch.
+  """
+  reports: list[dict[str, float]]
+  kept: list[tuple[Any, Any, Any]]
+
+
+def write_images(folder: Path, count: int, broken: int, side: int = 20) -> None:
+  """`count` images of noise to train on, one of which cannot be decoded, and 60 to test.
+
+  Nothing tells the two classes apart, so that another encoder has another accuracy.
+  """
+  rng = np.random.default_rng(0)
+  for split, number in (('train', count), ('test', 60)):
+    for index in range(number):
+      path = folder / split / 'ab'[index % 2] / f'{index:02d}.png'
+      path.parent.mkdir(parents=True, exist_ok=True)
+      Image.fromarray(rng.integers(0, 256, (side, side, 3), np.uint8)).save(path)
+      if split == 'train' and index == 2 * broken:
+        undecodable = path
+  undecodable.write_bytes(b'no image')
+
+
+# ---- Plain mathematics ----------------------------------------------------------------------------
+
+
+def rate(step: int, config: Any, steps_per_epoch: int) -> float:
+  """Linear warm-up, then half a cosine to zero."""
+  warm, total = (epochs * steps_per_epoch for epochs in (config.optimizer.warmup_epochs, config.epochs))
+  peak = config.optimizer.learning_rate
+  if step < warm:
+    return peak * (step + 1) / warm
+  return peak * (1 + math.cos(math.pi * (step - warm) / (total - warm))) / 2
+
+
+def cosine_momentum(start: float, step: int, total: int) -> float:
+  """From `start` to 1 by half a cosine."""
+  return 1 - (1 - start) * (math.cos(math.pi * step / total) + 1) / 2
+
+
+def unit(vectors):
+  return vectors / jnp.sqrt((vectors ** 2).sum(axis=-1, keepdims=True))
+
+
+def mean_of(values, good):
+  """The mean over good images of values [B] or [B, V]."""
+  good = jnp.broadcast_to(good.reshape(-1, *[1] * (values.ndim - 1)), values.shape)
+  return jnp.where(good, values, 0).sum() / good.sum()
+
+
+def classified(features, rows, temperature, own):
+  """log e^{own} / Σ e^{…} over rows [N, D] of features [B, V, D], and whether the own row is the nearest.
+
+  own: bool [B, N], one true in each row.
+  """
+  logits = unit(features) @ unit(rows).T / temperature
+  own = own[:, None]
+  loss = -jnp.where(own, jax.nn.log_softmax(logits), 0).sum(axis=2)
+  return loss, (jnp.where(own, logits, 0).sum(axis=2) >= logits.max(axis=2)).astype(jnp.float32)
+
+
+def consistency(features):
+  """(1 − cos)² over all ordered pairs of the views of [B, V, D]: [B]."""
+  cosines = jnp.einsum('bid,bjd->bij', unit(features), unit(features))
+  count = features.shape[1]
+  pairs = [(i, j) for i in range(count) for j in range(count) if i != j]
+  return sum((1 - cosines[:, i, j]) ** 2 for i, j in pairs) / len(pairs)
+
+
+def row_sgd(weights, velocity, gradient, lr, config):
+  """Momentum SGD as PyTorch's, at the rows' own rate."""
+  settings = config.classifier
+  velocity = settings.momentum * velocity + gradient + settings.weight_decay * weights
+  return weights - lr * settings.lr_scale * velocity, velocity
+
+
+def measures_of(features, good):
+  """Alignment, uniformity and spread of features [B, V, D] of good images, in float64."""
+  views = np.asarray(features, np.float64)[np.asarray(good)]
+  views = views / np.linalg.norm(views, axis=-1, keepdims=True)
+  count = views.shape[1]
+  pairs = [((views[:, i] - views[:, j]) ** 2).sum(axis=1).mean() for i in range(count) for j in range(i)]
+  first = views[:, 0]
+  others = ~np.eye(len(first), dtype=bool)
+  distances = ((first[:, None] - first[None]) ** 2).sum(axis=2)
+  return {'alignment': np.mean(pairs) if pairs else 0.0,
+          'uniformity': np.log(np.exp(-2 * distances)[others].mean()),
+          'feature_std': (first * first.shape[1] ** 0.5).std(axis=0).mean()}
+
+
+# ---- The plain loop -------------------------------------------------------------------------------
+
+
+def project(method, params, stats, batch):
+  """Features [B, V, D] of all views, each group a batch of its own."""
+  groups = []
+  for views in batch['views']:
+    flat = views.reshape(-1, *views.shape[2:])
+    features, stats = method.network.project(
+      params, stats, flat, jnp.repeat(batch['valid'], views.shape[1]), 'batch')
+    groups.append(features.reshape(*views.shape[:2], -1))
+  return jnp.concatenate(groups, axis=1), stats
+
+
+def augmented(batch: dict, groups: tuple, seed: int, round_number: int) -> dict:
+  """The batch with the colours of its views: every view of an image has a key of its own."""
+  views = coloured(batch['views'], batch['flip'], batch['id'], groups, seed, np.uint32(round_number))
+  return {'views': views, 'id': jnp.asarray(batch['id']), 'valid': jnp.asarray(batch['valid'])}
+
+
+@functools.partial(jax.jit, static_argnames=('groups', 'seed'))
+def coloured(views, flip, ids, groups, seed, round_number):
+  keys = augment.view_keys(seed, round_number, ids, sum(group.count for group in groups))
+  found, first = [], 0
+  for images, group in zip(views, groups, strict=True):
+    own = slice(first, first := first + group.count)
+    found.append(augment.augment(images, flip[:, own], keys[:, own], group))
+  return tuple(found)
+
+
+def batches_of(config: Any, source: Any, groups: tuple) -> Iterator[dict]:
+  """The batches of a run, one after another."""
+  drawn = pipeline.train_batches(source, groups, batch_size=config.batch_size, seed=config.seed, start_step=0,
+                                 rows=np.arange(config.batch_size), **config.sampler)
+  per_round = (config.sampler.window or source.num_images) // config.batch_size
+  for step, batch in enumerate(drawn):
+    yield augmented(batch, groups, config.seed, step // per_round)
+
+
+def plain_training(config: Any, source: Any, method: Any, state: Any, learner: Learner) -> Trained:
+  """Trains as `learner` says; in float16 with dynamic loss scaling from 2¹⁵."""
+  steps_per_epoch = source.num_images // config.batch_size
+  params, stats = state.params, state.batch_stats
+  own, stats = learner.begin(state, params, stats)
+  rates = [rate(step, config, steps_per_epoch) for step in range(config.epochs * steps_per_epoch)]
+  decay = optax.add_decayed_weights(config.optimizer.weight_decay)
+  # The rate comes after the momentum, as in PyTorch.
+  direction = optax.chain(decay, optax.trace(config.optimizer.momentum))
+  opt_state = direction.init(params)
+  scaled = config.dtype == 'float16'
+  scale, skipped = (2.0 ** 15 if scaled else 1.0), 0
+
+  @jax.jit
+  def differentiate(params, stats, own, batch, key, scale):
+    def scaled_loss(params):
+      loss, rest = learner.objective(params, stats, own, batch, key)
+      return loss * scale, (loss, *rest)
+    grads, (loss, *rest) = jax.grad(scaled_loss, has_aux=True)(params)
+    return jax.tree.map(lambda grad: grad / scale, grads), loss, *rest
+
+  @jax.jit
+  def descend(params, opt_state, grads, lr):
+    updates, opt_state = direction.update(grads, opt_state, params)
+    return jax.tree.map(lambda p, u: p - lr * u, params, updates), opt_state
+
+  reports, kept = [], []
+  batches = batches_of(config, source, method.views)
+  for step, lr in enumerate(rates):
+    batch = next(batches)
+    own = learner.before_step(own, step, batch)
+    key = jax.random.fold_in(state.rng, step)
+    grads, loss, after, report, seen = differentiate(params, stats, own, batch, key, scale)
+    norm = math.sqrt(sum(float((np.asarray(leaf, np.float64) ** 2).sum()) for leaf in jax.tree.leaves(grads)))
+    report = {'loss': loss, **report, **measures_of(seen['features'], batch['valid']), 'learning_rate': lr}
+    overflow = scaled and not (math.isfinite(norm) and math.isfinite(loss))
+    if scaled:
+      report['loss_scale'] = scale
+      scale, skipped = (scale / 2, skipped + 1) if overflow else (scale, skipped)
+      report['skipped'] = skipped
+    if not overflow:
+      report['grad_norm'] = norm
+      params, opt_state = descend(params, opt_state, grads, lr)
+      stats = after
+      own = learner.after(own, params, seen, batch, lr, step)
+    reports.append(report)
+    if (step + 1) % steps_per_epoch == 0:
+      kept.append((params, stats, learner.shown(own)))
+  return Trained(reports, kept)
+
+
+# ---- What the library finds -----------------------------------------------------------------------
+
+
+def trainings(config: Any, learner_of: Callable, device_counts: tuple[int, ...], monkeypatch: Any,
+              close: dict[str, float] = CLOSE) -> Iterator[tuple[Any, Callable, dict, Trained]]:
+  """Trains on meshes of so many devices, and compares all with the plain loop.
+
+  Args:
+    config: of the run; its folder is the first of several.
+    learner_of: (config, method, source) -> Learner.
+    device_counts: of the meshes.
+    monkeypatch: of the test.
+    close: tolerances.
+
+  Yields:
+    For each mesh the method, what makes the state before the first step, the summary, and what the plain
+    loop found.
+  """
+  source = sources.open_source(config.data, config.data.train)
+  dtype = jnp.dtype(config.dtype)
+  wanted, run = None, config.run
+  for count in device_counts:
+    mesh = meshes.make_mesh(devices=jax.devices()[:count])
+    method = methods.make(config, source.num_images, mesh, dtype)
+    begin = functools.partial(
+      train_step.init_state, method, optim.make_optimizer(config.optimizer), config.seed, dtype)
+    if wanted is None:
+      wanted = plain_training(config, source, method, begin(), learner_of(config, method, source))
+    config.run = f'{run}_{count}'
+    with monkeypatch.context() as patch:
+      patch.setattr(meshes, 'make_mesh', lambda _, mesh=mesh: mesh)
+      patch.setattr(protocols, 'draw', lambda *_, **__: None)  # Takes as long as the training.
+      summary = train.pretrain(config)
+    compare_reports(config, wanted, close)
+    learner = learner_of(config, method, source)
+    compare_checkpoints(config, wanted, source, method, begin, mesh, learner, close)
+    yield method, begin, summary, wanted
+
+
+def compare_reports(config: Any, wanted: Trained, close: dict[str, float]) -> None:
+  """Every loss, share, rate and measure of every step."""
+  lines = [json.loads(line) for line in (Path(config.run) / 'metrics.jsonl').read_text().splitlines()]
+  found = [line for line in lines if 'loss' in line]
+  assert [line['step'] for line in found] == list(range(1, len(wanted.reports) + 1))
+  for line, figures in zip(found, wanted.reports, strict=True):
+    told = {name for name in line if name.startswith(('loss', 'learning')) or name.endswith('_top1')}
+    assert told - set(figures) <= {'knn_top1'}
+    for name, value in figures.items():
+      np.testing.assert_allclose(line[name], value, **close, err_msg=f'{name} of step {line["step"]}')
+
+
+def compare_checkpoints(config: Any, wanted: Trained, source: Any, method: Any, begin: Callable, mesh: Any,
+                        learner: Learner, close: dict[str, float]) -> None:
+  """Parameters, statistics and what the method learns, after every epoch that has a checkpoint."""
+  shapes = jax.eval_shape(begin)
+  shardings = train_step.state_shardings(shapes, method, mesh)
+  shapes = jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(
+    leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings)
+  sampler = Sampler(source.num_images, config.batch_size, config.seed, **config.sampler)
+  steps_per_epoch = source.num_images // config.batch_size
+  for epoch in range(len(wanted.kept), len(wanted.kept) - config.checkpoint.keep, -1):
+    step = epoch * steps_per_epoch
+    state = saved(config, shapes, sampler, step)
+    assert int(state.step) == step
+    params, stats, own = wanted.kept[epoch - 1]
+    for found, expected, what in (
+        (state.params, params, 'parameters'), (state.batch_stats, stats, 'statistics'),
+        (learner.found(state.method_state), own, 'state')):
+      for (path, one), two in zip(jax.tree.leaves_with_path(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(np.asarray(one), np.asarray(two), **close, err_msg=(
+          f'{what}{jax.tree_util.keystr(path)} after epoch {epoch}'))
+
+
+def saved(config: Any, shapes: Any, sampler: Sampler, step: int) -> Any:
+  """The state of a checkpoint; all later ones are removed."""
+  folder = Path(config.run) / 'checkpoints'
+  for path in folder.iterdir():
+    if path.name.isdigit() and int(path.name) > step:
+      shutil.rmtree(path)
+  checkpoints = Checkpoints(folder, 3)
+  state = checkpoints.restore(shapes, train.run_identity(config, sampler, jnp.dtype(config.dtype)))
+  checkpoints.close()
+  return state

@@ -1,0 +1,98 @@
+"""ConIC beside the plain loop: two groups of views, rows at a rate of their own, an undecodable image."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import plain
+import pytest
+from ml_collections import ConfigDict
+
+from conic_jax import train_step
+from conic_jax.data import pipeline, sources
+from conic_jax.views import Views
+
+pytestmark = pytest.mark.slow
+
+
+def learner_of(config, method, source):
+  count, first = source.num_images, config.views.count
+
+  def losses(features, rows, batch):
+    own = jnp.arange(count)[None] == batch['id'][:, None]
+    return plain.classified(features, rows, config.temperature, own)
+
+  def objective(params, stats, own, batch, key):
+    features, stats = plain.project(method, params, stats, batch)
+    instance, hit = losses(features, own['rows'], batch)
+    good = batch['valid']
+    of_instances = plain.mean_of(instance, good)
+    of_pairs = plain.mean_of(plain.consistency(features), good)
+    report = {'loss_instance': of_instances, 'loss_consistency': of_pairs,
+              'instance_top1': plain.mean_of(hit, good)}
+    seen = {'features': jax.lax.stop_gradient(features), 'batch': batch}
+    return of_instances + config.alpha * of_pairs, (stats, report, seen)
+
+  def for_rows(rows, features, batch):
+    """Small views teach the encoder alone, and the mean is that over all views."""
+    instance, _ = losses(features, rows, batch)
+    taught = jnp.where(batch['valid'][:, None], instance, 0)[:, :first]
+    return taught.sum() / (batch['valid'].sum() * features.shape[1])
+
+  @jax.jit
+  def after(own, params, seen, batch, lr, step):
+    gradient = jax.grad(for_rows)(own['rows'], seen['features'], seen['batch'])
+    rows, velocity = plain.row_sgd(own['rows'], own['velocity'], gradient, lr, config)
+    return {'rows': rows, 'velocity': velocity}
+
+  def begin(state, params, stats):
+    rows = jnp.asarray(np.asarray(state.method_state['rows'].weights)[:count])
+    return {'rows': rows, 'velocity': jnp.zeros_like(rows)}, stats
+
+  def found(method_state):
+    rows = method_state['rows']
+    return {'rows': np.asarray(rows.weights)[:count], 'velocity': np.asarray(rows.momentum)[:count]}
+  return plain.Learner(begin, objective, after, lambda own: own, found)
+
+
+def plain_knn(method, variables, config):
+  """The share of test images whose class has most votes among their nearest training images."""
+  views = Views(**config.views)
+
+  def encoded(split):
+    found, labels = [], []
+    for batch in pipeline.eval_batches(sources.open_source(config.data, split), size=config.views.size,
+                                       resize=config.eval.resize, batch_size=1, rows=np.arange(1)):
+      if batch['valid'][0]:
+        image = (batch['views'][0][:, 0] / 255 - np.array(views.mean)) / np.array(views.std)
+        found.append(np.asarray(plain.unit(method.encode(variables, jnp.asarray(image, jnp.float32))))[0])
+        labels.append(int(batch['label'][0]))
+    return np.array(found), np.array(labels)
+
+  (bank, labels), (queries, wanted) = encoded(config.data.train), encoded(config.data.test)
+  hits = 0
+  for row, label in zip(queries @ bank.T, wanted, strict=True):
+    nearest = np.argsort(-row)[:config.eval.k[0]]
+    votes = np.bincount(labels[nearest], np.exp(row[nearest] / 0.07), minlength=2)
+    hits += votes.argmax() == label
+  return hits / len(wanted)
+
+
+CHANGES = {'alpha': 2.5, 'alpha_pace': 0.0, 'classifier.lr_scale': 30.0, 'classifier.weight_decay': 1e-2}
+
+
+def test_conic_trains_as_the_plain_loop_does(oracle_config, monkeypatch):
+  config = oracle_config('conic', **CHANGES)
+  with config.unlocked():
+    config.small_views = ConfigDict({'count': 2, 'size': 8, 'crop': (0.05, 0.3)})
+  for method, begin, summary, wanted in plain.trainings(config, learner_of, (1, 8), monkeypatch):
+    params, stats, _ = wanted.kept[-1]
+    knn, of_random = (plain_knn(method, variables, config) for variables in (
+      {'params': params, 'batch_stats': stats}, train_step.variables(begin())))
+    assert summary['knn_top1'] == knn != of_random
+
+
+def test_float16_skips_what_overflows_as_the_plain_loop_does(oracle_config, monkeypatch):
+  config = oracle_config('conic', **CHANGES, dtype='float16', temperature=0.05)
+  close = {'rtol': 0.03, 'atol': 0.02}
+  for *_, wanted in plain.trainings(config, learner_of, (1,), monkeypatch, close):
+    skipped = [report['skipped'] for report in wanted.reports]
+    assert 0 < skipped[-1] < len(skipped) - 2

@@ -1,0 +1,102 @@
+"""The sampled classifiers beside the plain loop, whose rows outside the window learn without a gradient.
+
+Momentum and weight decay move every row in every step; the library does it when a row comes back.
+"""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import plain
+import pytest
+
+from conic_jax.classifier import full
+
+pytestmark = pytest.mark.slow
+
+IMAGES, SLOTS = 62, 10
+
+
+def learner_of(config, method, source):
+  count = source.num_images
+  beta = config.classifier.beta or (count - 1) / (SLOTS - 1)
+  alpha = config.get('alpha', 0.0)
+
+  def begin(state, params, stats):
+    window = state.method_state['window']
+    rows = full.draw(window.rng, jnp.arange(count), config.head.features, config.classifier.norm)
+    own = {'rows': rows, 'velocity': jnp.zeros_like(rows),
+           'classes': np.asarray(window.classes), 'seen': np.full(SLOTS, -1)}
+    return own, stats
+
+  def before_step(own, step, batch):
+    """The batch's classes take the slots of those whose last batch is longest ago."""
+    classes, seen = np.array(own['classes']), np.array(own['seen'])
+    ids = np.asarray(batch['id']).tolist()
+    for name in ids:
+      if name in classes:
+        seen[classes == name] = step
+    for name in ids:
+      if name not in classes:
+        slot = np.argmin(seen)
+        classes[slot], seen[slot] = name, step
+    return {**own, 'classes': classes, 'seen': seen}
+
+  def losses(features, rows, classes, batch):
+    logits = plain.unit(features) @ plain.unit(rows[classes]).T / config.temperature
+    own = (classes[None] == batch['id'][:, None])[:, None]
+    positive = jnp.where(own, logits, 0).sum(axis=2)
+    negatives = jnp.where(own, 0, jnp.exp(logits)).sum(axis=2)
+    loss = jnp.log(jnp.exp(positive) + beta * negatives) - positive
+    return loss, (positive >= logits.max(axis=2)).astype(jnp.float32)
+
+  def objective(params, stats, own, batch, key):
+    features, stats = plain.project(method, params, stats, batch)
+    instance, hit = losses(features, own['rows'], own['classes'], batch)
+    good = batch['valid']
+    of_instances = plain.mean_of(instance, good)
+    loss, report = of_instances, {'loss_instance': of_instances, 'instance_top1': plain.mean_of(hit, good)}
+    if features.shape[1] > 1:
+      report['loss_consistency'] = plain.mean_of(plain.consistency(features), good)
+      loss += alpha * report['loss_consistency']
+    else:
+      report['loss_consistency'] = 0.0
+    return loss, (stats, report, {'features': jax.lax.stop_gradient(features), 'batch': batch})
+
+  @jax.jit
+  def after(own, params, seen, batch, lr, step):
+    def for_rows(rows):
+      instance, _ = losses(seen['features'], rows, own['classes'], seen['batch'])
+      return plain.mean_of(instance, seen['batch']['valid'])
+    rows, velocity = plain.row_sgd(own['rows'], own['velocity'], jax.grad(for_rows)(own['rows']), lr, config)
+    return {**own, 'rows': rows, 'velocity': velocity}
+
+  def shown(own):
+    classes = own['classes']
+    return {'classes': classes, 'rows': own['rows'][classes], 'velocity': own['velocity'][classes]}
+
+  def found(method_state):
+    window = method_state['window']
+    return {'classes': np.asarray(window.classes), 'rows': np.asarray(window.rows.weights)[:SLOTS],
+            'velocity': np.asarray(window.rows.momentum)[:SLOTS]}
+  return plain.Learner(begin, objective, after, shown, found, before_step)
+
+
+SAMPLED = {'optimizer.learning_rate': 0.005, 'classifier.window': SLOTS, 'classifier.lr_scale': 30.0,
+           'classifier.weight_decay': 1e-2}
+
+
+@pytest.mark.parametrize(('store', 'devices'), [('host', (1,)), ('disk', (8,)), ('device', (8,))])
+def test_conic_s_trains_as_the_plain_loop_does(oracle_config, store, devices, monkeypatch):
+  """Images come back after more steps than the host may be behind."""
+  config = oracle_config('conic_s', images=IMAGES, **SAMPLED, alpha=2.5, alpha_pace=0.0,
+                         **{'classifier.store': store, 'classifier.beta': 0.0})
+  for _ in plain.trainings(config, learner_of, devices, monkeypatch):
+    pass
+
+
+def test_pic_trains_as_the_plain_loop_does(oracle_config, monkeypatch):
+  """Rounds are windows of images; their draws go by the round, rates and checkpoints by the epoch."""
+  config = oracle_config('pic', images=IMAGES, **SAMPLED, **{
+    'sampler.window': 24, 'sampler.stride': 8, 'classifier.store': 'device', 'views.count': 1, 'epochs': 2,
+    'checkpoint.keep': 2})
+  for _ in plain.trainings(config, learner_of, (8,), monkeypatch):
+    pass

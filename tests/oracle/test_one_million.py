@@ -1,0 +1,81 @@
+"""One-Million beside the plain loop: the contrastive prior, and labels smoothed on the hardest classes."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import plain
+import pytest
+
+from conic_jax import train
+from conic_jax.data import pipeline
+
+pytestmark = pytest.mark.slow
+
+
+def learner_of(config, method, source):
+  count, k, share = source.num_images, config.smoothing.k, config.smoothing.alpha
+
+  def begin(state, params, stats):
+    """A pass over every image under running batch norm, whose features become the rows."""
+    rows = np.array(state.method_state['rows'].weights)[:count]
+    seen = jax.jit(lambda stats, images, good: method.network.project(params, stats, images, good, 'running'))
+    drawn = pipeline.whole_pass_batches(
+      source, method.views[:1], batch_size=config.batch_size, seed=config.seed, epoch=train._PASS_EPOCH,
+      start_step=0, rows=np.arange(config.batch_size))
+    for batch in drawn:
+      batch = plain.augmented({**batch, 'views': (batch['views'][0][:, :1],)}, method.views[:1], config.seed,
+                              train._PASS_EPOCH)
+      features, stats = seen(stats, batch['views'][0][:, 0], batch['valid'])
+      good = np.asarray(batch['valid'])
+      rows[np.asarray(batch['id'])[good]] = np.asarray(features)[good]
+    rows = jnp.asarray(rows)
+    return {'rows': rows, 'velocity': jnp.zeros_like(rows), 'hardest': None}, stats
+
+  def before_step(own, step, batch):
+    """At the start of an epoch, for every image the K others whose rows are nearest to its own."""
+    if step % (count // config.batch_size):
+      return own
+    rows = np.asarray(plain.unit(own['rows']), np.float64)
+    cosines = rows @ rows.T - 9 * np.eye(count)
+    return {**own, 'hardest': np.argsort(-cosines, axis=1)[:, :k]}
+
+  def losses(features, rows, hardest, batch):
+    logits = plain.unit(features) @ plain.unit(rows).T / config.temperature
+    own = jnp.arange(count)[None] == batch['id'][:, None]
+    hard = (jnp.arange(count)[None, None] == hardest[batch['id']][..., None]).sum(axis=1)
+    label = (1 - share) * own + share / k * hard
+    loss = -jnp.log((label[:, None] * jnp.exp(logits)).sum(axis=2) / jnp.exp(logits).sum(axis=2))
+    return loss, (jnp.where(own[:, None], logits, 0).sum(axis=2) >= logits.max(axis=2)).astype(jnp.float32)
+
+  def objective(params, stats, own, batch, key):
+    features, stats = plain.project(method, params, stats, batch)
+    instance, hit = losses(features, own['rows'], own['hardest'], batch)
+    loss = plain.mean_of(instance, batch['valid'])
+    report = {'loss_instance': loss, 'instance_top1': plain.mean_of(hit, batch['valid']),
+              'loss_consistency': plain.mean_of(plain.consistency(features), batch['valid'])}
+    return loss, (stats, report, {'features': jax.lax.stop_gradient(features), 'batch': batch})
+
+  @jax.jit
+  def after(own, params, seen, batch, lr, step):
+    def for_rows(rows):
+      instance, _ = losses(seen['features'], rows, own['hardest'], seen['batch'])
+      return plain.mean_of(instance, seen['batch']['valid'])
+    rows, velocity = plain.row_sgd(own['rows'], own['velocity'], jax.grad(for_rows)(own['rows']), lr, config)
+    return {**own, 'rows': rows, 'velocity': velocity}
+
+  def shown(own):
+    return {'rows': own['rows'], 'velocity': own['velocity'], 'hardest': np.sort(own['hardest'], axis=1)}
+
+  def found(method_state):
+    rows = method_state['rows']
+    return {'rows': np.asarray(rows.weights)[:count], 'velocity': np.asarray(rows.momentum)[:count],
+            'hardest': np.sort(np.asarray(method_state['hardest'])[:count], axis=1)}
+  return plain.Learner(begin, objective, after, shown, found, before_step)
+
+
+def test_one_million_trains_as_the_plain_loop_does(oracle_config, monkeypatch):
+  config = oracle_config('one_million', **{
+    'smoothing.k': 5, 'smoothing.alpha': 0.2, 'smoothing.table': 'epoch', 'prior.batch_norm': 'running',
+    'prior.normalise': False, 'prior.keep_statistics': True, 'classifier.lr_scale': 30.0,
+    'classifier.weight_decay': 1e-2})
+  for _ in plain.trainings(config, learner_of, (8,), monkeypatch):
+    pass
