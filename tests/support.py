@@ -1,5 +1,7 @@
 """What several tests use."""
+import contextlib
 import re
+import socket
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -60,6 +62,18 @@ def _leaves(node, prefix=''):
       yield from _leaves(value, f'{prefix}{name}.')
     else:
       yield prefix + name, value
+
+
+@contextlib.contextmanager
+def reserved_port():
+  """A port for a coordinator that nobody else is given meanwhile.
+
+  gRPC shares a port with whoever asks for that; everyone else finds it taken.
+  """
+  with socket.socket() as held:
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    held.bind(('127.0.0.1', 0))
+    yield held.getsockname()[1]
 
 
 def collective_sizes(text):

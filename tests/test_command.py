@@ -3,14 +3,13 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from support import flags_of, tiny_method
+from support import flags_of, reserved_port, tiny_method
 
 from conic_jax import main
 
@@ -161,14 +160,12 @@ def test_a_full_disk_while_saving_does_not_stop_the_training(long_config):
 
 def finish_pair(*arguments):
   """Runs the command in a cluster of two processes with two devices each."""
-  with socket.socket() as free:
-    free.bind(('127.0.0.1', 0))
-    port = free.getsockname()[1]
-  pair = [start(*arguments, f'--coordinator=127.0.0.1:{port}', '--num_processes=2',
-                f'--process_id={index}', devices=2) for index in (0, 1)]
-  for process in pair:
-    code, _, err = finish(process)
-    assert code == 0, err
+  with reserved_port() as port:
+    pair = [start(*arguments, f'--coordinator=127.0.0.1:{port}', '--num_processes=2',
+                  f'--process_id={index}', devices=2) for index in (0, 1)]
+    for process in pair:
+      code, _, err = finish(process)
+      assert code == 0, err
 
 
 @pytest.mark.parametrize(('method', 'changes'), [('conic_s', {'classifier.store': 'disk'}), ('inscon', {})])
@@ -183,7 +180,7 @@ def test_two_processes_learn_what_one_does(tiny_config, tmp_path, method, change
   together, lonely = losses_by_step(tiny_config.run), losses_by_step(alone.run)
   assert together.keys() == lonely.keys()
   for step, loss in together.items():
-    assert abs(loss - lonely[step]) < 1e-3 * abs(lonely[step]), step
+    assert abs(loss - lonely[step]) < 1e-4 * abs(lonely[step]), step
   summaries = [json.loads((Path(c.run) / 'summary.json').read_text()) for c in (tiny_config, alone)]
   assert summaries[0]['knn_top1'] == pytest.approx(summaries[1]['knn_top1'], abs=0.13)
   first = [json.loads((Path(c.run) / 'metrics.jsonl').read_text().split('\n')[0])

@@ -6,7 +6,7 @@ import jax
 
 if __name__ == '__main__':
   _, index, port, folder = sys.argv
-  jax.distributed.initialize(f'localhost:{port}', 2, int(index))
+  jax.distributed.initialize(f'127.0.0.1:{port}', 2, int(index))
   import test_swap  # After this: it makes arrays.
 
   from conic_jax import mesh as meshes

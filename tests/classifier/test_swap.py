@@ -1,7 +1,6 @@
 """The sampled classifier's rows, wherever they are kept, against SGD over all rows in float64."""
 import functools
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import reserved_port
 
 from conic_jax import mesh as meshes
 from conic_jax.classifier import full, sampled
@@ -174,16 +174,14 @@ def test_every_row_is_what_dense_sgd_makes_of_it(mesh, kind, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_keep_a_part_each(tmp_path):
-  with socket.socket() as free:
-    free.bind(('localhost', 0))
-    port = free.getsockname()[1]
   script = Path(__file__).with_name('swap_process.py')
   environment = os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=2',
-                              'PYTHONPATH': str(script.parents[2])}
-  processes = [subprocess.Popen([sys.executable, str(script), str(index), str(port), str(tmp_path)],
-                                env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-               for index in range(2)]
-  outputs = [process.communicate(timeout=120)[0] for process in processes]
+                              'PYTHONPATH': os.pathsep.join(map(str, script.parents[1:3]))}
+  with reserved_port() as port:
+    processes = [subprocess.Popen(
+      [sys.executable, str(script), str(index), str(port), str(tmp_path)], env=environment,
+      stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for index in range(2)]
+    outputs = [process.communicate(timeout=240)[0] for process in processes]
   assert [process.returncode for process in processes] == [0, 0], '\n'.join(outputs)
 
 

@@ -7,6 +7,7 @@ A patch is a fault of the kind that tests are for: a line of the wiring that is 
 Its first line says what is wrong, its second which test must fail. The tests must pass without it.
 """
 import argparse
+import os
 import re
 import subprocess
 import sys
@@ -61,7 +62,8 @@ def copy_checkout(folder: Path) -> None:
 def run_tests(folder: Path, tests: Sequence[str]) -> int:
   """What pytest exits with."""
   command = [sys.executable, '-m', 'pytest', '-q', '-x', '-p', 'no:cacheprovider', *tests]
-  return subprocess.run(command, cwd=folder, capture_output=True).returncode
+  environment = {**os.environ, 'JAX_COMPILATION_CACHE_DIR': str(ROOT / '.compiled')}
+  return subprocess.run(command, cwd=folder, env=environment, capture_output=True).returncode
 
 
 def main() -> None:

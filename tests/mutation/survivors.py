@@ -1,3 +1,3 @@
-"""Faults that no test notices, and why none need: (module, line before, line after) -> a reason."""
+"""Faults that change nothing a user could see: (module, operator, line before, line after) -> why."""
 
-EXPLAINED: dict[tuple[str, str, str], str] = {}
+EQUIVALENT: dict[tuple[str, str, str, str], str] = {}

@@ -6,28 +6,33 @@ from typing import Any
 
 from experiments.summary import between
 from tests.mutants.__main__ import ROOT
-from tests.mutation.survivors import EXPLAINED
+from tests.mutation.survivors import EQUIVALENT
 
 RESULTS = Path(__file__).with_name('results.jsonl')
 PAGE = ROOT / 'docs' / 'testing.md'
 MARKS = '<!-- mutation -->', '<!-- /mutation -->'
+Line = dict[str, Any]
 
 
-def read_results() -> list[dict[str, Any]]:
+def read_results() -> list[Line]:
   """All lines that were kept."""
   return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
 
 
-def newest(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-  """Of each module the lines of the version that was tried last; of each fault its last line."""
+def newest(lines: list[Line]) -> list[Line]:
+  """Of each module the lines of the version that was tried last."""
   last = {line['module']: line['version'] for line in lines}
-  return list({(line['module'], line['operator'], line['before'], line['after'], line['occurrence']): line
-               for line in lines if line['version'] == last[line['module']]}.values())
+  return [line for line in lines if line['version'] == last[line['module']]]
 
 
-def reason(line: dict[str, Any]) -> str | None:
-  """Why nothing can or need notice a fault; None where something should."""
-  return EXPLAINED.get((line['module'], line['before'], line['after']))
+def reason(line: Line) -> str | None:
+  """Why a fault changes nothing that a user could see; None where it does."""
+  return EQUIVALENT.get((line['module'], line['operator'].partition('/')[2], line['before'], line['after']))
+
+
+def survived(line: Line) -> bool:
+  """Whether no test noticed a fault."""
+  return line['outcome'] == 'survived'
 
 
 def write_page() -> None:
@@ -35,33 +40,39 @@ def write_page() -> None:
   PAGE.write_text(between(PAGE.read_text(), MARKS, text(newest(read_results()))))
 
 
-def text(lines: list[dict[str, Any]]) -> str:
-  """A row for each module, and a line for each survivor."""
-  modules = sorted({line['module'] for line in lines})
-  rows = ['| module | faults tried | noticed | alike | unnoticed |', '| --- | ---: | ---: | ---: | ---: |']
-  rows += [_row(module, [line for line in lines if line['module'] == module]) for module in modules]
-  rows.append(_row('**all**', lines))
-  survivors = [line for line in lines if line['outcome'] == 'survived']
-  survivors.sort(key=lambda line: (reason(line) is None, line['module'], line['line']))
-  return '\n'.join([*rows, '', *_share(lines), '', *map(_shown, survivors)])
+def text(lines: list[Line]) -> str:
+  """A row for each module, the share, and a line for each survivor."""
+  rows = ['| module | tried | killed | timed out | equivalent | survived |', '| --- |' + ' ---: |' * 5]
+  rows += [_row(module, [line for line in lines if line['module'] == module])
+           for module in sorted({line['module'] for line in lines})]
+  survivors = sorted(filter(survived, lines),
+                     key=lambda line: (reason(line) is not None, line['module'], line['line']))
+  shown = [f'- `{line["module"]}.py`: `{line["before"]}` → `{line["after"]}`: '
+           f'{reason(line) or "**survived**"}' for line in survivors]
+  return '\n'.join([*rows, _row('**all**', lines), '', _share(lines), '', *shown])
 
 
-def _shown(line: dict[str, Any]) -> str:
-  return (f'- `{line["module"]}.py`: `{line["before"]}` → `{line["after"]}`: '
-          f'{reason(line) or "**unnoticed**"}')
+def _row(name: str, lines: list[Line]) -> str:
+  killed, timed_out = (sum(line['outcome'] == outcome for line in lines)
+                       for outcome in ('killed', 'timed out'))
+  equivalent = sum(survived(line) and reason(line) is not None for line in lines)
+  left = len(lines) - killed - timed_out - equivalent
+  return f'| {name} | {len(lines)} | {killed} | {timed_out} | {equivalent} | {left} |'
 
 
-def _row(name: str, lines: list[dict[str, Any]]) -> str:
-  killed = sum(line['outcome'] == 'killed' for line in lines)
-  explained = sum(line['outcome'] == 'survived' and reason(line) is not None for line in lines)
-  return f'| {name} | {len(lines)} | {killed} | {explained} | {len(lines) - killed - explained} |'
-
-
-def _share(lines: list[dict[str, Any]]) -> list[str]:
+def _share(lines: list[Line]) -> str:
+  """The share of all faults, each module counting as it has faults, and of those that are not equivalent."""
   if not lines:
-    return ['None was tried yet.']
-  share = sum(line['outcome'] == 'killed' for line in lines) / len(lines)
-  margin = 1.96 * math.sqrt(share * (1 - share) / len(lines))
+    return 'None was tried yet.'
+  counted = [line for line in lines if not (survived(line) and reason(line))]
   hours = sum(line['seconds'] for line in lines) / 3600
-  return [f'Noticed: {100 * share:.1f} ± {100 * margin:.1f} % of these (95 %, as they are a sample), '
-          f'in {hours:.1f} hours of tests.']
+  return (f'Killed: {_weighted(lines)} of all faults, {_weighted(counted)} of those that are not equivalent, '
+          f'in {hours:.1f} hours of tests.')
+
+
+def _weighted(lines: list[Line]) -> str:
+  total = sum(1 / line['share'] for line in lines)
+  share = sum(1 / line['share'] for line in lines if not survived(line)) / total
+  sampled = any(line['share'] < 1 for line in lines)
+  margin = 196 * math.sqrt(share * (1 - share) / len(lines))
+  return f'{100 * share:.1f} %' + (f' (± {margin:.1f}, as they are a sample)' if sampled else '')

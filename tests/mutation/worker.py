@@ -1,17 +1,18 @@
 """Runs tests of a copy of the checkout with one fault after another.
 
 Each line that it reads is a job: a file, its text, the tests, and the seconds that these may take. It imports
-what takes long once, and forks for every job: what a fault breaks goes with the child.
+what takes long once, and forks for every job, so that what a fault breaks ends with the child.
 """
+import contextlib
 import json
 import os
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import flax.linen  # noqa: F401
-import hypothesis  # noqa: F401
 import jax  # noqa: F401
 import optax  # noqa: F401
 import orbax.checkpoint  # noqa: F401
@@ -19,10 +20,12 @@ import pytest
 import tensorflow  # noqa: F401
 
 _POLL = 0.05
+_BROKEN = 70  # What the child exits with where pytest itself fails.
+OPTIONS = ('-x', '-q', '-p', 'no:cacheprovider', '--basetemp=pytest')
 
 
 def main() -> None:
-  """Answers each job with a line: what pytest exited with, None where time was over, and the seconds."""
+  """Answers each job with a line: what pytest exited with, None where it ran out of time, and the seconds."""
   for line in sys.stdin:
     job = json.loads(line)
     path = Path(job['file'])
@@ -37,27 +40,33 @@ def main() -> None:
 
 
 def run(tests: list[str], seconds: float) -> int | None:
-  """What pytest exits with; None where it took longer."""
+  """What pytest exits with; None where it took longer. Whatever it started ends with it."""
   child = os.fork()
   if child == 0:
     os.setsid()
     log = os.open('mutation.log', os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    code = 70
+    code = _BROKEN
     try:
-      code = int(pytest.main(['-x', '-q', '-p', 'no:cacheprovider', '-p', 'no:xdist', *tests]))
+      code = int(pytest.main([*OPTIONS, *tests]))
+    except BaseException:
+      traceback.print_exc()
     finally:
+      sys.stdout.flush()
       os._exit(code)
-  end = time.monotonic() + seconds
-  while time.monotonic() < end:
+  code, end = None, time.monotonic() + seconds
+  while code is None and time.monotonic() < end:
     done, status = os.waitpid(child, os.WNOHANG)
     if done:
-      return os.waitstatus_to_exitcode(status)
-    time.sleep(_POLL)
-  os.killpg(child, signal.SIGKILL)
-  os.waitpid(child, 0)
-  return None
+      code = os.waitstatus_to_exitcode(status)
+    else:
+      time.sleep(_POLL)
+  with contextlib.suppress(ProcessLookupError):
+    os.killpg(child, signal.SIGKILL)
+  if code is None:
+    os.waitpid(child, 0)
+  return code
 
 
 if __name__ == '__main__':
