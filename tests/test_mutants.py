@@ -10,7 +10,7 @@ from tests.mutants.__main__ import ROOT, all_mutants, read
 def test_a_patch_applies_and_its_test_exists(mutant):
   subprocess.run(['git', 'apply', '--check', mutant.path], cwd=ROOT, check=True, capture_output=True)
   file, _, test = mutant.test.partition('::')
-  assert f'def {test}' in (ROOT / file).read_text()
+  assert f'def {test}(' in (ROOT / file).read_text()
   assert mutant.fault.endswith('.')
 
 

@@ -38,7 +38,7 @@ class Mutant(NamedTuple):
 def read(path: Path) -> Mutant:
   """Reads a patch."""
   fault, test, *_ = path.read_text().splitlines()
-  if not (match := re.fullmatch(r'Killed by: (\S+)', test)):
+  if not (match := re.fullmatch(r'Killed by: (\S+::\w+)', test)):
     raise ValueError(f'{path}: the second line must be "Killed by: " and a test.')
   return Mutant(path, fault, match[1])
 
@@ -59,11 +59,12 @@ def copy_checkout(folder: Path) -> None:
       target.write_bytes(source.read_bytes())
 
 
-def run_tests(folder: Path, tests: Sequence[str]) -> int:
-  """What pytest exits with."""
+def run_tests(folder: Path, tests: Sequence[str]) -> tuple[int, str]:
+  """What pytest exits with, and what it says."""
   command = [sys.executable, '-m', 'pytest', '-q', '-x', '-p', 'no:cacheprovider', *tests]
   environment = {**os.environ, 'JAX_COMPILATION_CACHE_DIR': str(ROOT / '.compiled')}
-  return subprocess.run(command, cwd=folder, env=environment, capture_output=True).returncode
+  done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+  return done.returncode, done.stdout + done.stderr
 
 
 def main() -> None:
@@ -78,8 +79,9 @@ def main() -> None:
   chosen = [mutants[name] for name in args.names or mutants]
   with tempfile.TemporaryDirectory() as folder:
     copy_checkout(whole := Path(folder) / 'whole')
-    if run_tests(whole, sorted({mutant.test for mutant in chosen})):
-      raise SystemExit('The tests fail without any fault: mend them first.')
+    code, said = run_tests(whole, sorted({mutant.test for mutant in chosen}))
+    if code:
+      raise SystemExit(f'{said}\nThe tests fail without any fault: mend them first.')
   survivors = [mutant.path.stem for mutant in chosen if not is_killed(mutant)]
   print(f'{len(chosen) - len(survivors)} of {len(chosen)} killed')
   if survivors:
@@ -92,9 +94,13 @@ def is_killed(mutant: Mutant) -> bool:
     copy_checkout(Path(folder))
     subprocess.run(['git', 'apply', str(mutant.path)], cwd=folder, check=True)
     begun = time.monotonic()
-    killed = run_tests(Path(folder), [mutant.test]) == _FAILED
+    code, said = run_tests(Path(folder), [mutant.test])
+  killed = code == _FAILED and f'FAILED {mutant.test}' in said
+  if code and not killed:
+    raise SystemExit(f'{said}\nThe tests could not run with {mutant.path.stem}.')
+  why = next((line for line in said.splitlines() if line.startswith('E  ')), '').removeprefix('E').strip()
   print(f'{"killed  " if killed else "SURVIVED"}  {mutant.path.stem}: {mutant.fault}\n'
-        f'          by {mutant.test}, {time.monotonic() - begun:.0f} s', flush=True)
+        f'          {mutant.test}, {time.monotonic() - begun:.0f} s: {why or "passed"}', flush=True)
   return killed
 
 

@@ -7,8 +7,8 @@ from support import tiny_method
 @pytest.fixture
 def oracle_config(tiny_config, tmp_path):
   """Makes the config of a method: 22 images, one of which cannot be decoded, in batches of 8."""
-  def make(name, *, images=22, broken=4, **changes):
-    plain.write_images(tmp_path / 'images', images, broken)
+  def make(name, *, images=22, **changes):
+    plain.write_images(tmp_path / 'images', images)
     config = tiny_method(tiny_config, name) if name != 'conic' else tiny_config
     config.data.dir = str(tmp_path / 'images')
     config.batch_size, config.epochs, config.dtype = 8, 3, 'float32'

@@ -1,8 +1,9 @@
 """The plain loop that trainings are held against, and what compares the two.
 
-Of the library it shares the network's forward pass, the images as the pipeline cuts them, the draws of their
-colours, and the state before the first step. Schedule, losses, rows, queues, averages and measures are its
-own, written from the papers; the optimizer of the parameters is optax's.
+Of the library it shares the network's forward pass (BYOL's predictor too), which images the sampler puts into
+a batch, the views as the pipeline cuts them, the colours of a view by its key, and what a run starts with:
+parameters, rows, queue and first window. Schedule, losses, rows, queues, averages, measures and the halving
+of the loss scale are its own, written from the papers; the optimizer of the parameters is optax's.
 """
 import functools
 import json
@@ -25,8 +26,10 @@ from conic_jax.data import augment, pipeline, sources
 from conic_jax.data.sampler import Sampler
 from conic_jax.evals import protocols
 
-# Figures of one step; rounding grows from step to step.
-CLOSE = {'rtol': 1e-3, 'atol': 1e-4}
+# The image that cannot be decoded: ids are in the order of sorted paths, all of class a first.
+BROKEN = 4
+# What a line of metrics.jsonl has beside figures of the step.
+OF_THE_RUN = {'step', 'images_per_second', 'waiting_for_data'}
 
 
 class Learner(NamedTuple):
@@ -36,8 +39,9 @@ class Learner(NamedTuple):
     begin: (state, params, stats) -> (own, stats), before the first step.
     objective: (params, stats, own, batch, key) -> (loss, (stats, report, seen)), differentiated in params.
     after: (own, params, seen, batch, rate, step) -> own, with the parameters of after the step.
-    shown: own -> a tree of what is compared with what `found` gives of the method state.
-    found: method state -> the same.
+    shown: own -> a tree of what is compared with what `found` gives.
+    found: (method state, folder of the run, rates) -> the same of the library; rates are those of the steps
+      so far, None for one that was skipped.
     before_step: (own, step, batch) -> own, before the objective.
   """
   begin: Callable
@@ -48,18 +52,49 @@ class Learner(NamedTuple):
   before_step: Callable = lambda own, step, batch: own
 
 
-class Trained(NamedTuple):
-  """What a training leaves, step by step and epoch by epoch.
+class Close(NamedTuple):
+  """How near two trainings must be.
 
   Attributes:
-    reports: a dict for each step.
-    kept: (params, stats, what is shown of own) after each epoch.
+    figures: of one step: the difference over the larger of the value and 0.1.
+    moved: of parameters and statistics: the norm of the difference over that of how far they moved.
+    learned: of all else: the norm of the difference over that of the value.
   """
+  figures: float
+  moved: float
+  learned: float
+
+
+# Rounding grows from step to step.
+FLOAT32, FLOAT16 = Close(1e-3, 1e-3, 4e-3), Close(0.05, 0.2, 0.2)
+
+
+class Kept(NamedTuple):
+  """What is compared with a checkpoint."""
+  params: Any
+  stats: Any
+  opt_state: Any
+  own: Any
+  scale: float
+  updates: int
+
+
+class Trained(NamedTuple):
+  """What a training leaves.
+
+  Attributes:
+    initial: what it began with, as `kept`.
+    reports: the figures of each step.
+    rates: of each step, None where it was skipped.
+    kept: after each epoch.
+  """
+  initial: Kept
   reports: list[dict[str, float]]
-  kept: list[tuple[Any, Any, Any]]
+  rates: list[float | None]
+  kept: list[Kept]
 
 
-def write_images(folder: Path, count: int, broken: int, side: int = 20) -> None:
+def write_images(folder: Path, count: int, side: int = 20) -> None:
   """`count` images of noise to train on, one of which cannot be decoded, and 60 to test.
 
   Nothing tells the two classes apart, so that another encoder has another accuracy.
@@ -70,7 +105,7 @@ def write_images(folder: Path, count: int, broken: int, side: int = 20) -> None:
       path = folder / split / 'ab'[index % 2] / f'{index:02d}.png'
       path.parent.mkdir(parents=True, exist_ok=True)
       Image.fromarray(rng.integers(0, 256, (side, side, 3), np.uint8)).save(path)
-      if split == 'train' and index == 2 * broken:
+      if split == 'train' and index == 2 * BROKEN:
         undecodable = path
   undecodable.write_bytes(b'no image')
 
@@ -178,6 +213,7 @@ def batches_of(config: Any, source: Any, groups: tuple) -> Iterator[dict]:
                                  rows=np.arange(config.batch_size), **config.sampler)
   per_round = (config.sampler.window or source.num_images) // config.batch_size
   for step, batch in enumerate(drawn):
+    np.testing.assert_array_equal(batch['valid'], batch['id'] != BROKEN)
     yield augmented(batch, groups, config.seed, step // per_round)
 
 
@@ -207,36 +243,38 @@ def plain_training(config: Any, source: Any, method: Any, state: Any, learner: L
     updates, opt_state = direction.update(grads, opt_state, params)
     return jax.tree.map(lambda p, u: p - lr * u, params, updates), opt_state
 
-  reports, kept = [], []
-  batches = batches_of(config, source, method.views)
-  for step, lr in enumerate(rates):
-    batch = next(batches)
+  reports, kept, used = [], [], []
+  initial = Kept(params, stats, opt_state, None, scale, 0)
+  for step, (lr, batch) in enumerate(zip(rates, batches_of(config, source, method.views))):
     own = learner.before_step(own, step, batch)
     key = jax.random.fold_in(state.rng, step)
     grads, loss, after, report, seen = differentiate(params, stats, own, batch, key, scale)
     norm = math.sqrt(sum(float((np.asarray(leaf, np.float64) ** 2).sum()) for leaf in jax.tree.leaves(grads)))
-    report = {'loss': loss, **report, **measures_of(seen['features'], batch['valid']), 'learning_rate': lr}
-    overflow = scaled and not (math.isfinite(norm) and math.isfinite(loss))
+    report = {'loss': loss, **report, **measures_of(seen['features'], batch['valid']), 'learning_rate': lr,
+              'grad_norm': norm, 'epoch': round((step + 1) / steps_per_epoch, 4)}
     if scaled:
       report['loss_scale'] = scale
-      scale, skipped = (scale / 2, skipped + 1) if overflow else (scale, skipped)
-      report['skipped'] = skipped
-    if not overflow:
-      report['grad_norm'] = norm
+    applied = not scaled or (math.isfinite(norm) and math.isfinite(loss))
+    used.append(lr if applied else None)
+    if not applied:
+      scale, skipped = scale / 2, skipped + 1
+    else:
       params, opt_state = descend(params, opt_state, grads, lr)
       stats = after
       own = learner.after(own, params, seen, batch, lr, step)
+    if scaled:
+      report['skipped'] = skipped
     reports.append(report)
     if (step + 1) % steps_per_epoch == 0:
-      kept.append((params, stats, learner.shown(own)))
-  return Trained(reports, kept)
+      kept.append(Kept(params, stats, opt_state, learner.shown(own), scale, step + 1 - skipped))
+  return Trained(initial, reports, used, kept)
 
 
 # ---- What the library finds -----------------------------------------------------------------------
 
 
 def trainings(config: Any, learner_of: Callable, device_counts: tuple[int, ...], monkeypatch: Any,
-              close: dict[str, float] = CLOSE) -> Iterator[tuple[Any, Callable, dict, Trained]]:
+              close: Close = FLOAT32) -> Iterator[tuple[Any, Callable, dict, Trained]]:
   """Trains on meshes of so many devices, and compares all with the plain loop.
 
   Args:
@@ -244,7 +282,7 @@ def trainings(config: Any, learner_of: Callable, device_counts: tuple[int, ...],
     learner_of: (config, method, source) -> Learner.
     device_counts: of the meshes.
     monkeypatch: of the test.
-    close: tolerances.
+    close: how near all must be.
 
   Yields:
     For each mesh the method, what makes the state before the first step, the summary, and what the plain
@@ -271,21 +309,24 @@ def trainings(config: Any, learner_of: Callable, device_counts: tuple[int, ...],
     yield method, begin, summary, wanted
 
 
-def compare_reports(config: Any, wanted: Trained, close: dict[str, float]) -> None:
-  """Every loss, share, rate and measure of every step."""
+def compare_reports(config: Any, wanted: Trained, close: Close) -> None:
+  """Every figure of every step."""
   lines = [json.loads(line) for line in (Path(config.run) / 'metrics.jsonl').read_text().splitlines()]
   found = [line for line in lines if 'loss' in line]
   assert [line['step'] for line in found] == list(range(1, len(wanted.reports) + 1))
-  for line, figures in zip(found, wanted.reports, strict=True):
-    told = {name for name in line if name.startswith(('loss', 'learning')) or name.endswith('_top1')}
-    assert told - set(figures) <= {'knn_top1'}
+  for line, figures, used in zip(found, wanted.reports, wanted.rates, strict=True):
+    assert set(line) - OF_THE_RUN == set(figures)
+    if used is None:
+      assert not math.isfinite(line['grad_norm'] or math.nan)
+      figures = {name: value for name, value in figures.items() if name != 'grad_norm'}
     for name, value in figures.items():
-      np.testing.assert_allclose(line[name], value, **close, err_msg=f'{name} of step {line["step"]}')
+      error = abs(line[name] - float(value)) / max(abs(float(value)), 0.1)
+      assert error < close.figures, f'{name} of step {line["step"]}: {line[name]} is not {value}'
 
 
 def compare_checkpoints(config: Any, wanted: Trained, source: Any, method: Any, begin: Callable, mesh: Any,
-                        learner: Learner, close: dict[str, float]) -> None:
-  """Parameters, statistics and what the method learns, after every epoch that has a checkpoint."""
+                        learner: Learner, close: Close) -> None:
+  """The whole state after every epoch that has a checkpoint."""
   shapes = jax.eval_shape(begin)
   shardings = train_step.state_shardings(shapes, method, mesh)
   shapes = jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(
@@ -293,16 +334,31 @@ def compare_checkpoints(config: Any, wanted: Trained, source: Any, method: Any, 
   sampler = Sampler(source.num_images, config.batch_size, config.seed, **config.sampler)
   steps_per_epoch = source.num_images // config.batch_size
   for epoch in range(len(wanted.kept), len(wanted.kept) - config.checkpoint.keep, -1):
-    step = epoch * steps_per_epoch
+    step, kept = epoch * steps_per_epoch, wanted.kept[epoch - 1]
     state = saved(config, shapes, sampler, step)
-    assert int(state.step) == step
-    params, stats, own = wanted.kept[epoch - 1]
-    for found, expected, what in (
-        (state.params, params, 'parameters'), (state.batch_stats, stats, 'statistics'),
-        (learner.found(state.method_state), own, 'state')):
-      for (path, one), two in zip(jax.tree.leaves_with_path(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(np.asarray(one), np.asarray(two), **close, err_msg=(
-          f'{what}{jax.tree_util.keystr(path)} after epoch {epoch}'))
+    assert (int(state.step), int(state.updates)) == (step, kept.updates)
+    assert float(state.loss_scale.scale) == kept.scale
+    initial, when = wanted.initial, f'after epoch {epoch}'
+    compare(state.params, kept.params, f'parameters {when}', close.moved, initial.params)
+    compare(state.batch_stats, kept.stats, f'statistics {when}', close.moved, initial.stats)
+    compare(state.opt_state, kept.opt_state, f'momentum {when}', close.learned)
+    found = learner.found(state.method_state, Path(config.run), wanted.rates[:step])
+    compare(found, kept.own, f'state {when}', close.learned)
+
+
+def compare(found: Any, wanted: Any, what: str, close: float, initial: Any = None) -> None:
+  """Every leaf: integers exactly, all else relative to its norm, or to how far it moved from `initial`."""
+  leaves, starts = jax.tree.leaves(wanted), jax.tree.leaves(initial)
+  for index, (path, one) in enumerate(jax.tree.leaves_with_path(found)):
+    one, two = np.asarray(one), np.asarray(leaves[index])
+    name = f'{what}: {jax.tree_util.keystr(path)}'
+    if np.issubdtype(two.dtype, np.integer):
+      np.testing.assert_array_equal(one, two, err_msg=name)
+      continue
+    scale = np.linalg.norm(two - np.asarray(starts[index])) if starts else np.linalg.norm(two)
+    assert np.linalg.norm(one - two) <= close * scale + 1e-6 * np.linalg.norm(two), (
+      f'{name} differs by {np.linalg.norm(one - two) / max(scale, 1e-12):.2g}')
+  assert len(leaves) == len(jax.tree.leaves(found))
 
 
 def saved(config: Any, shapes: Any, sampler: Sampler, step: int) -> Any:

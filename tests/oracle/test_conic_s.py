@@ -9,6 +9,7 @@ import plain
 import pytest
 
 from conic_jax.classifier import full
+from conic_jax.classifier.store import Layout, open_store
 
 pytestmark = pytest.mark.slow
 
@@ -20,9 +21,12 @@ def learner_of(config, method, source):
   beta = config.classifier.beta or (count - 1) / (SLOTS - 1)
   alpha = config.get('alpha', 0.0)
 
+  def begin_rows(window):
+    return full.draw(window.rng, jnp.arange(count), config.head.features, config.classifier.norm)
+
   def begin(state, params, stats):
     window = state.method_state['window']
-    rows = full.draw(window.rng, jnp.arange(count), config.head.features, config.classifier.norm)
+    rows = begin_rows(window)
     own = {'rows': rows, 'velocity': jnp.zeros_like(rows),
            'classes': np.asarray(window.classes), 'seen': np.full(SLOTS, -1)}
     return own, stats
@@ -70,13 +74,31 @@ def learner_of(config, method, source):
     return {**own, 'rows': rows, 'velocity': velocity}
 
   def shown(own):
-    classes = own['classes']
-    return {'classes': classes, 'rows': own['rows'][classes], 'velocity': own['velocity'][classes]}
+    return {name: own[name] for name in ('classes', 'rows', 'velocity')}
 
-  def found(method_state):
+  def found(method_state, run, rates):
+    """The rows of the window, and those outside as they were when they left, brought up to date."""
     window = method_state['window']
-    return {'classes': np.asarray(window.classes), 'rows': np.asarray(window.rows.weights)[:SLOTS],
-            'velocity': np.asarray(window.rows.momentum)[:SLOTS]}
+    if config.classifier.store == 'device':
+      rows, since = (np.asarray(field)[:count] for field in (window.outside.rows, window.outside.seen))
+    else:
+      layout = Layout(count, config.head.features, config.seed, 0, 1)
+      store = open_store(config.classifier.store, run / 'store', layout, len(rates))
+      stored = store.read(np.arange(count))
+      store.close()
+      first = np.asarray(begin_rows(window))
+      fresh = np.stack([first, np.zeros_like(first)], axis=1)
+      rows, since = np.where(stored.written[:, None, None], stored.rows, fresh), stored.seen
+    weights, velocity = (rows[:, part].astype(np.float64) for part in range(2))
+    settings = config.classifier
+    for row in range(count):
+      for rate in filter(None, rates[since[row]:]):
+        velocity[row] = settings.momentum * velocity[row] + settings.weight_decay * weights[row]
+        weights[row] -= rate * settings.lr_scale * velocity[row]
+    classes = np.asarray(window.classes)
+    weights[classes] = np.asarray(window.rows.weights)[:SLOTS]
+    velocity[classes] = np.asarray(window.rows.momentum)[:SLOTS]
+    return {'classes': classes, 'rows': weights, 'velocity': velocity}
   return plain.Learner(begin, objective, after, shown, found, before_step)
 
 
@@ -84,13 +106,23 @@ SAMPLED = {'optimizer.learning_rate': 0.005, 'classifier.window': SLOTS, 'classi
            'classifier.weight_decay': 1e-2}
 
 
+CONIC_S = {**SAMPLED, 'alpha': 2.5, 'alpha_pace': 0.0, 'classifier.beta': 0.0}
+
+
 @pytest.mark.parametrize(('store', 'devices'), [('host', (1,)), ('disk', (8,)), ('device', (8,))])
 def test_conic_s_trains_as_the_plain_loop_does(oracle_config, store, devices, monkeypatch):
   """Images come back after more steps than the host may be behind."""
-  config = oracle_config('conic_s', images=IMAGES, **SAMPLED, alpha=2.5, alpha_pace=0.0,
-                         **{'classifier.store': store, 'classifier.beta': 0.0})
+  config = oracle_config('conic_s', images=IMAGES, **CONIC_S, **{'classifier.store': store})
   for _ in plain.trainings(config, learner_of, devices, monkeypatch):
     pass
+
+
+def test_rows_outside_stand_still_where_float16_skips_a_step(oracle_config, monkeypatch):
+  config = oracle_config('conic_s', images=IMAGES, **CONIC_S, temperature=0.05, dtype='float16', epochs=2,
+                         **{'classifier.store': 'host', 'checkpoint.keep': 2})
+  for *_, wanted in plain.trainings(config, learner_of, (1,), monkeypatch, plain.FLOAT16):
+    assert wanted.rates[0] is None
+    assert wanted.rates[-1] is not None
 
 
 def test_pic_trains_as_the_plain_loop_does(oracle_config, monkeypatch):
@@ -98,5 +130,5 @@ def test_pic_trains_as_the_plain_loop_does(oracle_config, monkeypatch):
   config = oracle_config('pic', images=IMAGES, **SAMPLED, **{
     'sampler.window': 24, 'sampler.stride': 8, 'classifier.store': 'device', 'views.count': 1, 'epochs': 2,
     'checkpoint.keep': 2})
-  for _ in plain.trainings(config, learner_of, (8,), monkeypatch):
+  for _ in plain.trainings(config, learner_of, (1, 8), monkeypatch):
     pass

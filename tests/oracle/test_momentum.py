@@ -49,7 +49,7 @@ def moco(config, method, source):
     return {'params': average(own['params'], params, momentum), 'stats': seen['stats'],
             'keys': jnp.asarray(keys), 'ids': jnp.asarray(ids), 'place': place}
 
-  def found(method_state):
+  def found(method_state, run, rates):
     queue, key = method_state['queue'], method_state['key']
     return {'params': key['params'], 'stats': key['batch_stats'], 'keys': np.asarray(queue.keys)[:QUEUE],
             'ids': np.asarray(queue.ids)[:QUEUE], 'place': queue.position}
@@ -60,7 +60,7 @@ def test_moco_trains_as_the_plain_loop_does(oracle_config, monkeypatch):
   config = oracle_config('moco', **{
     'queue.size': QUEUE, 'queue.mask_own': True, 'batch_norm.groups': 2, 'batch_norm.shuffle': True,
     'momentum.start': 0.8, 'momentum.schedule': 'cosine'})
-  for _ in plain.trainings(config, moco, (8,), monkeypatch):
+  for _ in plain.trainings(config, moco, (1, 8), monkeypatch):
     pass
 
 
@@ -95,7 +95,7 @@ def byol(config, method, source):
     online = {name: params[name] for name in own['params']}
     return {'params': average(own['params'], online, momentum), 'stats': seen['stats']}
 
-  def found(method_state):
+  def found(method_state, run, rates):
     target = method_state['target']
     return {'params': target['params'], 'stats': target['batch_stats']}
   return plain.Learner(begin, objective, after, lambda own: own, found)
@@ -105,5 +105,5 @@ def test_byol_trains_as_the_plain_loop_does(oracle_config, monkeypatch):
   """The target's momentum goes to 1 over the whole run."""
   config = oracle_config('byol', **{
     'views.count': 1, 'second_view.solarise': 0.5, 'momentum.start': 0.8, 'momentum.schedule': 'cosine'})
-  for _ in plain.trainings(config, byol, (8,), monkeypatch):
+  for _ in plain.trainings(config, byol, (1, 8), monkeypatch):
     pass

@@ -5,10 +5,11 @@ import numpy as np
 import plain
 import pytest
 
-from conic_jax import train
 from conic_jax.data import pipeline
 
 pytestmark = pytest.mark.slow
+# The epoch that names the order and the views of the pass before training.
+PASS = 2 ** 32 - 2
 
 
 def learner_of(config, method, source):
@@ -16,17 +17,19 @@ def learner_of(config, method, source):
 
   def begin(state, params, stats):
     """A pass over every image under running batch norm, whose features become the rows."""
-    rows = np.array(state.method_state['rows'].weights)[:count]
+    rows, passed = np.array(state.method_state['rows'].weights)[:count], []
     seen = jax.jit(lambda stats, images, good: method.network.project(params, stats, images, good, 'running'))
     drawn = pipeline.whole_pass_batches(
-      source, method.views[:1], batch_size=config.batch_size, seed=config.seed, epoch=train._PASS_EPOCH,
+      source, method.views[:1], batch_size=config.batch_size, seed=config.seed, epoch=PASS,
       start_step=0, rows=np.arange(config.batch_size))
     for batch in drawn:
       batch = plain.augmented({**batch, 'views': (batch['views'][0][:, :1],)}, method.views[:1], config.seed,
-                              train._PASS_EPOCH)
+                              PASS)
       features, stats = seen(stats, batch['views'][0][:, 0], batch['valid'])
       good = np.asarray(batch['valid'])
       rows[np.asarray(batch['id'])[good]] = np.asarray(features)[good]
+      passed += np.asarray(batch['id']).tolist()
+    assert sorted(passed) == [*[-1] * (len(passed) - count), *range(count)]
     rows = jnp.asarray(rows)
     return {'rows': rows, 'velocity': jnp.zeros_like(rows), 'hardest': None}, stats
 
@@ -65,7 +68,7 @@ def learner_of(config, method, source):
   def shown(own):
     return {'rows': own['rows'], 'velocity': own['velocity'], 'hardest': np.sort(own['hardest'], axis=1)}
 
-  def found(method_state):
+  def found(method_state, run, rates):
     rows = method_state['rows']
     return {'rows': np.asarray(rows.weights)[:count], 'velocity': np.asarray(rows.momentum)[:count],
             'hardest': np.sort(np.asarray(method_state['hardest'])[:count], axis=1)}
@@ -77,5 +80,5 @@ def test_one_million_trains_as_the_plain_loop_does(oracle_config, monkeypatch):
     'smoothing.k': 5, 'smoothing.alpha': 0.2, 'smoothing.table': 'epoch', 'prior.batch_norm': 'running',
     'prior.normalise': False, 'prior.keep_statistics': True, 'classifier.lr_scale': 30.0,
     'classifier.weight_decay': 1e-2})
-  for _ in plain.trainings(config, learner_of, (8,), monkeypatch):
+  for _ in plain.trainings(config, learner_of, (1, 8), monkeypatch):
     pass
