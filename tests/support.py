@@ -66,10 +66,7 @@ def _leaves(node, prefix=''):
 
 @contextlib.contextmanager
 def reserved_port():
-  """A port for a coordinator that nobody else is given meanwhile.
-
-  gRPC shares a port with whoever asks for that; everyone else finds it taken.
-  """
+  """A port for a coordinator that nobody else is given meanwhile: gRPC binds with SO_REUSEPORT too."""
   with socket.socket() as held:
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     held.bind(('127.0.0.1', 0))

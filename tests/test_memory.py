@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 from jax.test_util import check_grads
+from support import collective_sizes
 
 from conic_jax import memory
 from conic_jax import mesh as meshes
@@ -91,18 +92,24 @@ def test_the_gradient_is_the_queries_alone(mesh8):
   assert not np.asarray(of_keys).any()
 
 
-def test_rows_are_written_where_they_lie(mesh):
+@pytest.mark.parametrize('is_split', [True, False], ids=['split', 'copied'])
+def test_rows_are_written_where_they_lie(mesh, is_split):
+  """Places are from −8 to 31 of 24 rows: what lies outside is dropped. No row moves to another device."""
   rng = np.random.default_rng(0)
-  rows = jax.device_put(jnp.zeros((24, DIM)), meshes.batch_sharding(mesh))
+  sharding = meshes.batch_sharding(mesh) if is_split else meshes.replicated(mesh)
+  rows = jax.device_put(jnp.zeros((24, DIM)), sharding)
   expected = np.zeros((24, DIM), np.float32)
-  write = jax.jit(functools.partial(memory.write_rows, mesh=mesh))
+  write = jax.jit(functools.partial(memory.write_rows, mesh=mesh, is_split=is_split))
+  batch = (jax.device_put(part, meshes.batch_sharding(mesh))
+           for part in (np.arange(BATCH, dtype=np.int32), np.zeros((BATCH, DIM), np.float32)))
+  assert max(collective_sizes(write.lower(rows, *batch).compile().as_text()), default=0) <= BATCH * DIM
   for _ in range(100):
     places, values = np.int32(rng.permutation(40)[:BATCH] - 8), np.float32(rng.normal(size=(BATCH, DIM)))
     rows = jax.block_until_ready(write(rows, places, values))
     inside = (places >= 0) & (places < 24)
     expected[places[inside]] = values[inside]
   np.testing.assert_array_equal(rows, expected)
-  assert rows.sharding.is_equivalent_to(meshes.batch_sharding(mesh), 2)
+  assert rows.sharding.is_equivalent_to(sharding, 2)
 
 
 def test_an_average_follows_its_formula_over_many_steps():

@@ -120,6 +120,16 @@ def test_cosine_after_a_linear_warm_up(step, rate):
   np.testing.assert_allclose(optim.cosine_schedule(0.1, 15, warmup_steps=5)(step), rate, atol=1e-8)
 
 
+def test_a_warm_up_of_one_step_begins_at_the_peak():
+  schedule = optim.cosine_schedule(0.1, 10, warmup_steps=1)
+  np.testing.assert_allclose([schedule(0), schedule(1)], [0.1, 0.1], rtol=1e-6)
+
+
+def test_a_milestone_after_the_end_is_named():
+  with pytest.raises(UserError, match=r'milestones has epoch 8 and the run ends after 8'):
+    rates(1, schedule='steps', milestones=(3, 8, 9))
+
+
 def test_conics_schedule_is_a_bare_cosine():
   schedule = optim.cosine_schedule(0.06, 100)
   expected = [0.03 * (1 + np.cos(np.pi * step / 100)) for step in range(100)]

@@ -216,7 +216,7 @@ def test_a_parameter_that_is_no_number_is_not_saved(tiny_config):
 
 
 def test_float16_stops_where_the_smallest_loss_scale_overflows(tiny_config):
-  """Every logit overflows, whatever the scale; this falls from 2¹⁵ to 1 in 15 steps."""
+  """Every logit overflows at every loss scale, which falls from 2¹⁵ to 1 in 15 steps."""
   tiny_config.dtype, tiny_config.epochs, tiny_config.knn_every = 'float16', 6, 0
   tiny_config.temperature = 1e-7
   with pytest.raises(UserError, match=r'The \w+ was (nan|inf) at step 16;.*float16 is too narrow'):

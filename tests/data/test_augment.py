@@ -226,6 +226,17 @@ def test_what_has_no_effect_is_not_compiled(views):
   assert 'xor(' not in compiled
 
 
+def test_the_defaults_are_simclrs():
+  """Chen et al. 2020, Appendix A, at strength 1; mean and deviation as torchvision has them."""
+  views = Views()
+  assert (views.flip, views.jitter, views.grayscale, views.blur) == (0.5, 0.8, 0.2, 0.5)
+  assert (views.brightness, views.contrast, views.saturation, views.hue) == (0.8, 0.8, 0.8, 0.2)
+  assert (views.blur_sigma, views.blur_kernel, views.aspect) == ((0.1, 2.0), 0.1, (3 / 4, 4 / 3))
+  assert (views.count, views.size, views.overlap, views.solarise, views.strength) == (2, 224, 0, 0, 1)
+  assert not views.additive_brightness
+  assert (views.mean, views.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
 def test_normalise():
   pixels = batch()[0][0, 0]
   views = Views(mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))

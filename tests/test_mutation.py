@@ -1,0 +1,57 @@
+"""That the count of unnoticed faults is of the whole, and that its page agrees with its lines."""
+from pathlib import Path
+
+import pytest
+
+from tests.mutants.__main__ import ROOT
+from tests.mutation import table
+from tests.mutation.guards import GUARDS
+from tests.mutation.survivors import EQUIVALENT
+
+
+def test_every_module_of_the_core_has_guards_that_exist():
+  wanted = {'losses', 'memory', 'optim', 'state', 'train', 'train_step', 'views', 'data/augment',
+            'data/sampler', 'evals/knn', 'evals/linear', 'methods/__init__'}
+  for folder in ('classifier', 'methods'):
+    wanted |= {f'{folder}/{path.stem}' for path in (ROOT / 'conic_jax' / folder).glob('[a-z]*.py')}
+  assert set(GUARDS) == wanted
+  assert all((ROOT / test).is_file() for tests in GUARDS.values() for test in tests)
+
+
+def test_what_is_said_to_be_equivalent_still_stands():
+  for module, _, before, after in EQUIVALENT:
+    assert before in (ROOT / f'conic_jax/{module}.py').read_text()
+    assert before != after
+
+
+def test_the_page_is_made_of_the_lines():
+  page = table.PAGE.read_text()
+  assert table.text(table.newest(table.read_results())) in page
+
+
+def line(outcome, module='losses', version='b', share=0.5, **changes):
+  return {'module': module, 'version': version, 'share': share, 'operator': 'core/AddNot', 'before': 'if a:',
+          'after': 'if not a:', 'outcome': outcome, 'line': 1, 'seconds': 36.0, **changes}
+
+
+def test_the_share_counts_modules_as_they_have_faults_and_leaves_old_versions_out(monkeypatch):
+  monkeypatch.setattr(table, 'EQUIVALENT', {('memory', 'AddNot', 'if a:', 'if not a:'): 'no reason'})
+  lines = [line('survived', version='a'), line('killed'), line('timed out'),
+           line('survived', 'memory', share=1.0)]
+  shown = table.text(table.newest(lines))
+  assert '| losses | 2 | 1 | 1 | 0 | 0 |' in shown
+  assert '| memory | 1 | 0 | 0 | 1 | 0 |' in shown
+  assert 'Killed: 80.0 % (± 45.3, as they are a sample) of all faults, 100.0 %' in shown
+  assert '- `memory.py`: `if a:` → `if not a:`: no reason' in shown
+
+
+def test_faults_are_those_of_the_tool_but_for_annotations(tmp_path):
+  pytest.importorskip('cosmic_ray')
+  from tests.mutation.faults import faults, mutated
+  source = 'def f(x: int | None = 3) -> int | None:\n  y: int | str = x + 1\n  return y\n'
+  Path(tmp_path / 'm.py').write_text(source)
+  found = list(faults(tmp_path, 'm.py', 1.0))
+  assert {(fault.line, fault.after) for fault in found} == {
+    (1, 'def f(x: int | None = 4) -> int | None:'), (1, 'def f(x: int | None = 2) -> int | None:'),
+    (2, 'y: int | str = x - 1'), (2, 'y: int | str = x + 2'), (2, 'y: int | str = x + 0')}
+  assert all(mutated(source, fault).splitlines()[fault.line - 1].strip() == fault.after for fault in found)
