@@ -53,6 +53,7 @@ def test_the_map_of_a_response_by_hand():
   np.testing.assert_allclose(maps[2], far[:, None] + np.zeros(4), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_maps_are_of_the_last_stage_on_normalised_images(encoder):
   images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
   maps = activations.activation_maps(encoder, images)

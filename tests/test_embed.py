@@ -81,6 +81,7 @@ def columns(file):
   return table['id'].to_numpy(), table['path'].to_pylist(), vectors, str(table.schema.metadata)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('batch_size', [8, 16])
 def test_every_image_is_encoded_once(encoder, images, expected, mesh, batch_size):
   if mesh.size == 1:
@@ -96,6 +97,7 @@ def test_every_image_is_encoded_once(encoder, images, expected, mesh, batch_size
   assert rejects.names() == [f'{images}/b/broken.png']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['new/features.parquet', 'features.npz'])
 def test_the_command_writes_and_searches(command, weights, images, expected, tmp_path, name):
   out, sheet = tmp_path / name, tmp_path / 'sheet.png'

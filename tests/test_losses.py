@@ -37,6 +37,7 @@ def softmax(logits):
   return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
 
+@pytest.mark.slow
 def test_the_examples_in_docstrings_run():
   assert doctest.testmod(losses).attempted > 0
   assert doctest.testmod(losses).failed == 0
@@ -72,6 +73,7 @@ def test_consistency_is_no_loss_of_one_view():
     losses.consistency(jnp.ones((2, 1, 4)))
 
 
+@pytest.mark.slow
 def test_the_mean_of_a_batch_is_the_mean_of_its_singles(x64):
   """Given the features: batch norm couples images, the losses do not."""
   views, rows, ids = vectors(0, 6, 2, 5), jnp.asarray(vectors(1, 9, 5)), jnp.arange(6)
@@ -91,6 +93,7 @@ def test_gradients_agree_with_differences(x64):
               order=2, modes=['rev'], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradient_of_the_raw_row_is_projected(x64):
   """∂ℓ/∂w = (I − w̄w̄ᵀ)/‖w‖ · ∂ℓ/∂w̄: tangent to the sphere, the larger the smaller the norm."""
   x, rows = jnp.asarray(vectors(0, 1, 5)), jnp.asarray(vectors(1, 9, 5) * 0.3)
@@ -216,6 +219,7 @@ def test_contrast_equals_its_formula(queries):
     np.testing.assert_allclose(found, cross_entropy, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_contrast_starts_alike_for_one_four_and_nine_queries():
   """InsCon, §3.3: with logits of random features the three losses start near log(K)."""
   for queries, keys in ((1, 65_536), (4, 65_536), (9, 64_512)):
@@ -223,6 +227,7 @@ def test_contrast_starts_alike_for_one_four_and_nine_queries():
     np.testing.assert_allclose(start, np.log1p(keys), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_masked_negatives_do_not_count():
   positives, negatives = jnp.float32(vectors(0, 2, 1)), jnp.float32(vectors(1, 2, 1, 6))
   masked = jnp.where(jnp.arange(6)[None, None] < 4, negatives, losses.MASKED)
@@ -243,6 +248,7 @@ def test_symmetric_kl_equals_pytorch():
   np.testing.assert_array_equal(losses.symmetric_kl(jnp.float32(p), jnp.float32(p)), 0)
 
 
+@pytest.mark.slow
 def test_nt_xent_equals_its_formula_and_leaves_out_what_is_not_valid():
   views, valid = vectors(0, 5, 2, 6), np.array([True, True, False, True, True])
   flat = unit(views[valid]).reshape(-1, 6)
@@ -263,6 +269,7 @@ def test_negative_cosine_equals_pytorch():
   np.testing.assert_allclose(losses.negative_cosine(jnp.float32(p), jnp.float32(z)), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_queue_uniformity_is_one_mean_over_keys_and_pairs():
   queries, keys, t = unit(vectors(0, 6, 5)), unit(vectors(1, 9, 5)), 3.0
   valid = np.array([True] * 5 + [False])

@@ -32,6 +32,7 @@ def oldest_first(queue):
   return np.asarray(queue.ids)[order], np.asarray(queue.keys)[order]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('is_split', [True, False], ids=['split', 'copied'])
 @pytest.mark.parametrize('size', [8, 37, 64])
 def test_the_queue_is_a_deque(mesh, size, is_split):
@@ -82,6 +83,7 @@ def test_cosines_are_with_the_queue_alone_and_leave_out_the_own_image(mesh, is_s
   assert masked.sharding.is_equivalent_to(NamedSharding(mesh, wanted), 2)
 
 
+@pytest.mark.slow
 def test_the_gradient_is_the_queries_alone(mesh8):
   queue = placed(memory.init_queue(jax.random.key(0), 20, DIM, mesh8), mesh8)
   queries = jnp.asarray(unit(np.random.default_rng(1).normal(size=(BATCH, DIM))), jnp.float32)

@@ -65,6 +65,7 @@ def lars_outside_by_hand(gradient, p, v, lr, decay):
   return p - lr * v, v
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('name', 'rule', 'decay_vectors', 'inside'), [
   ('sgd', sgd_by_hand, True, True), ('sgd', sgd_by_hand, False, True), ('lars', lars_by_hand, False, True),
   ('lars', lars_outside_by_hand, False, False)])

@@ -33,6 +33,7 @@ def test_shuffled_of_billions_holds_no_array_of_them(num_images):
   assert abs(ids.mean() / num_images - 0.5) < 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('num_images', [64, 1000, 1281])
 def test_each_position_is_uniform_over_ids(num_images):
   # One position over many epochs is a fair draw: chi-square of 8 bins, 7 degrees of freedom.

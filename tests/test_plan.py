@@ -77,6 +77,7 @@ def test_devices_share_the_work(plans):
   assert made[1].unknown_loops == made[8].unknown_loops == 0
 
 
+@pytest.mark.slow
 def test_the_chunks_of_the_classifier_count_as_often_as_they_run(plans):
   """Four products of all features with all rows: two for the scores, two for the update."""
   config, made = plans

@@ -76,6 +76,7 @@ def ramps(tmp_path_factory):
   return root
 
 
+@pytest.mark.slow
 def test_cells_and_mosaics_of_the_training_batch_show_the_same_part_of_the_image(tiny_config, ramps):
   config = tiny_method(tiny_config, 'inscon', **PLAIN, **{'views.size': 64})
   config.data.dir, config.data.train = str(ramps), ''
@@ -102,6 +103,7 @@ def test_cells_and_mosaics_of_the_training_batch_show_the_same_part_of_the_image
   assert preview.drawn_mosaics(method, {'views': [views[:3] for views in batch['views']]}) is None
 
 
+@pytest.mark.slow
 def test_the_command_draws_cells_and_mosaics_of_inscon(command, tiny_config, tmp_path):
   config = tiny_method(tiny_config, 'inscon', **PLAIN)
   out = tmp_path / 'pictures' / 'views.png'
@@ -124,6 +126,7 @@ def test_the_command_draws_cells_and_mosaics_of_inscon(command, tiny_config, tmp
     assert len(np.unique(np.asarray(picture.convert('L')))) > 2
 
 
+@pytest.mark.slow
 def test_the_command_draws_any_method(command, tiny_config, tmp_path):
   out = tmp_path / 'views.png'
   figure, = command(*flags_of(tiny_config), f'--out={out}', '--images=2')

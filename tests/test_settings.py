@@ -90,6 +90,7 @@ def test_epochs_fit_the_minutes_by_the_speed_that_is_measured(config, images, me
   assert any('Training takes about' in line for line in said)
 
 
+@pytest.mark.slow
 def test_the_speed_is_that_of_reading_and_learning(config, images, mesh8, monkeypatch):
   monkeypatch.setattr(settings, '_TRIED_SECONDS', 0.1)
   config, _ = settings.choose_splits(config)

@@ -16,7 +16,7 @@ _QUERIES = 128
 
 
 def knn_accuracy(bank: Features, queries: Features, *, num_classes: int,
-                 ks: Sequence[int] = (20, 200), temperature: float = 0.07, chunk: int = 8192,
+                 ks: Sequence[int], temperature: float = 0.07, chunk: int = 8192,
                  mesh: Mesh) -> dict[int, float]:
   """Share of the queries that the votes of their nearest neighbours in the bank classify well.
 

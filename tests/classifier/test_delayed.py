@@ -52,6 +52,7 @@ def test_products_are_what_the_steps_do_one_by_one(tmp_path, rates, data):
   np.testing.assert_allclose(products, expected, rtol=1e-11, atol=1e-13)
 
 
+@pytest.mark.slow
 def test_products_over_many_blocks(tmp_path):
   """Every alignment of both ends with the blocks of 64, 128, … 4096 steps."""
   rates = np.random.default_rng(0).uniform(0, 0.3, 5000)

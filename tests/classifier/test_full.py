@@ -101,6 +101,7 @@ def test_several_steps_equal_dense_sgd(mesh, num_instances, temperature, chunk_s
     assert rows.weights.sharding.is_equivalent_to(batch_sharding(mesh), 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('lowest', [0, 56], ids=['anywhere', 'on one device'])
 @pytest.mark.parametrize('momentum', [0.9, 0.0])
 def test_smoothed_labels_equal_eq_3(mesh, momentum, lowest):
@@ -136,6 +137,7 @@ def test_the_weight_of_negatives_is_in_loss_and_gradients(mesh):
   assert_equal(rows.weights[:num_instances], expected[3].weights)
 
 
+@pytest.mark.slow
 def test_drawn_negatives_are_the_only_ones_beside_the_batch(mesh):
   num_instances, count = 61, 20
   softmax = full.Softmax(num_instances, 0.1, mesh, num_drawn=count, chunk_size=5)
@@ -153,6 +155,7 @@ def test_drawn_negatives_are_the_only_ones_beside_the_batch(mesh):
   assert_equal(rows.weights[:num_instances], expected[3].weights)
 
 
+@pytest.mark.slow
 def test_a_step_that_is_skipped_changes_nothing(mesh):
   num_instances = 61
   softmax = full.Softmax(num_instances, 0.1, mesh, smoothing=0.2, chunk_size=3)

@@ -86,6 +86,7 @@ ROWS = {'random': random_rows, 'clustered': clustered_rows, 'ever harder': ever_
         'ever easier': lambda: ever_harder_rows()[::-1].copy()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('k', [1, 40])
 @pytest.mark.parametrize('kind', ROWS)
 def test_table_equals_brute_force(mesh, kind, k):
@@ -93,6 +94,7 @@ def test_table_equals_brute_force(mesh, kind, k):
   assert_hardest(find_table(rows, k, mesh), rows, np.arange(NUM_INSTANCES))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('k', [1, 40])
 @pytest.mark.parametrize('kind', ROWS)
 def test_for_batch_equals_brute_force_with_ids_that_repeat(mesh, kind, k):
@@ -111,6 +113,7 @@ def test_all_the_others_can_be_asked_for(mesh, num_instances):
   assert_hardest(find_for_batch(rows, num_instances - 1, mesh, ids), rows, ids)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('dim', [DIM, 700])
 def test_one_and_eight_devices_find_the_same_in_the_same_order(mesh8, dim):
   rows, ids = random_rows(dim=dim), np.arange(0, NUM_INSTANCES, NUM_INSTANCES // BATCH, np.int32)[:BATCH]
@@ -119,6 +122,7 @@ def test_one_and_eight_devices_find_the_same_in_the_same_order(mesh8, dim):
   np.testing.assert_array_equal(find_for_batch(rows, 40, mesh8, ids), find_for_batch(rows, 40, one, ids))
 
 
+@pytest.mark.slow
 def test_a_mesh_of_two_axes_finds_the_same(mesh8):
   rows, ids = random_rows(), np.arange(BATCH, dtype=np.int32)
   mesh = meshes.make_mesh({'host': 2, 'device': 4})
@@ -126,6 +130,7 @@ def test_a_mesh_of_two_axes_finds_the_same(mesh8):
   np.testing.assert_array_equal(find_for_batch(rows, 40, mesh, ids), find_for_batch(rows, 40, mesh8, ids))
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 2 ** 32 - 1), distinct=st.integers(1, 60))
 def test_equal_rows_come_in_the_order_of_their_ids(mesh8, seed, distinct):
@@ -148,6 +153,7 @@ def test_equal_rows_come_in_the_order_of_their_ids(mesh8, seed, distinct):
     np.testing.assert_array_equal(found[clear[ids]], expected[ids][clear[ids]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('dtype', [jnp.bfloat16, jnp.float16])
 def test_factors_of_half_precision_find_nearly_the_same(mesh8, dtype):
   rows, ids = random_rows(), np.arange(BATCH, dtype=np.int32)
@@ -175,6 +181,7 @@ def test_memory_of_a_table_is_its_entries_a_chunk_and_a_block(mesh8, monkeypatch
   assert max(collective_sizes(program.as_text())) == chunk
 
 
+@pytest.mark.slow
 def test_for_batch_keeps_and_communicates_no_more_than_the_batch(mesh8, monkeypatch):
   monkeypatch.undo()
   num_instances, dim, k, batch = 2 ** 24, 128, 100, 256

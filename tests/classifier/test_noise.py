@@ -37,6 +37,7 @@ def by_hand(bank, features, ids, valid, drawn, normaliser):
 
 
 # Blocks of which the last is not full, and one block.
+@pytest.mark.slow
 @pytest.mark.parametrize(('block', 'normaliser'), [(8, 0.0), (SAMPLES, 55.0)])
 def test_loss_gradient_and_constant(mesh, monkeypatch, block, normaliser):
   monkeypatch.setattr(nce_lib, '_BLOCK_NUMBERS', block * BATCH * DIM)

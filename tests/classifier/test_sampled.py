@@ -38,6 +38,7 @@ def exchange(mesh):
   return functools.partial(sampled.exchange, norm=NORM, **SGD, mesh=mesh)
 
 
+@pytest.mark.slow
 def test_a_step_moves_no_more_than_the_rows_that_change(mesh8):
   for on_device in (True, False):
     window, shardings = make_window(mesh8, 32_768, 40_000, on_device)
@@ -107,6 +108,7 @@ def test_a_row_takes_the_last_steps_from_the_clock(mesh8):
   np.testing.assert_array_equal(window.outside.rows[3 % sampled.HOST_LAG], outgoing['rows'])
 
 
+@pytest.mark.slow
 def test_a_window_of_all_classes_is_the_full_softmax(mesh8):
   num_instances, rate = 61, 0.3
   window, _ = make_window(mesh8, num_instances, num_instances, on_device=False)

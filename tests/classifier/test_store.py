@@ -127,7 +127,7 @@ def test_processes_share_the_rows(kind, count, tmp_path):
 @pytest.mark.parametrize('id', [-1, 12, 26, 37, 2**40])
 def test_ids_of_no_row_are_refused(kind, id, tmp_path):
   store = open_store(kind, tmp_path, Layout(37, 3, 5, process_index=1, process_count=3))
-  for use in (lambda: store.read(np.array([13, id])), lambda: write(store, [13, id], 0)):
+  for use in (lambda: store.read(np.array([13, id, 99])), lambda: write(store, [13, id, 99], 0)):
     with pytest.raises(UserError, match=f'Instance {id} is none of the rows of process 1, 13 to 25'):
       use()
   assert not store.read(np.array([13])).written[0]

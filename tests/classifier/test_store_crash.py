@@ -256,6 +256,7 @@ def expected_at(step):
   return rows, seen, written
 
 
+@pytest.mark.slow
 @KINDS
 def test_checkpoints_survive_kill_9(kind, tmp_path):
   checkpoints, start, rng = tmp_path / 'checkpoints', 0, np.random.default_rng(0)

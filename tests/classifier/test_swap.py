@@ -185,6 +185,7 @@ def test_two_processes_keep_a_part_each(tmp_path):
   assert [process.returncode for process in processes] == [0, 0], '\n'.join(outputs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', KINDS)
 def test_a_run_that_was_killed_goes_on_to_the_bit(mesh8, kind, tmp_path):
   whole = Trainer(tmp_path / 'whole', mesh8, kind).start()

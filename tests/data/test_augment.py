@@ -109,6 +109,7 @@ def reference(pixels, flip, keys, views):
   return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', CHANGES)
 def test_each_change(name):
   pixels, flip, keys = batch()
@@ -120,6 +121,7 @@ def test_each_change(name):
   np.testing.assert_allclose(run(pixels, flip, keys, views), expected, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('sigma', [0.1, 1.0, 3.0])
 @pytest.mark.parametrize(('side', 'share', 'radius'), [(12, 0.1, 0), (12, 0.25, 1), (13, 0.5, 3)])
 def test_blur(side, share, radius, sigma):
@@ -160,6 +162,7 @@ TF_CHANGES = {
   'hue': tf.image.adjust_hue}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', TF_CHANGES)
 def test_each_change_is_tensorflows(name):
   pixels, flip, keys = batch()
@@ -174,6 +177,7 @@ def test_each_change_is_tensorflows(name):
     np.testing.assert_allclose(actual[index], np.clip(expected, 0, 1), atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('views', [
   EVERYTHING, TENSORFLOW, dataclasses.replace(TENSORFLOW, additive_brightness=True),
   dataclasses.replace(EVERYTHING, additive_brightness=True)],
@@ -199,6 +203,7 @@ def test_every_order_comes_as_often():
   assert np.all(np.abs(counts - 100) < 45)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('views', 'probability'), [
     (only('brightness'), 1.0), (dataclasses.replace(only('brightness'), jitter=0.8), 0.8),
     (dataclasses.replace(only('hue'), jitter=0.3), 0.3), (spec(grayscale=0.2), 0.2),
@@ -211,6 +216,7 @@ def test_probabilities(views, probability):
   assert changed == pytest.approx(probability, abs=0.04)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('views', [
     NOTHING, only('brightness', strength=0.0), spec(jitter=1.0, brightness=0.0, contrast=0.0,
                                                     saturation=0.0, hue=0.0),
@@ -263,6 +269,7 @@ def test_a_view_does_not_depend_on_its_batch():
   np.testing.assert_allclose(part, whole[2:4, 1:], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_split_batch_stays_where_it_lies(mesh8):
   pixels, flip, _ = batch(images=16)
   ids = np.arange(16, dtype=np.int32)

@@ -35,6 +35,7 @@ def rgb(gray):
   return np.repeat(np.asarray(gray)[..., None], 3, axis=-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('data', 'expected'), [
     (encode(RGB), RGB),
     (encode(GRAY), rgb(GRAY)),
@@ -154,6 +155,7 @@ BROKEN = {
     'WebP truncated': WEBP[:len(WEBP) // 2], 'GIF header': b'GIF89a'}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', BROKEN)
 def test_undecodable_images_keep_their_place_as_zeros(name):
   chunk = [JPEG, BROKEN[name], PNG]

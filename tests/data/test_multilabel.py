@@ -90,6 +90,7 @@ def test_an_object_that_is_difficult_alone_is_neither_present_nor_absent(tmp_pat
     np.testing.assert_array_equal(labels, [-1] * count)
 
 
+@pytest.mark.slow
 def test_one_label_an_image_is_one_class_present(image_folder):
   for config, splits in ((ConfigDict({'name': 'photos', 'dir': '', 'cache': ''}), ('train', 'test')),
                          (ConfigDict({'name': 'folder', 'dir': str(image_folder)}), ('train', 'test'))):

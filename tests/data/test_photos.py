@@ -12,6 +12,7 @@ def sources():
   return {split: photos.Photos(split) for split in ('train', 'test')}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('split', 'size'), [('train', 2560), ('test', 1960)])
 def test_patches_are_balanced_and_stay_the_same(sources, split, size):
   source = sources[split]

@@ -77,6 +77,7 @@ def test_an_image_has_other_views_in_every_window_that_holds_it(colour_source):
   assert not any(np.array_equal(rounds[0][i][2], rounds[1][i][2]) for i in common)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('batch_size', [4, 10, 20])
 def test_views_do_not_depend_on_the_batch(colour_source, batch_size):
   assert_same(by_id(batches(colour_source, 8, 5, 5)),
@@ -94,6 +95,7 @@ def test_resuming_is_skipping(colour_source):
     assert_same(by_id([one]), by_id([other]))
 
 
+@pytest.mark.slow
 def test_two_processes_cover_the_batch(colour_source):
   whole, = batches(colour_source, 12, 2)
   parts = [batches(colour_source, 12, 2, rows=rows)[0] for rows in (np.arange(7), np.arange(7, 12))]
@@ -113,6 +115,7 @@ def test_an_image_is_read_once_for_all_views():
   assert 20 * 8 <= source.reads <= (20 + ahead) * 8
 
 
+@pytest.mark.slow
 def test_undecodable_images_keep_their_place():
   images = [encode(smooth(seed=seed), 'JPEG') for seed in range(24)]
   broken = {3: b'', 7: images[7][:200], 8: b'words', 20: encode(smooth())[:-30]}
@@ -208,6 +211,7 @@ def test_rejects(total, failing, raises):
     rejects.check()
 
 
+@pytest.mark.slow
 def test_batches_go_onto_a_mesh(colour_source, mesh):
   rows = meshes.process_rows(mesh, 8)
   batch, = batches(colour_source, 8, rows=rows)

@@ -14,6 +14,7 @@ def normalised(images):
   return (images / 255 - np.array(SPEC.mean)) / np.array(SPEC.std)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('batch_size', [8, 16, 32])
 def test_to_host_gives_every_row_in_the_order_of_ids(mesh, batch_size):
   images = coloured(LABELS)

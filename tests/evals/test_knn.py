@@ -39,6 +39,7 @@ def reference(bank, bank_labels, queries, labels, k, temperature):
   return np.mean(votes.argmax(1) == labels), similarities, ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('bank_size', 'num_queries', 'chunk'), [(333, 41, 10), (64, 300, 4096)])
 def test_equals_the_reference(mesh, bank_size, num_queries, chunk):
   rows = draw(bank_size, num_queries, width=6)
@@ -62,6 +63,7 @@ def test_equals_scikit_learn(mesh8):
   assert accuracy == pytest.approx({17: theirs.score(*rows[2:])})
 
 
+@pytest.mark.slow
 @settings(max_examples=6, deadline=None, derandomize=True)
 @given(bank_size=st.integers(1, 60), num_queries=st.integers(1, 20), width=st.integers(2, 9),
        k=st.integers(1, 80), chunk=st.integers(1, 70), devices=st.sampled_from([1, 3, 8]))
@@ -77,6 +79,7 @@ def test_equals_the_reference_at_any_shape(bank_size, num_queries, width, k, chu
                       mesh=mesh) == pytest.approx({k: accuracy})
 
 
+@pytest.mark.slow
 def test_k_beyond_the_bank_is_the_whole_bank(mesh):
   rows = draw(13, 20, width=4)
   bank, queries = on_mesh(mesh, *rows[:2]), on_mesh(mesh, *rows[2:])

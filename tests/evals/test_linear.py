@@ -29,6 +29,7 @@ def measure(mesh, *, train=TRAIN_LABELS, test=TEST_LABELS, shown=(None, None), s
                          settings=LinearSettings(**FEW | settings), report=report, **SIZES)
 
 
+@pytest.mark.slow
 def test_separable_features_reach_everything(mesh):
   result = measure(mesh, learning_rates=(0.5,))
   assert (result.top1, result.top5, result.learning_rate) == (1., 1., 0.5)
@@ -59,6 +60,7 @@ def test_the_test_images_never_choose(mesh8):
   assert (result.learning_rate, result.top1) == (0.1, 0.)
 
 
+@pytest.mark.slow
 def test_the_held_out_tenth_chooses_and_is_not_trained_on(mesh8):
   # It has its classes swapped: the rate that learns the opposite of the other images is chosen.
   classes = TRAIN_LABELS % 2
@@ -84,6 +86,7 @@ def test_a_tenth_of_every_class_is_held_out_where_classes_take_turns(period):
   assert 0.08 < min(shares) <= max(shares) < 0.12
 
 
+@pytest.mark.slow
 def test_one_device_and_eight_agree(mesh8):
   mesh1 = make_mesh(devices=jax.devices()[:1])
   results = [measure(mesh, learning_rates=(0.003, 0.01)) for mesh in (mesh1, mesh8)]
@@ -92,6 +95,7 @@ def test_one_device_and_eight_agree(mesh8):
   assert results[0].learning_rate == results[1].learning_rate
 
 
+@pytest.mark.slow
 def test_a_batch_beyond_the_data_set_is_cut(mesh8):
   assert measure(mesh8, learning_rates=(0.5,), batch_size=4096, epochs=20).top1 == 1.
 
@@ -105,6 +109,7 @@ def test_normalisation_takes_the_scale_away(mesh8, normalise):
   assert results[1].feature_norm == pytest.approx(1000 * results[0].feature_norm, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_feature_norm_is_that_of_the_test_images(mesh8):
   source = ArraySource(coloured(TEST_LABELS, 1), TEST_LABELS)
   features, _, _ = to_host(extract(mean_colour, {}, source, batch_size=16, mesh=mesh8, **SIZES))
@@ -112,6 +117,7 @@ def test_feature_norm_is_that_of_the_test_images(mesh8):
   assert measure(mesh8, learning_rates=(0.1,)).feature_norm == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_reports_each_epoch(mesh8):
   reports = []
   measure(mesh8, learning_rates=(0.1, 0.5), report=reports.append)
@@ -154,6 +160,7 @@ def test_steps_are_those_of_sgd_with_momentum_and_cosine(mesh):
   assert np.abs(layers[0]['kernel'] - layers[1]['kernel']).max() > 0.1
 
 
+@pytest.mark.slow
 def test_a_sweep_trains_each_rate_as_if_alone(mesh8):
   source, variables = ArraySource(coloured(TRAIN_LABELS), TRAIN_LABELS, 4), {'scale': np.float32(1)}
   view = dataclasses.replace(SPEC, count=1, jitter=0., grayscale=0., blur=0.)

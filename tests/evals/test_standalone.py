@@ -88,6 +88,7 @@ def test_data_of_its_own_is_not_mixed_with_the_runs():
   assert (config.data.name, config.data.dir, config.data.train) == ('folder', '/other', '')
 
 
+@pytest.mark.slow
 def test_a_random_encoder_is_fine_tuned_as_a_task(image_folder, tmp_path, capsys):
   config = load('configs/finetune.py:folder')
   config.encoder, config.run = 'random', str(tmp_path)
@@ -101,6 +102,7 @@ def test_a_random_encoder_is_fine_tuned_as_a_task(image_folder, tmp_path, capsys
   assert f'Written to {tmp_path / "finetune_folder.json"}' in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_linear_task_leaves_the_encoder_alone_and_draws_its_confusion(image_folder, mesh8, tmp_path):
   config = load('configs/linear.py:folder')
   config.network.update(TINY)
@@ -119,6 +121,7 @@ def test_the_linear_task_leaves_the_encoder_alone_and_draws_its_confusion(image_
     assert picture.width > 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('changes', 'message'), [
   ({'task': 'detect'}, "'detect'; there is: pretrain, knn, linear, finetune, svm, segment"),
   ({'encoder': ''}, 'Which encoder'), ({'encoder': 'runs/nowhere'}, "no encoder 'runs/nowhere'"),

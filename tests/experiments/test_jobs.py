@@ -21,6 +21,7 @@ def flags(job, preset, tmp_path):
   return command[1].removeprefix('--config='), given
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('scale', SCALES.values(), ids=list(SCALES))
 @pytest.mark.parametrize('experiment', EXPERIMENTS, ids=[each.name for each in EXPERIMENTS])
 def test_every_run_is_one_that_the_project_takes(experiment, scale, tmp_path):

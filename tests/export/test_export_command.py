@@ -81,6 +81,7 @@ def test_a_run_is_exported_with_its_card(run, command, tmp_path, capsys):
   assert out.read_bytes() == written
 
 
+@pytest.mark.slow
 def test_a_file_is_evaluated_as_its_run(run, tiny_config, tmp_path):
   folder, file = run[0], tmp_path / 'x.safetensors'
   main.export(folder, 'safetensors', file)

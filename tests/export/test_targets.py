@@ -45,6 +45,7 @@ def test_pytorch_gives_the_same_features(target, name, changes, side, tmp_path):
   assert difference(features, jax.jit(network.apply)(variables, images)) <= 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('name', 'changes'), [('resnet18', SMALL), ('resnet50', SMALL)])
 def test_transformers_gives_the_same_features(name, changes, tmp_path):
   from transformers.models.resnet.modeling_resnet import ResNetModel  # Takes seconds.

@@ -2,6 +2,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from support import as_method
@@ -10,6 +11,7 @@ from conic_jax import memory, methods
 from conic_jax.command_line import load
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_weighted_sum_of_both(tiny_config, mesh8):
   config = as_method(tiny_config, 'align_uniform', **{'queue.size': 30, 'queue.mask_own': False})
   method = methods.make(config, 100, mesh8, jnp.dtype('float32'))

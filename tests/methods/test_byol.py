@@ -27,6 +27,7 @@ def state(method):
   return params, stats, {'target': {**own['target'], 'params': other}}
 
 
+@pytest.mark.slow
 def test_the_loss_is_that_of_each_view_passed_alone(method, state):
   params, stats, own = state
   rng = np.random.default_rng(0)

@@ -34,6 +34,7 @@ def test_instdisc_counts_its_bank(tiny_config, mesh8):
   assert found == ('loss', pytest.approx(math.log(N)))
 
 
+@pytest.mark.slow
 def test_the_losses_of_equal_features_are_at_chance():
   views, valid = np.ones((BATCH, 2, 8), np.float32), np.ones(BATCH, bool)
   np.testing.assert_allclose(losses.nt_xent(views, valid, 0.1), math.log(2 * BATCH - 1), rtol=1e-5)

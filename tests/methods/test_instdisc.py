@@ -89,6 +89,7 @@ def test_a_step_holds_the_bank_once(config, mesh8, loss):
   assert compiled.memory_analysis().temp_size_in_bytes < num_images // 8 * DIM * 4 / 2
 
 
+@pytest.mark.slow
 def test_the_full_loss_is_the_softmax_over_the_bank(config, mesh8):
   config.loss.name = 'full'
   method = make(config, mesh8)

@@ -13,6 +13,7 @@ from conic_jax import methods, optim, train_step
 from conic_jax.errors import UserError
 
 
+@pytest.mark.slow
 def test_the_loss_is_a_cross_entropy_over_all_other_views(tiny_config, mesh8):
   method = methods.make(as_method(tiny_config, 'simclr', temperature=0.2), 100, mesh8, jnp.dtype('float32'))
   rng = np.random.default_rng(0)

@@ -15,6 +15,7 @@ def init(head, x=None):
   return head.init(jax.random.key(0), inputs() if x is None else x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('hidden', 'norm', 'expected'), [
     (5, True, {'linear1': {'kernel'}, 'norm1': {'scale', 'bias'},
                'linear2': {'kernel'}, 'norm2': {'scale', 'bias'}}),
@@ -66,6 +67,7 @@ def test_with_norm_is_normalised_twice():
   np.testing.assert_allclose(y[:5], forward(x[:5]), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_initialisation_is_uniform_by_the_fan_in():
   params = init(MLP(400, 400), inputs(features=100))['params']
   for layer, fan_in in (('linear1', 100), ('linear2', 400)):
@@ -75,6 +77,7 @@ def test_initialisation_is_uniform_by_the_fan_in():
       assert abs(np.mean(value)) < 0.1 * fan_in**-0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('hidden', 'norm'), [(5, True), (5, False), (0, False)])
 def test_bfloat16_computes_alone(hidden, norm):
   head = MLP(hidden, 4, norm, dtype=jnp.bfloat16)

@@ -56,6 +56,7 @@ def assert_tree_close(actual, expected, **tolerance):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), dict(actual), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('shape', SHAPES)
 @pytest.mark.parametrize('masked', [False, True])
 @pytest.mark.parametrize('mode', ['batch', 'grouped', 'running', 'frozen'])

@@ -129,6 +129,7 @@ def test_whole_network_against_float64(bottleneck):
   np.testing.assert_allclose(jax.jit(encoder.apply)(state, x), maps['features'], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('output_stride', 'sides'), [(16, (16, 8, 4, 4)), (8, (16, 8, 8, 8))])
 @pytest.mark.parametrize('bottleneck', [True, False])
 def test_output_stride(bottleneck, output_stride, sides):

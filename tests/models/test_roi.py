@@ -50,6 +50,7 @@ def integrated(map, box, cells, outside, points=300):
   return values.reshape(cells[0], points, cells[1], points, -1).mean(axis=(1, 3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('outside', roi.OUTSIDE)
 @settings(max_examples=12, deadline=None)
 @given(boxes=st.lists(box, min_size=BOXES, max_size=BOXES), seed=st.integers(0, 99))
@@ -76,6 +77,7 @@ def test_edges_are_as_bright_as_the_rest():
   assert darker[0, 0, 0, 0] < 0.9
 
 
+@pytest.mark.slow
 def test_an_empty_box_is_the_value_of_its_point():
   images, at = maps(), (1.875, 2.25)
   boxes = jnp.float32([[*at, *at]])
@@ -86,6 +88,7 @@ def test_an_empty_box_is_the_value_of_its_point():
   assert all(np.isfinite(gradient).all() for gradient in pullback(jnp.ones_like(pooled)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('outside', roi.OUTSIDE)
 def test_gradients_agree_with_differences(outside):
   boxes = np.array([[0.3, 0.7, 3.1, 4.4], [-1.2, 2.2, 2.9, 7.3], [1.61, 1.13, 1.83, 1.27]])

@@ -7,6 +7,7 @@ from conic_jax import visualise
 from conic_jax.visualise import style
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('labelled', [True, False])
 def test_neighbours_are_framed_by_class(figures, tmp_path, labelled):
   similarities = np.linspace(0.9, 0.1, 48).reshape(6, 8)
@@ -24,6 +25,7 @@ def test_neighbours_are_framed_by_class(figures, tmp_path, labelled):
   check_picture(out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('k', 'wide', 'lines'), [(3, 3, 1), (10, 10, 1), (23, 10, 3)])
 def test_many_neighbours_go_on_below(figures, tmp_path, k, wide, lines):
   similarities = np.linspace(0.9, 0.1, 2 * k).reshape(2, k)
