@@ -42,6 +42,12 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, split(mesh))
 
 
+def placed(shapes: Any, shardings: Any) -> Any:
+  """Shapes with where their arrays lie, what a checkpoint is restored into; both trees are alike."""
+  return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+                      shapes, shardings)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
   """The same array on every device."""
   return NamedSharding(mesh, PartitionSpec())

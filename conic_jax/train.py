@@ -109,8 +109,7 @@ def _pretrain(config: Any, at_the_end: contextlib.ExitStack, stop: StopRequest) 
   at_the_end.callback(checkpoints.close)
   identity = run_identity(config, sampler, dtype)
   description = {**describe(config), **({'recipe': recipe} if recipe else {})}
-  abstract = jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(
-    leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings)
+  abstract = meshes.placed(shapes, shardings)
   state = checkpoints.restore(abstract, identity)
   first_step = 0 if state is None else int(state.step)
   reporter = Reporter(run, first_step=first_step, total_steps=last_step, active=first_process)

@@ -1,7 +1,9 @@
 """What several tests use."""
 import contextlib
+import json
 import re
 import socket
+from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -62,6 +64,16 @@ def _leaves(node, prefix=''):
       yield from _leaves(value, f'{prefix}{name}.')
     else:
       yield prefix + name, value
+
+
+def reports_of(run):
+  """What a run reported, line by line."""
+  return [json.loads(line) for line in (Path(run) / 'metrics.jsonl').read_text().splitlines()]
+
+
+def losses_by_step(run):
+  """The loss of each step that a run reported."""
+  return {report['step']: report['loss'] for report in reports_of(run) if 'loss' in report}
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support import flags_of, reserved_port, tiny_method
+from support import flags_of, losses_by_step, reports_of, reserved_port, tiny_method
 
 from conic_jax import main
 
@@ -37,11 +37,6 @@ def wait_for(process, condition, seconds=180):
     assert process.poll() is None, process.communicate()
     assert time.time() < end, 'timed out'
     time.sleep(0.02)
-
-
-def losses_by_step(run):
-  lines = (Path(run) / 'metrics.jsonl').read_text().splitlines()
-  return {(r := json.loads(line))['step']: r['loss'] for line in lines if '"loss"' in line}
 
 
 @pytest.fixture
@@ -183,8 +178,7 @@ def test_two_processes_learn_what_one_does(tiny_config, tmp_path, method, change
     assert abs(loss - lonely[step]) < 1e-4 * abs(lonely[step]), step
   summaries = [json.loads((Path(c.run) / 'summary.json').read_text()) for c in (tiny_config, alone)]
   assert summaries[0]['knn_top1'] == pytest.approx(summaries[1]['knn_top1'], abs=0.13)
-  first = [json.loads((Path(c.run) / 'metrics.jsonl').read_text().split('\n')[0])
-           for c in (tiny_config, alone)]
+  first = [reports_of(config.run)[0] for config in (tiny_config, alone)]
   assert first[0] == pytest.approx(first[1], rel=1e-3)
   assert all('verdict' in summary for summary in summaries)
   finish_pair('--config=configs/knn.py', f'--config.encoder={tiny_config.run}')

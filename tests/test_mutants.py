@@ -3,7 +3,8 @@ import subprocess
 
 import pytest
 
-from tests.mutants.__main__ import ROOT, all_mutants, read
+from tests.checkout import ROOT
+from tests.mutants.__main__ import all_mutants, read
 
 
 @pytest.mark.parametrize('mutant', all_mutants(), ids=lambda mutant: mutant.path.stem)

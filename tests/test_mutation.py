@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mutants.__main__ import ROOT
+from tests.checkout import ROOT
 from tests.mutation import table
 from tests.mutation.guards import GUARDS
 from tests.mutation.survivors import EQUIVALENT
@@ -47,11 +47,11 @@ def test_the_share_counts_modules_as_they_have_faults_and_leaves_old_versions_ou
 
 def test_faults_are_those_of_the_tool_but_for_annotations(tmp_path):
   pytest.importorskip('cosmic_ray')
-  from tests.mutation.faults import faults, mutated
+  from tests.mutation.faults import faults
   source = 'def f(x: int | None = 3) -> int | None:\n  y: int | str = x + 1\n  return y\n'
   Path(tmp_path / 'm.py').write_text(source)
   found = list(faults(tmp_path, 'm.py', 1.0))
   assert {(fault.line, fault.after) for fault in found} == {
     (1, 'def f(x: int | None = 4) -> int | None:'), (1, 'def f(x: int | None = 2) -> int | None:'),
     (2, 'y: int | str = x - 1'), (2, 'y: int | str = x + 2'), (2, 'y: int | str = x + 0')}
-  assert all(mutated(source, fault).splitlines()[fault.line - 1].strip() == fault.after for fault in found)
+  assert all(fault.text.splitlines()[fault.line - 1].strip() == fault.after for fault in found)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import tiny_method
+from support import losses_by_step, reports_of, tiny_method
 
 from conic_jax import mesh as meshes
 from conic_jax import methods, optim, train, train_step
@@ -22,15 +22,6 @@ from conic_jax.state import LossScale
 from conic_jax.stop import StopRequest
 
 pytestmark = pytest.mark.slow
-
-
-def reports(config):
-  lines = (Path(config.run) / 'metrics.jsonl').read_text().splitlines()
-  return [json.loads(line) for line in lines]
-
-
-def losses_by_step(config):
-  return {report['step']: report['loss'] for report in reports(config) if 'loss' in report}
 
 
 def test_the_whole_road_leaves_figures_pictures_and_checkpoints(tiny_config, capsys):
@@ -50,20 +41,20 @@ def test_the_whole_road_leaves_figures_pictures_and_checkpoints(tiny_config, cap
   assert config['alpha'] == 2.5
   assert config['versions']['jax'] == jax.__version__
 
-  steps = [report['step'] for report in reports(tiny_config)]
+  steps = [report['step'] for report in reports_of(tiny_config.run)]
   assert steps == [0, 1, 2, 3, 3, 4, 5, 6, 6]
   names = {'loss', 'loss_instance', 'loss_consistency', 'instance_top1', 'alignment', 'uniformity',
            'feature_std', 'grad_norm', 'learning_rate', 'images_per_second', 'waiting_for_data'}
-  assert names <= reports(tiny_config)[-2].keys()
-  assert 'knn_top1' in reports(tiny_config)[4]
+  assert names <= reports_of(tiny_config.run)[-2].keys()
+  assert 'knn_top1' in reports_of(tiny_config.run)[4]
   probed = {'probe_rankme', 'probe_lidar', 'probe_instance_top1', 'probe_std', 'loss_share'}
-  assert [report['step'] for report in reports(tiny_config) if probed <= report.keys()] == [1, 6]
+  assert [report['step'] for report in reports_of(tiny_config.run) if probed <= report.keys()] == [1, 6]
   assert {f'{name}_{suffix}' for name in probed - {'loss_share'} for suffix in ('random', 'pixels')} <= (
-    reports(tiny_config)[0].keys())
-  assert reports(tiny_config)[0]['knn_top1_random'] == summary['random_init']['knn_top1']
-  assert reports(tiny_config)[0]['knn_top1_pixels'] == summary['pixels']['knn_top1']
-  assert summary['probe_rankme'] == pytest.approx(reports(tiny_config)[-2]['probe_rankme'])
-  words = [report['verdict'] for report in reports(tiny_config) if 'verdict' in report]
+    reports_of(tiny_config.run)[0].keys())
+  assert reports_of(tiny_config.run)[0]['knn_top1_random'] == summary['random_init']['knn_top1']
+  assert reports_of(tiny_config.run)[0]['knn_top1_pixels'] == summary['pixels']['knn_top1']
+  assert summary['probe_rankme'] == pytest.approx(reports_of(tiny_config.run)[-2]['probe_rankme'])
+  words = [report['verdict'] for report in reports_of(tiny_config.run) if 'verdict' in report]
   assert (len(words), words[-1]) == (2, summary['verdict'])
   shown = capsys.readouterr().out
   assert 'pretrained' in shown
@@ -78,7 +69,7 @@ def test_knn_compares_the_heads_features_where_asked(tiny_config, name, capsys):
   tiny_config.eval.linear, tiny_config.eval.features = False, 'head'
   tiny_config.optimizer.learning_rate = 0.5
   summary = train.pretrain(tiny_config)
-  online = [report['knn_top1'] for report in reports(tiny_config) if 'knn_top1' in report]
+  online = [report['knn_top1'] for report in reports_of(tiny_config.run) if 'knn_top1' in report]
   assert online[-1] == summary['knn_top1']
   config = load('configs/knn.py')
   config.encoder = tiny_config.run
@@ -128,7 +119,7 @@ def test_without_labels_the_probe_is_compared(tiny_config, tmp_path, capsys):
   assert summary['baseline_weights']['name'] == other.run
   for figures in (summary, summary['random_init'], summary['pixels'], summary['baseline_weights']):
     assert {'probe_rankme', 'probe_lidar', 'probe_instance_top1', 'probe_std'} <= figures.keys()
-  assert not any('knn_top1_random' in report for report in reports(tiny_config))
+  assert not any('knn_top1_random' in report for report in reports_of(tiny_config.run))
 
 
 def test_weights_to_compare_with_are_looked_at_before_the_training(tiny_config):
@@ -151,7 +142,7 @@ def test_a_stopped_run_reports_and_judges_as_an_undisturbed_one(tiny_config, tmp
   assert train.pretrain(tiny_config) == expected
   timed = ('images_per_second', 'waiting_for_data')
   found, wanted = ([{name: value for name, value in report.items() if name not in timed}
-                    for report in reports(config)] for config in (tiny_config, undisturbed))
+                    for report in reports_of(config.run)] for config in (tiny_config, undisturbed))
   assert found == wanted
   assert [report['step'] for report in found if 'verdict' in report] == [1, 3, 6]
 
@@ -170,8 +161,8 @@ def test_a_resumed_run_equals_an_undisturbed_one_to_the_bit(tiny_config, tmp_pat
   train.pretrain(tiny_config)
   tiny_config.max_steps = 0
   train.pretrain(tiny_config)
-  assert losses_by_step(tiny_config) == losses_by_step(undisturbed)
-  assert len(losses_by_step(tiny_config)) == 6
+  assert losses_by_step(tiny_config.run) == losses_by_step(undisturbed.run)
+  assert len(losses_by_step(tiny_config.run)) == 6
 
 
 def test_a_checkpoint_of_another_run_is_refused_with_the_difference(tiny_config):
@@ -255,7 +246,7 @@ def test_too_many_undecodable_images_stop_the_run_with_their_names(tiny_config, 
 def test_float16_trains_on_the_road(tiny_config):
   tiny_config.dtype, tiny_config.eval.linear = 'float16', False
   train.pretrain(tiny_config)
-  last = [report for report in reports(tiny_config) if 'loss' in report][-1]
+  last = [report for report in reports_of(tiny_config.run) if 'loss' in report][-1]
   assert np.isfinite(last['loss'])
   assert last['loss_scale'] <= 2**15
   assert last['skipped'] < 6

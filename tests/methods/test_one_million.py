@@ -1,6 +1,5 @@
 """One-Million in the loop: the pass before training, the hardest classes, and both over a stop."""
 import dataclasses
-import json
 import signal
 from pathlib import Path
 
@@ -9,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import as_method
+from support import as_method, losses_by_step
 
 from conic_jax import losses, methods, optim, train, train_step
+from conic_jax import mesh as meshes
 from conic_jax.data import pipeline, sources
 from conic_jax.errors import Stopped, UserError
 
@@ -36,9 +36,7 @@ def run_pass(config, mesh):
   shardings = train_step.state_shardings(jax.eval_shape(init), method, mesh)
   make = jax.jit(init, out_shardings=shardings)
   with train.StopRequest() as stop:
-    shapes = jax.tree.map(
-      lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-      jax.eval_shape(init), shardings)
+    shapes = meshes.placed(jax.eval_shape(init), shardings)
     after = train.pass_before_training(method, make, shapes, source, config, mesh, {},
                                        pipeline.Rejects(source), stop, lambda _: None)
   return method, source, make(), after
@@ -128,10 +126,8 @@ def test_stopped_in_the_pass_and_in_an_epoch_equals_undisturbed(config, tmp_path
   assert not (run / 'before_training').exists()
   config.max_steps = 0
   train.pretrain(config)
-  by_step = lambda path: {line['step']: line['loss'] for line in map(
-    json.loads, (path / 'metrics.jsonl').read_text().splitlines()) if 'loss' in line}
-  assert by_step(run) == by_step(Path(undisturbed.run))
-  assert sorted(by_step(run)) == [1, 2, 3, 4, 5, 6]
+  assert losses_by_step(run) == losses_by_step(undisturbed.run)
+  assert sorted(losses_by_step(run)) == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.parametrize(('field', 'value', 'answer'), [

@@ -17,8 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.checkout import COMPILED, copy_checkout
+
 HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
 _FAILED = 1  # What pytest exits with where tests ran and some failed.
 
 
@@ -48,21 +49,10 @@ def all_mutants() -> list[Mutant]:
   return [read(path) for path in sorted(HERE.glob('*.patch'))]
 
 
-def copy_checkout(folder: Path) -> None:
-  """Copies what git knows, or would, into a folder."""
-  listed = subprocess.run(['git', 'ls-files', '-z', '--cached', '--others', '--exclude-standard'], cwd=ROOT,
-                          check=True, capture_output=True, text=True).stdout
-  for name in filter(None, listed.split('\0')):
-    source, target = ROOT / name, folder / name
-    if source.is_file():
-      target.parent.mkdir(parents=True, exist_ok=True)
-      target.write_bytes(source.read_bytes())
-
-
 def run_tests(folder: Path, tests: Sequence[str]) -> tuple[int, str]:
   """What pytest exits with, and what it says."""
   command = [sys.executable, '-m', 'pytest', '-q', '-x', '-p', 'no:cacheprovider', *tests]
-  environment = {**os.environ, 'JAX_COMPILATION_CACHE_DIR': str(ROOT / '.compiled')}
+  environment = {**os.environ, 'JAX_COMPILATION_CACHE_DIR': str(COMPILED)}
   done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
   return done.returncode, done.stdout + done.stderr
 

@@ -26,8 +26,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tests.mutants.__main__ import ROOT, copy_checkout
-from tests.mutation.faults import Fault, faults, mutated
+from tests.checkout import COMPILED, copy_checkout
+from tests.mutation.faults import Fault, faults
 from tests.mutation.guards import GUARDS
 from tests.mutation.table import RESULTS, read_results, write_page
 
@@ -61,8 +61,8 @@ def main() -> None:
 def work_off(work: queue.SimpleQueue, copy: Path, share: float, end: float) -> list[str]:
   """Tries the faults of module after module in a copy of its own; what went wrong, a text for each module."""
   copy_checkout(copy)
-  if (compiled := ROOT / '.compiled').is_dir():
-    shutil.copytree(compiled, copy / '.compiled')
+  if COMPILED.is_dir():
+    shutil.copytree(COMPILED, copy / COMPILED.name)
   failures = []
   with worker(copy) as process:
     while time.monotonic() < end:
@@ -89,13 +89,12 @@ def try_module(process: subprocess.Popen, copy: Path, module: str, share: float)
   left = [fault for fault in faults(copy, path, share) if (fault.operator, fault.occurrence) not in done]
   if not left:
     return
-  source = (copy / path).read_text()
-  whole = ask(process, path, source, tests, 3600)
+  whole = ask(process, path, (copy / path).read_text(), tests, 3600)
   if whole['code'] != 0:
     raise RuntimeError('its tests fail without any fault')
   longest = max(_AT_LEAST_SECONDS, _TIMES_LONGER * whole['seconds'])
   for fault in left:
-    answer = ask(process, path, mutated(source, fault), tests, longest)
+    answer = ask(process, path, fault.text, tests, longest)
     keep(module, version, share, fault, answer)
 
 
@@ -112,7 +111,7 @@ def version_of(copy: Path, module: str) -> str:
 def worker(copy: Path) -> Iterator[subprocess.Popen]:
   """A process that runs tests in a copy; hypothesis draws the same every time, as it does on CI."""
   environment = {**os.environ, 'CI': '1', 'JAX_PLATFORMS': 'cpu', 'TF_CPP_MIN_LOG_LEVEL': '3',
-                 'PYTHONDONTWRITEBYTECODE': '1', 'JAX_COMPILATION_CACHE_DIR': str(copy / '.compiled'),
+                 'PYTHONDONTWRITEBYTECODE': '1', 'JAX_COMPILATION_CACHE_DIR': str(copy / COMPILED.name),
                  'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1'}
   with subprocess.Popen([sys.executable, '-m', 'tests.mutation.worker'], cwd=copy, env=environment, text=True,
                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:

@@ -25,26 +25,17 @@ class Fault(NamedTuple):
   """A mutant.
 
   Attributes:
-    module: the file, from the root.
     operator, occurrence: which change, and where it is made.
     line: the number of the line.
     before, after: the line, without and with it.
+    text: the module with it.
   """
-  module: str
   operator: str
   occurrence: int
   line: int
   before: str
   after: str
-
-
-def mutated(source: str, fault: Fault) -> str:
-  """The text of a module with the fault."""
-  operator = cosmic_ray.plugins.get_operator(fault.operator)()
-  text = mutate_code(source, operator, fault.occurrence)
-  if text is None:
-    raise ValueError(f'{fault.module} has no {fault.operator} number {fault.occurrence}')
-  return text
+  text: str
 
 
 def faults(root: Path, module: str, share: float) -> Iterator[Fault]:
@@ -56,11 +47,11 @@ def faults(root: Path, module: str, share: float) -> Iterator[Fault]:
     for occurrence, annotates in enumerate(_places(tree, operator)):
       if annotates or zlib.crc32(f'{module} {name} {occurrence}'.encode()) >= share * 2 ** 32:
         continue
-      changed = mutate_code(source, operator, occurrence)
-      assert changed is not None
-      after = changed.splitlines()
+      text = mutate_code(source, operator, occurrence)
+      assert text is not None
+      after = text.splitlines()
       index = next(i for i, (one, two) in enumerate(zip(lines, after)) if one != two)
-      yield Fault(module, name, occurrence, index + 1, lines[index].strip(), after[index].strip())
+      yield Fault(name, occurrence, index + 1, lines[index].strip(), after[index].strip(), text)
 
 
 def _places(node, operator) -> Iterator[bool]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.summary import between
-from tests.mutants.__main__ import ROOT
+from tests.checkout import ROOT
 from tests.mutation.survivors import EQUIVALENT
 
 RESULTS = Path(__file__).with_name('results.jsonl')

@@ -21,7 +21,7 @@ import tensorflow  # noqa: F401
 
 _POLL = 0.05
 _BROKEN = 70  # What the child exits with where pytest itself fails.
-OPTIONS = ('-x', '-q', '-p', 'no:cacheprovider', '--basetemp=pytest')
+_OPTIONS = ('-x', '-q', '-p', 'no:cacheprovider', '--basetemp=pytest')
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def run(tests: list[str], seconds: float) -> int | None:
     os.dup2(log, 2)
     code = _BROKEN
     try:
-      code = int(pytest.main([*OPTIONS, *tests]))
+      code = int(pytest.main([*_OPTIONS, *tests]))
     except BaseException:
       traceback.print_exc()
     finally:

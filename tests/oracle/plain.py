@@ -6,7 +6,6 @@ parameters, rows, queue and first window. Schedule, losses, rows, queues, averag
 of the loss scale are its own, written from the papers; the optimizer of the parameters is optax's.
 """
 import functools
-import json
 import math
 import shutil
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from PIL import Image
+from support import reports_of
 
 from conic_jax import mesh as meshes
 from conic_jax import methods, optim, train, train_step
@@ -144,8 +144,12 @@ def classified(features, rows, temperature, own):
   """
   logits = unit(features) @ unit(rows).T / temperature
   own = own[:, None]
-  loss = -jnp.where(own, jax.nn.log_softmax(logits), 0).sum(axis=2)
-  return loss, (jnp.where(own, logits, 0).sum(axis=2) >= logits.max(axis=2)).astype(jnp.float32)
+  return -jnp.where(own, jax.nn.log_softmax(logits), 0).sum(axis=2), nearest(logits, own)
+
+
+def nearest(logits, own):
+  """1 where the own row has the largest of logits [B, V, N], else 0: [B, V]; own is bool [B, 1, N]."""
+  return (jnp.where(own, logits, 0).sum(axis=2) >= logits.max(axis=2)).astype(jnp.float32)
 
 
 def consistency(features):
@@ -156,11 +160,21 @@ def consistency(features):
   return sum((1 - cosines[:, i, j]) ** 2 for i, j in pairs) / len(pairs)
 
 
-def row_sgd(weights, velocity, gradient, lr, config):
-  """Momentum SGD as PyTorch's, at the rows' own rate."""
+def row_sgd(loss_of, config):
+  """The `after` of rows: PyTorch's momentum SGD at their own rate, of loss_of(rows, own, features, batch)."""
   settings = config.classifier
-  velocity = settings.momentum * velocity + gradient + settings.weight_decay * weights
-  return weights - lr * settings.lr_scale * velocity, velocity
+
+  @jax.jit
+  def after(own, params, seen, batch, lr, step):
+    gradient = jax.grad(loss_of)(own['rows'], own, seen['features'], batch)
+    velocity = settings.momentum * own['velocity'] + gradient + settings.weight_decay * own['rows']
+    return {**own, 'rows': own['rows'] - lr * settings.lr_scale * velocity, 'velocity': velocity}
+  return after
+
+
+def rows_of(rows, count):
+  """The library's rows without those that pad them."""
+  return {'rows': np.asarray(rows.weights)[:count], 'velocity': np.asarray(rows.momentum)[:count]}
 
 
 def measures_of(features, good):
@@ -296,23 +310,22 @@ def trainings(config: Any, learner_of: Callable, device_counts: tuple[int, ...],
     method = methods.make(config, source.num_images, mesh, dtype)
     begin = functools.partial(
       train_step.init_state, method, optim.make_optimizer(config.optimizer), config.seed, dtype)
+    learner = learner_of(config, method, source)
     if wanted is None:
-      wanted = plain_training(config, source, method, begin(), learner_of(config, method, source))
+      wanted = plain_training(config, source, method, begin(), learner)
     config.run = f'{run}_{count}'
     with monkeypatch.context() as patch:
       patch.setattr(meshes, 'make_mesh', lambda _, mesh=mesh: mesh)
       patch.setattr(protocols, 'draw', lambda *_, **__: None)  # Takes as long as the training.
       summary = train.pretrain(config)
     compare_reports(config, wanted, close)
-    learner = learner_of(config, method, source)
     compare_checkpoints(config, wanted, source, method, begin, mesh, learner, close)
     yield method, begin, summary, wanted
 
 
 def compare_reports(config: Any, wanted: Trained, close: Close) -> None:
   """Every figure of every step."""
-  lines = [json.loads(line) for line in (Path(config.run) / 'metrics.jsonl').read_text().splitlines()]
-  found = [line for line in lines if 'loss' in line]
+  found = [line for line in reports_of(config.run) if 'loss' in line]
   assert [line['step'] for line in found] == list(range(1, len(wanted.reports) + 1))
   for line, figures, used in zip(found, wanted.reports, wanted.rates, strict=True):
     assert set(line) - OF_THE_RUN == set(figures)
@@ -329,8 +342,7 @@ def compare_checkpoints(config: Any, wanted: Trained, source: Any, method: Any, 
   """The whole state after every epoch that has a checkpoint."""
   shapes = jax.eval_shape(begin)
   shardings = train_step.state_shardings(shapes, method, mesh)
-  shapes = jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(
-    leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings)
+  shapes = meshes.placed(shapes, shardings)
   sampler = Sampler(source.num_images, config.batch_size, config.seed, **config.sampler)
   steps_per_epoch = source.num_images // config.batch_size
   for epoch in range(len(wanted.kept), len(wanted.kept) - config.checkpoint.keep, -1):

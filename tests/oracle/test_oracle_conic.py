@@ -28,29 +28,22 @@ def learner_of(config, method, source):
     of_pairs = plain.mean_of(plain.consistency(features), good)
     report = {'loss_instance': of_instances, 'loss_consistency': of_pairs,
               'instance_top1': plain.mean_of(hit, good)}
-    seen = {'features': jax.lax.stop_gradient(features), 'batch': batch}
+    seen = {'features': jax.lax.stop_gradient(features)}
     return of_instances + config.alpha * of_pairs, (stats, report, seen)
 
-  def for_rows(rows, features, batch):
+  def for_rows(rows, own, features, batch):
     """Small views teach the encoder alone, and the mean is that over all views."""
     instance, _ = losses(features, rows, batch)
     taught = jnp.where(batch['valid'][:, None], instance, 0)[:, :first]
     return taught.sum() / (batch['valid'].sum() * features.shape[1])
-
-  @jax.jit
-  def after(own, params, seen, batch, lr, step):
-    gradient = jax.grad(for_rows)(own['rows'], seen['features'], seen['batch'])
-    rows, velocity = plain.row_sgd(own['rows'], own['velocity'], gradient, lr, config)
-    return {'rows': rows, 'velocity': velocity}
 
   def begin(state, params, stats):
     rows = jnp.asarray(np.asarray(state.method_state['rows'].weights)[:count])
     return {'rows': rows, 'velocity': jnp.zeros_like(rows)}, stats
 
   def found(method_state, run, rates):
-    rows = method_state['rows']
-    return {'rows': np.asarray(rows.weights)[:count], 'velocity': np.asarray(rows.momentum)[:count]}
-  return plain.Learner(begin, objective, after, lambda own: own, found)
+    return plain.rows_of(method_state['rows'], count)
+  return plain.Learner(begin, objective, plain.row_sgd(for_rows, config), lambda own: own, found)
 
 
 def plain_knn(method, variables, config):

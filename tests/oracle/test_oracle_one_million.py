@@ -1,4 +1,6 @@
 """One-Million beside the plain loop: the contrastive prior, and labels smoothed on the hardest classes."""
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,12 +21,12 @@ def learner_of(config, method, source):
     """A pass over every image under running batch norm, whose features become the rows."""
     rows, passed = np.array(state.method_state['rows'].weights)[:count], []
     seen = jax.jit(lambda stats, images, good: method.network.project(params, stats, images, good, 'running'))
+    view = (dataclasses.replace(method.views[0], count=1),)
     drawn = pipeline.whole_pass_batches(
-      source, method.views[:1], batch_size=config.batch_size, seed=config.seed, epoch=PASS,
+      source, view, batch_size=config.batch_size, seed=config.seed, epoch=PASS,
       start_step=0, rows=np.arange(config.batch_size))
     for batch in drawn:
-      batch = plain.augmented({**batch, 'views': (batch['views'][0][:, :1],)}, method.views[:1], config.seed,
-                              PASS)
+      batch = plain.augmented(batch, view, config.seed, PASS)
       features, stats = seen(stats, batch['views'][0][:, 0], batch['valid'])
       good = np.asarray(batch['valid'])
       rows[np.asarray(batch['id'])[good]] = np.asarray(features)[good]
@@ -47,7 +49,7 @@ def learner_of(config, method, source):
     hard = (jnp.arange(count)[None, None] == hardest[batch['id']][..., None]).sum(axis=1)
     label = (1 - share) * own + share / k * hard
     loss = -jnp.log((label[:, None] * jnp.exp(logits)).sum(axis=2) / jnp.exp(logits).sum(axis=2))
-    return loss, (jnp.where(own[:, None], logits, 0).sum(axis=2) >= logits.max(axis=2)).astype(jnp.float32)
+    return loss, plain.nearest(logits, own[:, None])
 
   def objective(params, stats, own, batch, key):
     features, stats = plain.project(method, params, stats, batch)
@@ -55,24 +57,18 @@ def learner_of(config, method, source):
     loss = plain.mean_of(instance, batch['valid'])
     report = {'loss_instance': loss, 'instance_top1': plain.mean_of(hit, batch['valid']),
               'loss_consistency': plain.mean_of(plain.consistency(features), batch['valid'])}
-    return loss, (stats, report, {'features': jax.lax.stop_gradient(features), 'batch': batch})
+    return loss, (stats, report, {'features': jax.lax.stop_gradient(features)})
 
-  @jax.jit
-  def after(own, params, seen, batch, lr, step):
-    def for_rows(rows):
-      instance, _ = losses(seen['features'], rows, own['hardest'], seen['batch'])
-      return plain.mean_of(instance, seen['batch']['valid'])
-    rows, velocity = plain.row_sgd(own['rows'], own['velocity'], jax.grad(for_rows)(own['rows']), lr, config)
-    return {**own, 'rows': rows, 'velocity': velocity}
+  def for_rows(rows, own, features, batch):
+    return plain.mean_of(losses(features, rows, own['hardest'], batch)[0], batch['valid'])
 
   def shown(own):
-    return {'rows': own['rows'], 'velocity': own['velocity'], 'hardest': np.sort(own['hardest'], axis=1)}
+    return {**own, 'hardest': np.sort(own['hardest'], axis=1)}
 
   def found(method_state, run, rates):
-    rows = method_state['rows']
-    return {'rows': np.asarray(rows.weights)[:count], 'velocity': np.asarray(rows.momentum)[:count],
+    return {**plain.rows_of(method_state['rows'], count),
             'hardest': np.sort(np.asarray(method_state['hardest'])[:count], axis=1)}
-  return plain.Learner(begin, objective, after, shown, found, before_step)
+  return plain.Learner(begin, objective, plain.row_sgd(for_rows, config), shown, found, before_step)
 
 
 def test_one_million_trains_as_the_plain_loop_does(oracle_config, monkeypatch):

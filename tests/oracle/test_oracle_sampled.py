@@ -50,7 +50,7 @@ def learner_of(config, method, source):
     positive = jnp.where(own, logits, 0).sum(axis=2)
     negatives = jnp.where(own, 0, jnp.exp(logits)).sum(axis=2)
     loss = jnp.log(jnp.exp(positive) + beta * negatives) - positive
-    return loss, (positive >= logits.max(axis=2)).astype(jnp.float32)
+    return loss, plain.nearest(logits, own)
 
   def objective(params, stats, own, batch, key):
     features, stats = plain.project(method, params, stats, batch)
@@ -63,15 +63,10 @@ def learner_of(config, method, source):
       loss += alpha * report['loss_consistency']
     else:
       report['loss_consistency'] = 0.0
-    return loss, (stats, report, {'features': jax.lax.stop_gradient(features), 'batch': batch})
+    return loss, (stats, report, {'features': jax.lax.stop_gradient(features)})
 
-  @jax.jit
-  def after(own, params, seen, batch, lr, step):
-    def for_rows(rows):
-      instance, _ = losses(seen['features'], rows, own['classes'], seen['batch'])
-      return plain.mean_of(instance, seen['batch']['valid'])
-    rows, velocity = plain.row_sgd(own['rows'], own['velocity'], jax.grad(for_rows)(own['rows']), lr, config)
-    return {**own, 'rows': rows, 'velocity': velocity}
+  def for_rows(rows, own, features, batch):
+    return plain.mean_of(losses(features, rows, own['classes'], batch)[0], batch['valid'])
 
   def shown(own):
     return {name: own[name] for name in ('classes', 'rows', 'velocity')}
@@ -92,20 +87,18 @@ def learner_of(config, method, source):
     weights, velocity = (rows[:, part].astype(np.float64) for part in range(2))
     settings = config.classifier
     for row in range(count):
-      for rate in filter(None, rates[since[row]:]):
+      for rate in (rate for rate in rates[since[row]:] if rate is not None):
         velocity[row] = settings.momentum * velocity[row] + settings.weight_decay * weights[row]
         weights[row] -= rate * settings.lr_scale * velocity[row]
     classes = np.asarray(window.classes)
     weights[classes] = np.asarray(window.rows.weights)[:SLOTS]
     velocity[classes] = np.asarray(window.rows.momentum)[:SLOTS]
     return {'classes': classes, 'rows': weights, 'velocity': velocity}
-  return plain.Learner(begin, objective, after, shown, found, before_step)
+  return plain.Learner(begin, objective, plain.row_sgd(for_rows, config), shown, found, before_step)
 
 
 SAMPLED = {'optimizer.learning_rate': 0.005, 'classifier.window': SLOTS, 'classifier.lr_scale': 30.0,
            'classifier.weight_decay': 1e-2}
-
-
 CONIC_S = {**SAMPLED, 'alpha': 2.5, 'alpha_pace': 0.0, 'classifier.beta': 0.0}
 
 
