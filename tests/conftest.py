@@ -38,8 +38,12 @@ def mesh8():
 
 @pytest.fixture(scope='session')
 def image_folder(tmp_path_factory):
-  """train/ and test/ with two class folders of 16×16 PNGs: stripes and checks of random colour."""
-  root = tmp_path_factory.mktemp('images')
+  """The images of `write_images`."""
+  return write_images(tmp_path_factory.mktemp('images'))
+
+
+def write_images(root):
+  """Writes train/ and test/ with two class folders of 16×16 PNGs: stripes and checks of random colour."""
   rng = np.random.default_rng(0)
   rows, columns = np.mgrid[:16, :16]
   patterns = {'checks': (rows // 4 + columns // 4) % 2, 'stripes': rows // 2 % 2}
@@ -69,10 +73,15 @@ def figures(monkeypatch):
 
 @pytest.fixture
 def tiny_config(image_folder, tmp_path):
-  """ConIC on `image_folder` with a network of one block: 3 steps an epoch, 2 epochs."""
+  """The config of `tiny` on `image_folder`."""
+  return tiny(image_folder, tmp_path / 'run')
+
+
+def tiny(images, run):
+  """ConIC on `write_images` with a network of one block: 3 steps an epoch, 2 epochs."""
   config = load('configs/conic.py:imagenet100')
-  config.run = str(tmp_path / 'run')
-  config.data.dir, config.data.train, config.data.test = str(image_folder), 'train', 'test'
+  config.run = str(run)
+  config.data.dir, config.data.train, config.data.test = str(images), 'train', 'test'
   config.batch_size, config.epochs, config.log_every = 16, 2, 1
   config.views.size = config.eval.resize = 16
   config.encoder.name, config.encoder.stem = 'resnet18', 'cifar'
