@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.hardware import hardware
-from conic_jax.classifier import delayed
+from conic_jax.memories import delayed
 from conic_jax.optim import cosine_schedule
 
 DIM, BATCH, EPOCHS = 128, 512, 2

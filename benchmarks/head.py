@@ -28,8 +28,9 @@ import optax
 
 from benchmarks.hardware import hardware
 from conic_jax import losses, optim
-from conic_jax import mesh as meshes
-from conic_jax.classifier import full
+from conic_jax.hardware import mesh as meshes
+from conic_jax.losses import partitioned
+from conic_jax.memories import instance_rows
 
 TEMPERATURE, LR, MOMENTUM, WEIGHT_DECAY = 0.1, 0.06, 0.9, 1e-4
 RESULTS = Path(__file__).parent / 'results'
@@ -83,21 +84,22 @@ def jax_variant(step: Callable, state: Any, batch: tuple, rows_of: Callable[[Any
 def ours(problem: Problem, dtype: Any) -> Variant:
   """The partitioned classifier, over all devices."""
   mesh, count = meshes.make_mesh(), len(problem.rows)
-  softmax = full.Softmax(count, TEMPERATURE, mesh, dtype)
+  softmax = partitioned.Softmax(count, TEMPERATURE, mesh, dtype)
 
   def step(rows, features, ids):
     def loss_fn(features):
-      scores = full.scores(rows.weights, features, ids, softmax)
+      scores = partitioned.scores(rows.weights, features, ids, softmax)
       return scores.loss.mean(), scores
     (loss, scores), gradient = jax.value_and_grad(loss_fn, has_aux=True)(features)
-    batch = full.Batch(features, ids, jnp.full(len(features), 1 / len(features)), scores)
-    rows = full.update(rows, batch, jnp.float32(LR), softmax, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+    batch = instance_rows.Classified(features, ids, jnp.full(len(features), 1 / len(features)), scores)
+    rows = instance_rows.update(rows, batch, jnp.float32(LR), softmax, momentum=MOMENTUM,
+                                weight_decay=WEIGHT_DECAY)
     return rows, loss, gradient
 
-  padded = np.zeros((full.padded_rows(count, mesh.size), problem.rows.shape[1]), np.float32)
+  padded = np.zeros((instance_rows.padded_rows(count, mesh.size), problem.rows.shape[1]), np.float32)
   padded[:count] = problem.rows
   put = lambda x: jax.device_put(x, meshes.batch_sharding(mesh))
-  rows = full.Rows(put(padded), put(np.zeros_like(padded)))
+  rows = instance_rows.Rows(put(padded), put(np.zeros_like(padded)))
   return jax_variant(step, rows, (put(problem.features), put(problem.ids)),
                      lambda rows: rows.weights[:count])
 

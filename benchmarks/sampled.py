@@ -16,7 +16,6 @@ import os
 import tempfile
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -25,17 +24,18 @@ from jax.sharding import Mesh
 
 from benchmarks.hardware import hardware
 from conic_jax import losses
-from conic_jax import mesh as meshes
-from conic_jax.classifier import full, sampled
-from conic_jax.classifier.store import Layout, open_store
-from conic_jax.classifier.swap import Swap, begin_folder
-from conic_jax.classifier.window import first_classes
-from conic_jax.companion import Run
+from conic_jax.hardware import mesh as meshes
+from conic_jax.losses import partitioned
+from conic_jax.memories import device_window, instance_rows
+from conic_jax.memories.host import HostSettings
+from conic_jax.memories.host_rows import HostRows, begin_folder
+from conic_jax.memories.store import Layout, open_store
+from conic_jax.memories.window import first_classes
 
 RESULTS = Path(__file__).parent / 'results'
 SGD = {'momentum': 0.9, 'weight_decay': 1e-4}
 TEMPERATURE, NORM, RATE, SEED = 0.1, 1.0, 0.06, 0
-WARM_UP = sampled.HOST_LAG + 2  # Steps of the sampled one: then each also writes what left.
+WARM_UP = device_window.HOST_LAG + 2  # Steps of the sampled one: then each also writes what left.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,15 +53,16 @@ class Shape:
     return losses.normalise(jax.random.normal(jax.random.key(1), (self.batch_size * self.views, self.dim)))
 
 
-def learn(rows: full.Rows, features: jax.Array, ids: jax.Array, softmax: full.Softmax):
+def learn(rows: instance_rows.Rows, features: jax.Array, ids: jax.Array, softmax: partitioned.Softmax):
   """The head's part of a step: (loss of each feature [M], gradient of the features [M, D], rows)."""
   weights = jnp.full(len(features), 1 / len(features))
 
   def loss(features):
-    scores = full.scores(rows.weights, features, ids, softmax)
+    scores = partitioned.scores(rows.weights, features, ids, softmax)
     return jnp.sum(scores.loss * weights), scores
   gradient, scores = jax.grad(loss, has_aux=True)(features)
-  rows = full.update(rows, full.Batch(features, ids, weights, scores), jnp.float32(RATE), softmax, **SGD)
+  classified = instance_rows.Classified(features, ids, weights, scores)
+  rows = instance_rows.update(rows, classified, jnp.float32(RATE), softmax, **SGD)
   return scores.loss, gradient, rows
 
 
@@ -69,12 +70,12 @@ class FullStep:
   """Steps over all classes."""
 
   def __init__(self, num_instances: int, shape: Shape, mesh: Mesh):
-    self.softmax = full.Softmax(num_instances, TEMPERATURE, mesh)
+    self.softmax = partitioned.Softmax(num_instances, TEMPERATURE, mesh)
     self.features = jax.device_put(shape.features, meshes.batch_sharding(mesh))
     ids = np.random.default_rng(SEED).choice(num_instances, shape.batch_size, replace=False)
     self.ids = jax.device_put(np.repeat(ids, shape.views).astype(np.int32), meshes.batch_sharding(mesh))
-    self.rows = jax.jit(lambda: full.init(jax.random.key(SEED), num_instances, shape.dim, NORM, mesh.size),
-                        out_shardings=meshes.batch_sharding(mesh))()
+    init = lambda: instance_rows.init(jax.random.key(SEED), num_instances, shape.dim, NORM, mesh.size)
+    self.rows = jax.jit(init, out_shardings=meshes.batch_sharding(mesh))()
     step = lambda rows, features, ids: learn(rows, features, ids, self.softmax)
     self.compiled = jax.jit(step, donate_argnums=0).lower(self.rows, self.features, self.ids).compile()
 
@@ -88,38 +89,39 @@ class FullStep:
 
 
 class SampledStep:
-  """Steps over a window, with what its companion does for them."""
+  """Steps over a window, with what its host does for them."""
 
   def __init__(self, kind: str, num_instances: int, shape: Shape, mesh: Mesh, folder: Path):
     on_device = kind == 'device'
     beta = (num_instances - 1) / (shape.num_slots - 1)
-    self.softmax = full.Softmax(shape.num_slots, TEMPERATURE, mesh, negative_weight=beta)
+    self.softmax = partitioned.Softmax(shape.num_slots, TEMPERATURE, mesh, negative_weight=beta)
     self.features = jax.device_put(shape.features, meshes.batch_sharding(mesh))
     classes = first_classes(shape.num_slots, num_instances, SEED, shape.batch_size)
     ids = entering_ids(classes, num_instances, shape)
     first_step = 0 if on_device else 1
-    init = lambda: sampled.init(jax.random.key(SEED), classes, num_instances, shape.dim, NORM,
-                                shape.batch_size, mesh, on_device)
-    shardings = meshes.shardings(jax.eval_shape(init), sampled.partition_rules(mesh, on_device), mesh)
+    init = lambda: device_window.init(jax.random.key(SEED), classes, num_instances, shape.dim, NORM,
+                                      shape.batch_size, mesh, on_device)
+    shardings = meshes.shardings(jax.eval_shape(init), device_window.partition_rules(mesh, on_device), mesh)
     self.window = jax.jit(init, out_shardings=shardings)()
-    run = Run(folder=folder, batch_ids=lambda step: ids[step - first_step], batch_size=shape.batch_size,
-              last_step=first_step + shape.steps, save_every=shape.steps, keep=1)
-    self.companion = Swap(run, mesh, kind=kind, num_instances=num_instances, dim=shape.dim, seed=SEED,
-                          norm=NORM, **SGD)
+    settings = HostSettings(
+      folder=folder, batch_ids=lambda step: ids[step - first_step], batch_size=shape.batch_size,
+      last_step=first_step + shape.steps, save_every=shape.steps, keep=1)
+    self.host = HostRows(settings, mesh, kind=kind, num_instances=num_instances, dim=shape.dim, seed=SEED,
+                         norm=NORM, **SGD)
     if not on_device:
-      begin_folder(folder, self.companion.settings)
+      begin_folder(folder, self.host.depends_on)
       fill_store(kind, folder, Layout(num_instances, shape.dim, SEED), ids)
-    self.companion.start(SimpleNamespace(method_state={'window': self.window}), first_step, on_device)
+    self.host.start(self.window, first_step, on_device)
     self.done = first_step
 
     def step(window, inputs, features, done):
-      window, outgoing = sampled.exchange(window, inputs, done, done, jnp.float32(RATE), norm=NORM, **SGD,
-                                          mesh=mesh)
+      window, outgoing = device_window.exchange(
+        window, inputs, done, done, jnp.float32(RATE), norm=NORM, **SGD, mesh=mesh)
       slots = jnp.repeat(inputs['slots'], shape.views)
       loss, gradient, rows = learn(window.rows, features, slots, self.softmax)
       return window.replace(rows=rows), outgoing, slots, loss, gradient
     over, everywhere = meshes.batch_sharding(mesh), meshes.replicated(mesh)
-    inputs = sampled.inputs(shape.batch_size, shape.dim, mesh, on_device)
+    inputs = device_window.inputs(shape.batch_size, shape.dim, mesh, on_device)
     self.compiled = jax.jit(
       step, donate_argnums=0, in_shardings=(shardings, over, over, everywhere),
       out_shardings=(shardings, everywhere, over, over, over)).lower(
@@ -127,10 +129,10 @@ class SampledStep:
 
   def step(self) -> None:
     """Takes one step and waits for it."""
-    inputs = self.companion.prepare(self.done)
+    inputs = self.host.inputs(self.done)
     self.window, outgoing, self.slots, *_ = self.compiled(
       self.window, inputs, self.features, jnp.int32(self.done))
-    self.companion.commit(self.done, outgoing)
+    self.host.receive(self.done, outgoing)
     jax.block_until_ready(self.window)
     self.done += 1
 
@@ -169,7 +171,7 @@ def error(variant: FullStep | SampledStep) -> float:
   """The larger of the relative errors of loss and feature gradient of some features, against float64."""
   softmax = variant.softmax
   weights, features, own = variant.last()
-  scored = lambda x: full.scores(jnp.asarray(weights), x, own, softmax).loss
+  scored = lambda x: partitioned.scores(jnp.asarray(weights), x, own, softmax).loss
   loss, pull = jax.vjp(scored, features)
   found = np.asarray(loss), np.asarray(pull(jnp.ones_like(loss))[0])
   some = slice(0, 64)
@@ -179,7 +181,7 @@ def error(variant: FullStep | SampledStep) -> float:
 
 
 def float64_head(weights: np.ndarray, features: np.ndarray, own: np.ndarray,
-                 softmax: full.Softmax) -> tuple[np.ndarray, np.ndarray]:
+                 softmax: partitioned.Softmax) -> tuple[np.ndarray, np.ndarray]:
   """Loss and feature gradient in float64, block by block."""
   x = features.astype(np.float64)
   unit = lambda rows: rows / np.linalg.norm(rows, axis=1, keepdims=True)
@@ -223,7 +225,7 @@ def measure(sizes: list[int], full_sizes: list[int], shape: Shape, repeats: int)
     variants |= {('full', n): FullStep(n, shape, mesh) for n in full_sizes}
     seconds = interleave(variants, repeats)
     for n in sizes:
-      variants['ours', n].companion.close()
+      variants['ours', n].host.close()
     rows = []
     for (name, n), variant in variants.items():
       against = ('full', n) if n in full_sizes else ('full', max(full_sizes))

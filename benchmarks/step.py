@@ -18,9 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.hardware import hardware
-from conic_jax import mesh as meshes
-from conic_jax import methods, optim, train_step
+from conic_jax import methods, optim
 from conic_jax.command_line import load
+from conic_jax.hardware import mesh as meshes
+from conic_jax.pretraining import train_step
 
 # Preset of configs/conic.py, images a batch (None is the preset's), instances.
 SETTINGS = {'photos': ('photos', None, 2560), 'resnet50': ('imagenet', 32, 1_281_167)}

@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.hardware import hardware
 from benchmarks.sampled import RESULTS, WARM_UP, SampledStep, Shape, error, interleave, temporaries
-from conic_jax import mesh as meshes
+from conic_jax.hardware import mesh as meshes
 
 KINDS = ('device', 'host', 'disk')
 
@@ -26,7 +26,7 @@ def measure(num_instances: int, shape: Shape, repeats: int) -> list[dict]:
     variants = {kind: SampledStep(kind, num_instances, shape, mesh, Path(folder) / kind) for kind in KINDS}
     seconds = interleave(variants, repeats)
     for variant in variants.values():
-      variant.companion.close()
+      variant.host.close()
     device = variants['device']
     return [{'variant': 'device' if kind == 'device' else 'ours', 'store': kind,
              'num_instances': num_instances, 'seconds': float(np.median(seconds[kind])),

@@ -77,11 +77,12 @@ def read_images(folder: str, count: int, size: int) -> tuple[np.ndarray, str | N
   count = min(count, every.num_images)
   source = sources.Subset(every, np.linspace(0, every.num_images - 1, count).round().astype(int))
   batch = next(pipeline.eval_batches(source, size=size, resize=0, batch_size=count, rows=np.arange(count)))
-  rejects = pipeline.Rejects(source)
-  rejects.add(batch)
+  undecodable = pipeline.UndecodableImages(source)
+  undecodable.add(batch)
   if not batch['valid'].any():
-    raise UserError(f'--images={folder}: none of the images can be decoded: {", ".join(rejects.names())}.')
-  return batch['views'][0][batch['valid'], 0], rejects.report()
+    names = ', '.join(undecodable.names())
+    raise UserError(f'--images={folder}: none of the images can be decoded: {names}.')
+  return batch['views'][0][batch['valid'], 0], undecodable.report()
 
 
 def open_encoders(names: list[str]) -> list[Encoder]:

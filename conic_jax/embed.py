@@ -21,11 +21,11 @@ import numpy as np
 from tqdm import tqdm
 
 from conic_jax import command_line, visualise
-from conic_jax import mesh as meshes
 from conic_jax.data import files, folder, pipeline
 from conic_jax.errors import UserError
 from conic_jax.evals import embeddings, encoders, protocols
 from conic_jax.evals.embeddings import Embeddings
+from conic_jax.hardware import mesh as meshes
 
 _USAGE = (f'python -m conic_jax.embed RUN_OR_FILE FOLDER [--out=FILE{"|".join(embeddings.SUFFIXES)}] '
           '[--neighbours=IMAGE [-k N] [--sheet=FILE.png]] [--size=N] [--resize=N] [--batch_size=N]')
@@ -141,7 +141,7 @@ def _resize(encoder: encoders.Encoder, size: int) -> int:
 
 def _vector(embed: Embed, image: str) -> np.ndarray:
   source = Files([image])
-  for block in embed(source, '.', rejects=pipeline.Rejects(source)):
+  for block in embed(source, '.', undecodable=pipeline.UndecodableImages(source)):
     if len(block.ids):
       return block.vectors[0]
   raise UserError(f'--neighbours={image}: there is no such image, or it cannot be decoded.')
@@ -157,10 +157,10 @@ def _of_folder(embed: Embed, images: str, batch_size: int) -> Iterator[Embedding
       raise UserError(f'{reason}.') from None
     raise UserError(f"There are no images below '{images}' (a folder with files that end in "
                     f"{' '.join(folder.EXTENSIONS)}), nor is it a file that --out wrote.") from None
-  rejects = pipeline.Rejects(source)
-  yield from tqdm(embed(source, os.path.expanduser(images), rejects=rejects),
+  undecodable = pipeline.UndecodableImages(source)
+  yield from tqdm(embed(source, os.path.expanduser(images), undecodable=undecodable),
                   total=-(-source.num_images // batch_size), unit='batch', disable=None)
-  if report := rejects.report():
+  if report := undecodable.report():
     _say(report)
 
 

@@ -45,8 +45,8 @@ def start_distributed(values: flags.FlagValues) -> None:
 def run_task(config) -> None:
   """Runs `config.task`."""
   if config.task == 'pretrain':
-    from conic_jax import train
-    train.pretrain(config)
+    from conic_jax.pretraining import training
+    training.pretrain(config)
   else:
     from conic_jax.evals import standalone
     standalone.evaluate(config)

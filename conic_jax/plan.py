@@ -23,14 +23,16 @@ import jax.numpy as jnp
 from absl import flags
 from ml_collections import config_flags
 
-from conic_jax import command_line, hlo, methods, optim, recipe, settings, topology, train_step
-from conic_jax import mesh as meshes
+from conic_jax import command_line, methods, optim, recipe
 from conic_jax.data import sources
 from conic_jax.data.sampler import Sampler
 from conic_jax.errors import UserError
+from conic_jax.hardware import mesh as meshes
+from conic_jax.hardware import program_cost, topologies
+from conic_jax.hardware.topologies import Topology
 from conic_jax.methods import Method
-from conic_jax.metrics import write_json
-from conic_jax.topology import Topology
+from conic_jax.pretraining import settings, train_step
+from conic_jax.run.reporter import write_json
 
 # Ids are int32.
 _MOST_INSTANCES = 2**31 - 1
@@ -121,7 +123,7 @@ def plan(config: Any, where: Topology, mesh: jax.sharding.Mesh, num_instances: i
     return known(fits=False, peak_bytes=peak, compile_seconds=time.perf_counter() - start)
   seconds = time.perf_counter() - start
   memory: Any = compiled.memory_analysis()
-  cost = hlo.analyse(compiled.as_text() or '')
+  cost = program_cost.analyse(compiled.as_text() or '')
   peak = max(peak_bytes(memory), epoch_peak or 0)
   return known(
     fits=peak <= where.limit_bytes, peak_bytes=peak, epoch_peak_bytes=epoch_peak, compile_seconds=seconds,
@@ -148,9 +150,8 @@ def lower_epoch(config: Any, mesh: jax.sharding.Mesh, num_instances: int, dtype:
                 platform: str) -> jax.stages.Lowered | None:
   """What comes before the first step of every epoch, lowered from shapes; None where nothing does."""
   method, _, shapes, shardings = _setting(config, mesh, num_instances, dtype)
-  if not method.prepares_epochs:
-    return None
-  return train_step.jit_before_epoch(method, shardings).trace(shapes).lower(lowering_platforms=(platform,))
+  prepare = train_step.jit_before_epoch(method, shardings)
+  return prepare and prepare.trace(shapes).lower(lowering_platforms=(platform,))
 
 
 def _setting(config, mesh, num_instances, dtype):
@@ -169,8 +170,7 @@ def batch_shapes(method: Method, batch_size: int) -> dict[str, Any]:
     'views': tuple(of(jnp.uint8, group.count, group.size, group.size, 3) for group in method.views),
     'id': of(jnp.int32), 'valid': of(jnp.bool), 'crop': of(jnp.float32, count, 4),
     'flip': of(jnp.bool, count)}
-  exchange = method.exchange_inputs(batch_size)
-  return {**batch, 'exchange': exchange} if exchange else batch
+  return {**batch, **train_step.host_input_shapes(method, batch_size)}
 
 
 def peak_bytes(memory: Any) -> int:
@@ -195,7 +195,7 @@ def refused_bytes(message: str, arguments: int) -> int | None:
   return said if total else said + arguments
 
 
-def roofline(cost: hlo.Cost, where: Topology) -> dict[str, Any]:
+def roofline(cost: program_cost.Cost, where: Topology) -> dict[str, Any]:
   """The least seconds that a step can take, as the fields of `Plan`; {} for hardware nothing is known of."""
   hardware = where.hardware
   if not hardware.bandwidth:
@@ -211,7 +211,7 @@ def roofline(cost: hlo.Cost, where: Topology) -> dict[str, Any]:
     'communication_seconds': sum(each.count * ring_seconds(each, where) for each in cost.collectives)}
 
 
-def ring_seconds(collective: hlo.Collective, where: Topology) -> float:
+def ring_seconds(collective: program_cost.Collective, where: Topology) -> float:
   """Seconds that the links of a host, and then those between hosts, are busy with a collective."""
   passes = 2 if collective.kind == 'all-reduce' else 1
   shares = lambda parts: (parts - 1) / parts
@@ -305,15 +305,15 @@ def report(made: Plan) -> str:
   lines = [f'{made.method} on {made.topology}: {made.num_instances:,} instances, batch {made.batch_size}, '
            f'{made.dtype}; compiled in {made.compile_seconds:.0f} s',
            f'memory of a device: peak {gb(made.peak_bytes)} of {gb(made.limit_bytes)} '
-           f'({topology.KEPT_BACK:.0%} more is kept back): {"fits" if made.fits else "DOES NOT FIT"}']
+           f'({topologies.KEPT_BACK:.0%} more is kept back): {"fits" if made.fits else "DOES NOT FIT"}']
   if made.peak_bytes is None or made.flops is None or made.bytes_accessed is None:
     return '\n'.join([*lines, '  the compiler refused the program for its size'])
   lines.append(f'  arguments {gb(made.arguments_bytes)}, temporaries {gb(made.temp_bytes)}')
   if made.epoch_peak_bytes:
     lines.append(f"  before the first step of an epoch {gb(made.epoch_peak_bytes)}")
-  where = topology.parse(made.topology)
+  where = topologies.parse(made.topology)
   if where.platform == 'cuda' and made.fits and made.peak_bytes > _GPU_SHARE * where.hardware.memory:
-    lines.append(f'  run it with XLA_PYTHON_CLIENT_MEM_FRACTION={1 - topology.KEPT_BACK}, as JAX takes '
+    lines.append(f'  run it with XLA_PYTHON_CLIENT_MEM_FRACTION={1 - topologies.KEPT_BACK}, as JAX takes '
                  f'{_GPU_SHARE:.0%} of a GPU by default')
   lines.append(f'a step on a device: {made.flops / 1e12:.3f} TFLOP, {gb(made.bytes_accessed)} moved')
   if made.unknown_loops:
@@ -371,9 +371,9 @@ def run(values: flags.FlagValues) -> None:
   if config.task != 'pretrain':
     raise UserError(f"config.task is '{config.task}': a plan is made for a pretraining.")
   settings.check(config)
-  where = topology.parse(values.topology)
-  topology.prepare(where)
-  mesh = meshes.make_mesh(config.mesh, topology.devices(where))
+  where = topologies.parse(values.topology)
+  topologies.prepare(where)
+  mesh = meshes.make_mesh(config.mesh, topologies.devices(where))
   config, _ = settings.choose_splits(config)
   if recipe.open_fields(config):
     count = config.num_instances or (_SEARCH_FROM if values['largest-n'].value else num_instances(config))

@@ -18,13 +18,14 @@ import PIL.Image
 from absl import flags
 from ml_collections import config_flags
 
-from conic_jax import command_line, methods, settings, train_step, visualise
-from conic_jax import mesh as meshes
+from conic_jax import command_line, methods, visualise
 from conic_jax.data import decode, pipeline, sources
 from conic_jax.errors import UserError
+from conic_jax.hardware import mesh as meshes
 from conic_jax.methods import Method
 from conic_jax.methods.inscon import InsCon, mosaics
 from conic_jax.models import roi
+from conic_jax.pretraining import settings, train_step
 from conic_jax.views import Views
 from conic_jax.visualise import Column
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from conic_jax.verdict import setting
+from conic_jax.run.verdict import setting
 from experiments.jobs import Job
 
 # Of the last epoch's reports a mean, of the last report the figure.

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conic_jax import mesh as meshes
 from conic_jax.command_line import load
+from conic_jax.hardware import mesh as meshes
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 

@@ -3,8 +3,9 @@ import importlib
 
 import pytest
 
-from conic_jax import methods, optim, recipe, settings
+from conic_jax import methods, optim, recipe
 from conic_jax.command_line import load
+from conic_jax.pretraining import settings
 
 DATA = ('photos', 'cifar10', 'imagenet100', 'folder')
 SAMPLED = tuple(f'sampled_{count}' for count in (1024, 4096, 16384, 65536))

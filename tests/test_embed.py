@@ -87,14 +87,14 @@ def test_every_image_is_encoded_once(encoder, images, expected, mesh, batch_size
   if mesh.size == 1:
     batch_size //= 4  # 2 and 4: the last of the batches is short.
   source = folder.Folder(str(images), '')
-  rejects = pipeline.Rejects(source)
+  undecodable = pipeline.UndecodableImages(source)
   blocks = list(embeddings.embed(encoder, source, str(images), size=16, resize=16, batch_size=batch_size,
-                                 mesh=mesh, rejects=rejects))
+                                 mesh=mesh, undecodable=undecodable))
   np.testing.assert_array_equal(np.concatenate([block.ids for block in blocks]), [0, 1, 3, 4, 5])
   assert [path for block in blocks for path in block.paths] == list(PATHS)
   vectors = np.concatenate([block.vectors for block in blocks])
   np.testing.assert_allclose(vectors, expected, rtol=1e-4, atol=1e-5)
-  assert rejects.names() == [f'{images}/b/broken.png']
+  assert undecodable.names() == [f'{images}/b/broken.png']
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from conic_jax import optim
 from conic_jax.errors import UserError
-from conic_jax.state import LossScale
+from conic_jax.run.state import LossScale
 
 DECAY, MOMENTUM, TRUST = 0.125, 0.9, 0.02  # A binary decay cancels exactly.
 RATES = (0.3, 0.1, 0.5, 0.2)

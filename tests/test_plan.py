@@ -11,11 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import config_of
 
-from conic_jax import hlo, methods, plan, topology, train_step
-from conic_jax import mesh as meshes
+from conic_jax import methods, plan
 from conic_jax.command_line import load
 from conic_jax.data import pipeline, sources
 from conic_jax.errors import UserError
+from conic_jax.hardware import mesh as meshes
+from conic_jax.hardware import topologies
+from conic_jax.hardware.program_cost import Collective, Cost, Kernel
+from conic_jax.pretraining import train_step
 
 KEYS = {'fits', 'peak_bytes', 'limit_bytes', 'arguments_bytes', 'temp_bytes', 'flops', 'bytes_accessed',
         'collectives', 'num_instances'}
@@ -34,8 +37,8 @@ def tiny(name):
 
 
 def made_on(config, count, num_instances=4096):
-  where = topology.parse(f'cpu:{count}')
-  mesh = meshes.make_mesh(config.mesh, topology.devices(where))
+  where = topologies.parse(f'cpu:{count}')
+  mesh = meshes.make_mesh(config.mesh, topologies.devices(where))
   return plan.plan(config, where, mesh, num_instances)
 
 
@@ -127,16 +130,16 @@ def test_a_row_takes_its_share_of_a_devices_state(name, expected, mesh8):
 
 
 def test_the_estimate_is_what_a_hand_finds():
-  kernels = (hlo.Kernel(125e9, 0, 0, 1), hlo.Kernel(0, 15.7e9, 898e6, 3), hlo.Kernel(0, 0, 898e6, 2))
-  cost = hlo.Cost(kernels, (hlo.Collective('all-reduce', 1000, 2), hlo.Collective('all-gather', 500, 1)), 0)
-  found = plan.roofline(cost, topology.parse('8xV100-32GB'))
+  kernels = (Kernel(125e9, 0, 0, 1), Kernel(0, 15.7e9, 898e6, 3), Kernel(0, 0, 898e6, 2))
+  cost = Cost(kernels, (Collective('all-reduce', 1000, 2), Collective('all-gather', 500, 1)), 0)
+  found = plan.roofline(cost, topologies.parse('8xV100-32GB'))
   assert found['compute_seconds'] == pytest.approx(4e-3)
   assert found['memory_seconds'] == pytest.approx(5e-3)
   assert found['kernel_seconds'] == pytest.approx(1e-3 + 3e-3 + 2e-3)
   assert found['communication_seconds'] == pytest.approx(4500 * 7 / 8 / 150e9)
-  between_hosts = plan.roofline(cost, topology.parse('64xV100-32GB'))['communication_seconds']
+  between_hosts = plan.roofline(cost, topologies.parse('64xV100-32GB'))['communication_seconds']
   assert between_hosts == pytest.approx(4500 * (63 / 64 / 150e9 + 7 / 8 / 12.5e9))
-  assert plan.roofline(cost, topology.parse('cpu:8')) == {}
+  assert plan.roofline(cost, topologies.parse('cpu:8')) == {}
 
 
 @pytest.mark.parametrize(('message', 'bytes_'), [
@@ -227,7 +230,7 @@ def test_memory_that_does_not_grow_leads_to_the_last_id_there_is():
 @pytest.fixture
 def command(monkeypatch):
   """Runs the command on this process's devices."""
-  monkeypatch.setattr(topology, 'prepare', lambda where: None)
+  monkeypatch.setattr(topologies, 'prepare', lambda where: None)
 
   def run(*arguments):
     monkeypatch.setattr(sys, 'argv', ['plan', *arguments])

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 from support import flags_of, tiny_method
 
-from conic_jax import mesh as meshes
 from conic_jax import methods, preview
 from conic_jax.data import augment, sources
+from conic_jax.hardware import mesh as meshes
 from conic_jax.views import Views
 
 # No colours are changed, so that a pixel tells where it lies, and little is compiled.

@@ -19,7 +19,7 @@ from conic_jax.errors import UserError
 from conic_jax.export import targets
 from conic_jax.report import __main__ as main
 from conic_jax.report import curves, formats
-from conic_jax.report.run import read_run
+from conic_jax.report.read_run import read_run
 
 HOSTILE = '<script>alert("1")</script>'
 SUMMARY = {'step': 6, 'num_images': 12048, 'knn_top1': 0.8125, 'linear_top1': 0.75, 'feature_norm': 13.13426,

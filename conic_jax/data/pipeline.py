@@ -131,7 +131,7 @@ class Named(Protocol):
   def name(self, id: int) -> str: ...
 
 
-class Rejects:
+class UndecodableImages:
   """The images of a source that could not be decoded, by whichever process."""
 
   def __init__(self, source: Named):

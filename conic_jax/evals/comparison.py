@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from conic_jax.errors import UserError
 from conic_jax.evals import encoders
 from conic_jax.evals.features import Encode, pixels
-from conic_jax.mesh import replicated
+from conic_jax.hardware.mesh import replicated
 from conic_jax.views import Views
 
 # The rows' names in the summary; the pretrained network's figures are the summary's own.

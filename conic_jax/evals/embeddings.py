@@ -22,7 +22,7 @@ from conic_jax.data import augment, pipeline
 from conic_jax.data.sources import Source
 from conic_jax.errors import UserError
 from conic_jax.evals.encoders import Encoder
-from conic_jax.mesh import process_rows, replicated, to_global
+from conic_jax.hardware.mesh import process_rows, replicated, to_global
 
 SUFFIXES = ('.parquet', '.npz')
 _ROWS = 4096  # Of a row group, at least: tables of small ones are slow to read.
@@ -43,7 +43,7 @@ class Embeddings:
 
 
 def embed(encoder: Encoder, source: Source, root: str, *, size: int, resize: int, batch_size: int, mesh: Mesh,
-          rejects: pipeline.Rejects) -> Iterator[Embeddings]:
+          undecodable: pipeline.UndecodableImages) -> Iterator[Embeddings]:
   """Encodes every image of a source, batch by batch, in the order of ids.
 
   Args:
@@ -54,13 +54,13 @@ def embed(encoder: Encoder, source: Source, root: str, *, size: int, resize: int
     resize: length in pixels that the image's short side is brought to before the crop.
     batch_size: images encoded at a time, over all devices.
     mesh: the mesh that a batch is split over.
-    rejects: notes the images that cannot be decoded, which are left out.
+    undecodable: notes the images that cannot be decoded, which are left out.
   """
   variables = jax.device_put(encoder.variables, replicated(mesh))
   batches = pipeline.eval_batches(source, size=size, resize=resize, batch_size=batch_size,
                                   rows=process_rows(mesh, batch_size))
   for batch in batches:
-    rejects.add(batch)
+    undecodable.add(batch)
     images = to_global(batch['views'][0][:, 0], mesh)
     vectors = np.asarray(_encode(variables, images, encode=encoder.encode, spec=encoder.views))
     valid = batch['valid']

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from conic_jax import mesh as meshes
 from conic_jax import models
-from conic_jax.checkpoint import read_config, restore_encoder, restore_model
 from conic_jax.errors import UserError
 from conic_jax.export import read
+from conic_jax.hardware import mesh as meshes
+from conic_jax.run.checkpoints import read_config, restore_encoder, restore_model
 from conic_jax.views import Views
 
 RANDOM = 'random'

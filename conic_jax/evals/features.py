@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from conic_jax.data import augment, pipeline, sources
-from conic_jax.mesh import batch_sharding, check_batch_size, process_rows, split, to_global
+from conic_jax.hardware.mesh import batch_sharding, check_batch_size, process_rows, split, to_global
 from conic_jax.views import Views
 
 Encode = Callable[[Any, jax.Array], jax.Array]
@@ -82,12 +82,12 @@ def extract(encode: Encode, variables: Any, source: sources.Source, *, spec: Vie
   batches = pipeline.eval_batches(source, size=size, resize=resize, batch_size=batch_size,
                                   rows=process_rows(mesh, batch_size))
   gathered = _empty(-(-source.num_images // batch_size), batch_size, width, mesh)
-  rejects = pipeline.Rejects(source)
+  undecodable = pipeline.UndecodableImages(source)
   for index, batch in enumerate(batches):
-    rejects.add(batch)
+    undecodable.add(batch)
     gathered = _add_batch(gathered, index, variables, to_global(batch, mesh), encode=encode,
                           spec=spec, mesh=mesh)
-  rejects.check()
+  undecodable.check()
   return _merge_batches(gathered, mesh=mesh)
 
 

@@ -17,7 +17,7 @@ from conic_jax.errors import UserError
 from conic_jax.evals import accuracy, encoders, protocols
 from conic_jax.evals.encoders import Encoder
 from conic_jax.evals.features import extract
-from conic_jax.mesh import batch_sharding, cut_batch_size, process_rows, replicated, to_global
+from conic_jax.hardware.mesh import batch_sharding, cut_batch_size, process_rows, replicated, to_global
 from conic_jax.views import Views, supervised
 
 
@@ -133,19 +133,19 @@ def train(network: models.ResNet, variables: Any, source: Source, spec: Views, s
   state = jax.device_put(init_state(network, variables, source.num_classes, settings), replicated(mesh))
   batches = pipeline.train_batches(source, (view,), batch_size=settings.batch_size, seed=seed, start_step=0,
                                    rows=process_rows(mesh, settings.batch_size))
-  rejects = pipeline.Rejects(source)
+  undecodable = pipeline.UndecodableImages(source)
   for step, batch in zip(range(settings.epochs * steps_per_epoch), batches, strict=False):
-    rejects.add(batch)
+    undecodable.add(batch)
     state, loss = step_fn(state, to_global(batch, mesh), step)
     loss.block_until_ready()
     if (step + 1) % steps_per_epoch == 0:
-      rejects.check()
+      undecodable.check()
       if not np.isfinite(loss):
         raise UserError(f'The loss is {float(loss)} after epoch {(step + 1) // steps_per_epoch}: lower '
                         f'config.finetune.learning_rate {settings.learning_rate} or '
                         f'config.finetune.head_learning_rate {settings.head_learning_rate}.')
       say(f'epoch {(step + 1) // steps_per_epoch}/{settings.epochs}  loss {float(loss):.4g}')
-  if report := rejects.report():
+  if report := undecodable.report():
     say(report)
   return state
 

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from conic_jax.errors import UserError
 from conic_jax.evals.features import Features, to_host
-from conic_jax.mesh import split
+from conic_jax.hardware.mesh import split
 
 # Queries of each device that are compared at a time: with `chunk` it bounds the similarities held.
 _QUERIES = 128

@@ -15,7 +15,7 @@ from conic_jax.data import augment, pipeline, sampler, sources
 from conic_jax.errors import UserError
 from conic_jax.evals import accuracy
 from conic_jax.evals.features import Encode, Features, extract
-from conic_jax.mesh import cut_batch_size, process_rows, replicated, to_global
+from conic_jax.hardware.mesh import cut_batch_size, process_rows, replicated, to_global
 from conic_jax.views import Views, supervised
 
 _HELD_OUT = 0.1
@@ -183,15 +183,15 @@ def _train(encode, variables, source, view, settings, seed, mesh, report):
   heads, trace = jax.device_put((heads, trace), replicated(mesh))
   batches = pipeline.train_batches(source, (view,), batch_size=batch_size, seed=seed, start_step=0,
                                    rows=process_rows(mesh, batch_size))
-  rejects = pipeline.Rejects(source)
+  undecodable = pipeline.UndecodableImages(source)
   for step, batch in zip(range(total_steps), batches, strict=False):
     epoch, ends = step // steps_per_epoch, (step + 1) % steps_per_epoch == 0
-    rejects.add(batch)
+    undecodable.add(batch)
     heads, trace, losses = _step(heads, trace, variables, to_global(batch, mesh), step, epoch,
                                  seed=seed, encode=encode, view=view, settings=settings,
                                  total_steps=total_steps)
     if ends:
-      rejects.check()
+      undecodable.check()
     if report is not None and ends:
       names = (f'loss_{rate:g}' for rate in settings.learning_rates)
       report({'epoch': epoch + 1, 'step': step + 1}

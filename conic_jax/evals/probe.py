@@ -21,7 +21,7 @@ from conic_jax.data.augment import augment, view_keys
 from conic_jax.data.sources import Source, Subset
 from conic_jax.errors import UserError
 from conic_jax.evals.features import Encode, Features, pixels, to_host
-from conic_jax.mesh import batch_sharding, process_rows, to_global
+from conic_jax.hardware.mesh import batch_sharding, process_rows, to_global
 from conic_jax.permutation import shuffled
 from conic_jax.views import Views
 

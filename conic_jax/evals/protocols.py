@@ -20,7 +20,7 @@ from conic_jax.evals.knn import knn_accuracy, neighbours
 from conic_jax.evals.linear import LinearResult, LinearSettings, linear_accuracy
 from conic_jax.evals.probe import Probe
 from conic_jax.evals.probe import measure as measure_probe
-from conic_jax.mesh import check_batch_size
+from conic_jax.hardware.mesh import check_batch_size
 from conic_jax.views import Views
 
 Say = Callable[[str], None]

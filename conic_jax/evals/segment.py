@@ -17,7 +17,7 @@ from conic_jax.data import augment, mask_pipeline, masks, pipeline
 from conic_jax.errors import UserError
 from conic_jax.evals import encoders, protocols
 from conic_jax.evals.encoders import Encoder
-from conic_jax.mesh import (
+from conic_jax.hardware.mesh import (
   batch_sharding,
   check_batch_size,
   cut_batch_size,
@@ -186,21 +186,21 @@ def train(model: DeepLabV3, variables: Any, pairs: masks.Pairs, table: np.ndarra
     pairs, table, crop=settings.crop, scale=settings.scale, short_side=settings.short_side, fill=_fill(spec),
     batch_size=settings.batch_size, seed=seed, steps=settings.iterations,
     rows=process_rows(mesh, settings.batch_size))
-  rejects = pipeline.Rejects(pairs)
+  undecodable = pipeline.UndecodableImages(pairs)
   loss = jnp.zeros(())
   for step, batch in enumerate(batches):
-    rejects.add(batch)
+    undecodable.add(batch)
     inputs = to_global({name: batch[name] for name in ('image', 'mask', 'valid')}, mesh)
     jax.block_until_ready(loss)  # No more than two steps under way.
     state, loss = step_fn(state, inputs, step)
     done = step + 1
     if done % settings.report_every == 0 or done == settings.iterations:
-      rejects.check()
+      undecodable.check()
       if not np.isfinite(loss):
         raise UserError(f'The loss of the segmentation was {float(loss)} at iteration {done}: lower '
                         f'config.segmentation.learning_rate, which is {settings.learning_rate:g}.')
       say(f'iteration {done}/{settings.iterations}  loss {float(loss):.4g}')
-  if report := rejects.report():
+  if report := undecodable.report():
     say(report)
   return {'params': state.params, 'batch_stats': state.batch_stats}
 
@@ -226,11 +226,11 @@ def test(model: DeepLabV3, variables: Any, pairs: masks.Pairs, table: np.ndarray
   rows = process_rows(mesh, batch_size)
   pictured = _spread_over(pairs.num_images, batch_size, rows)
   confusion = np.zeros((settings.num_classes,) * 2, np.int64)
-  rejects, examples = pipeline.Rejects(pairs), []
+  undecodable, examples = pipeline.UndecodableImages(pairs), []
   for batch in mask_pipeline.eval_batches(pairs, table, canvas=settings.test_size,
                                           short_side=settings.short_side, fill=_fill(spec),
                                           batch_size=batch_size, rows=rows):
-    rejects.add(batch)
+    undecodable.add(batch)
     predictions = _rows(predict(variables, to_global(batch['image'], mesh)))
     for i in np.flatnonzero(batch['valid']):
       (height, width), truth = batch['size'][i], batch['mask'][i]
@@ -239,8 +239,8 @@ def test(model: DeepLabV3, variables: Any, pairs: masks.Pairs, table: np.ndarray
       if batch['id'][i] in pictured:
         image = batch['image'][i, :height, :width].copy()
         examples.append(Example(image, _resized(truth, (height, width)), prediction))
-  rejects.check()
-  if report := rejects.report():
+  undecodable.check()
+  if report := undecodable.report():
     say(report)
   return _over_processes(confusion), examples
 

@@ -7,11 +7,11 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from conic_jax import mesh as meshes
 from conic_jax.errors import UserError
 from conic_jax.evals import encoders, finetune, protocols, segment, svm
 from conic_jax.evals.encoders import Encoder
-from conic_jax.metrics import write_json
+from conic_jax.hardware import mesh as meshes
+from conic_jax.run.reporter import write_json
 
 Task = Callable[[Encoder, Any, Mesh, protocols.Say], protocols.Outcome]
 

@@ -19,7 +19,7 @@ from conic_jax.errors import UserError
 from conic_jax.evals import protocols
 from conic_jax.evals.encoders import Encoder
 from conic_jax.evals.features import to_host
-from conic_jax.mesh import replicated
+from conic_jax.hardware.mesh import replicated
 
 # Of a class with too few positives to choose by: scikit-learn's own.
 _DEFAULT_COST = 1.0

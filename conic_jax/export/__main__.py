@@ -12,8 +12,8 @@ from pathlib import Path
 import jax.numpy as jnp
 
 from conic_jax import command_line, models
-from conic_jax.checkpoint import read_config, restore_encoder
 from conic_jax.export import card, read, targets
+from conic_jax.run.checkpoints import read_config, restore_encoder
 
 _USAGE = f'python -m conic_jax.export RUN_OR_FILE --to={"|".join(targets.SUFFIXES)} --out=FILE'
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from conic_jax.errors import UserError
-from conic_jax.methods.base import Aux, Method, check_positive
+from conic_jax.methods.method import Aux, Method, check_positive
 
 __all__ = ['Aux', 'Method', 'available', 'make']
 

@@ -12,20 +12,19 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from conic_jax import losses, memory, models
+from conic_jax import losses, models
 from conic_jax.errors import UserError
-from conic_jax.methods.base import Aux, Method, check_momentum, total_steps
+from conic_jax.memories.momentum_encoder import MomentumEncoder
+from conic_jax.methods.method import Aux, Method, total_steps
 from conic_jax.methods.network import Network, merge_views, pair_metrics
 from conic_jax.views import Views
-
-_TARGET = ('encoder', 'head')
 
 
 class BYOL(Method):
   """The method; see the module.
 
-  Batch norm is over all images of the global batch, for the first and for the second views apart. The method
-  state is {'target': {'params', 'batch_stats'}}.
+  Batch norm is over all images of the global batch, for the first and for the second views apart. The target
+  is encoder and head, without the predictor.
   """
 
   def __init__(self, config: Any, num_instances: int, dtype: jnp.dtype):
@@ -35,19 +34,19 @@ class BYOL(Method):
                                 groups=2, dtype=dtype, output_bias=predictor.output_bias)
     first = Views(**config.views)
     self.views: tuple[Views, ...] = (first, dataclasses.replace(first, **config.second_view))
-    self.momentum = config.momentum
-    self.total_steps = total_steps(config, num_instances)
+    self.target = MomentumEncoder(**config.momentum, total_steps=total_steps(config, num_instances))
+    self.memories = {'target': self.target}
 
   def init(self, rng, batch):
     encoder_rng, head_rng, predictor_rng = jax.random.split(rng, 3)
     params, batch_stats = self.network.init(encoder_rng, head_rng, batch['views'][0][:, 0])
     predictor = self.predictor.init(predictor_rng, jnp.zeros((1, self.predictor.features)), mode='batch')
-    target = {'params': params, 'batch_stats': batch_stats}
+    target = self.target.init(params, batch_stats)
     return ({**params, 'predictor': predictor['params']},
             {**batch_stats, 'predictor': predictor.get('batch_stats', {})}, {'target': target})
 
-  def loss(self, params, batch_stats, method_state, batch, rng):
-    views, target = jnp.concatenate(batch['views'], axis=1), method_state['target']
+  def loss(self, params, batch_stats, memories, batch, rng):
+    views, target = jnp.concatenate(batch['views'], axis=1), memories['target']
     images, valid = merge_views(views), jnp.repeat(batch['valid'], 2)
     members = jnp.tile(jnp.arange(2, dtype=jnp.int32), len(views))
     projected, batch_stats = self.network.project(params, batch_stats, images, valid, 'grouped', members)
@@ -61,19 +60,9 @@ class BYOL(Method):
     distances = losses.negative_cosine(paired(predictions), paired(targets)[:, ::-1])
     loss = losses.masked_mean(distances.sum(axis=1), batch['valid'])
     pairs = losses.normalise(paired(projected))
-    return loss, Aux(batch_stats, pair_metrics(pairs[:, 0], pairs[:, 1], batch['valid']), target_stats)
+    metrics = pair_metrics(pairs[:, 0], pairs[:, 1], batch['valid'])
+    return loss, Aux(batch_stats, metrics, {'target': target_stats})
 
-  def update(self, method_state, aux, params, step, lr, apply):
-    momentum = memory.ema_momentum(self.momentum.start, self.momentum.schedule, step, self.total_steps)
-    target, online = method_state['target'], {name: params[name] for name in _TARGET}
-    after = {'params': memory.ema(target['params'], online, momentum), 'batch_stats': aux.for_update}
-    return {'target': jax.tree.map(lambda new, old: jnp.where(apply, new, old), after, target)}
-
-  def encode(self, variables, images):
-    return self.network.encode(variables, images)
-
-  def embed(self, variables, images):
-    return self.network.embed(variables, images)
 
 
 def make(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype) -> BYOL:
@@ -83,7 +72,6 @@ def make(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype) -> BYOL:
     UserError: for another number of views, or a momentum that there is not.
   """
   del mesh
-  check_momentum(config.momentum)
   if config.views.count != 1:
     raise UserError(f'config.views.count is {config.views.count}: BYOL takes one view as config.views has it '
                     'and one as config.second_view changes it; set it to 1.')

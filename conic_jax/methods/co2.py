@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from conic_jax import losses
-from conic_jax.methods.base import check_positive
+from conic_jax.methods.method import check_positive
 from conic_jax.methods.moco import MoCo
 
 

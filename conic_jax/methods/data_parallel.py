@@ -13,35 +13,35 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from conic_jax import losses
-from conic_jax.classifier import full
 from conic_jax.errors import UserError
+from conic_jax.losses import partitioned
+from conic_jax.memories.instance_rows import Classified, initial_rows
 from conic_jax.methods.instance import InstanceMethod, mean_weights
 
 
 class DataParallel(InstanceMethod):
   """The method; see the module."""
+  rows = None
+
+  def __init__(self, config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype):
+    super().__init__(config, num_instances, mesh, dtype, alpha=0.0)
+    self.memories, self.norm = {}, config.classifier.norm
 
   def init(self, rng, batch):
     params, batch_stats, _ = super().init(rng, batch)
-    rows = full.draw(jax.random.fold_in(rng, 0), jnp.arange(self.num_instances), self.dim,
-                     self.sgd.norm)
+    rows = initial_rows(jax.random.fold_in(rng, 0), jnp.arange(self.num_instances), self.dim, self.norm)
     return {**params, 'classifier': rows}, batch_stats, {}
 
-  def init_classifier(self, rng):
-    return {}
-
-  def classify(self, params, method_state, features, batch, rng):
+  def classify(self, params, memories, features, batch, rng):
     count = len(features) // len(batch['id'])
     ids = jnp.repeat(batch['id'], count)
     logits = features @ losses.normalise(params['classifier']).T / self.softmax.temperature
     log_normaliser = jax.nn.logsumexp(logits, axis=1)
     own_logit = jnp.take_along_axis(logits, ids[:, None], axis=1)[:, 0]
     loss = log_normaliser - own_logit
-    scores = full.Scores(loss, own_logit >= logits.max(axis=1), log_normaliser, own_logit, jnp.expm1(-loss))
-    return full.Batch(features, ids, mean_weights(batch['valid'], count), scores)
-
-  def update(self, method_state, aux, params, step, lr, apply):
-    return method_state
+    scores = partitioned.Scores(loss, own_logit >= logits.max(axis=1), log_normaliser, own_logit,
+                                jnp.expm1(-loss))
+    return Classified(features, ids, mean_weights(batch['valid'], count), scores)
 
 
 def make(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype) -> DataParallel:
@@ -55,4 +55,4 @@ def make(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype) -> DataP
     raise UserError('data_parallel learns the rows with the encoder\'s optimizer: set '
                     'config.classifier.lr_scale to 1, and config.classifier.momentum and weight_decay to '
                     'those of config.optimizer, or take config.method one_million.')
-  return DataParallel(config, num_instances, mesh, dtype, alpha=0.0)
+  return DataParallel(config, num_instances, mesh, dtype)

@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from conic_jax import losses, memory, models
+from conic_jax import losses, models
 from conic_jax.errors import UserError
-from conic_jax.methods.base import Aux, check_positive
+from conic_jax.memories.key_queue import KeyQueue, Queue
+from conic_jax.methods.method import Aux, check_positive
 from conic_jax.methods.moco import MoCo
-from conic_jax.methods.momentum import check_queue
 from conic_jax.methods.network import pair_metrics
 from conic_jax.models import roi
 
@@ -43,6 +43,11 @@ class InsCon(MoCo):
     super().__init__(config, num_instances, mesh, dtype)
     self.chance = 'loss_single', math.log1p(config.queue.size)
     self.has_multi, self.cell = config.multi.enabled, config.cell
+    if self.cell.enabled:
+      cell_keys = config.batch_size * config.cell.size ** 2
+      self.cell_queue = KeyQueue(config.cell.queue, config.cell.features, mesh, config.queue.split,
+                                 'config.cell.queue', cell_keys)
+      self.memories['cell_queue'] = self.cell_queue
     head = config.head
     self.multi_head = models.MLP(head.hidden, head.features, dtype=dtype)
     self.cell_head = models.MLP(config.cell.hidden, config.cell.features, dtype=dtype)
@@ -61,7 +66,7 @@ class InsCon(MoCo):
     features = self.multi_head.apply({'params': params['multi_head']}, quadrants)
     return losses.normalise(features.reshape(len(batch['id']), -1)), batch_stats
 
-  def multi_loss(self, queries: jax.Array, keys: jax.Array, queue: memory.Queue, batch: dict[str, Any]
+  def multi_loss(self, queries: jax.Array, keys: jax.Array, queue: Queue, batch: dict[str, Any]
                  ) -> jax.Array:
     """Eq. 2, [], the mean over mosaics of which all images are valid."""
     positives, negatives = jnp.sum(queries * keys, axis=1), self.cosines(queue, queries, batch['id'])
@@ -85,7 +90,7 @@ class InsCon(MoCo):
     features = self.cell_head.apply({'params': params['cell_head']}, roi.unflip_cells(pooled, flip))
     return losses.normalise(features.reshape(len(features), -1, self.cell.features))
 
-  def cell_loss(self, queries: jax.Array, keys: jax.Array, queue: memory.Queue, batch: dict[str, Any]
+  def cell_loss(self, queries: jax.Array, keys: jax.Array, queue: Queue, batch: dict[str, Any]
                 ) -> jax.Array:
     """Eq. 3, [], the mean over valid images."""
     images, cells, dim = queries.shape
@@ -99,7 +104,7 @@ class InsCon(MoCo):
 
   def init(self, rng, batch):
     own_rng, multi_rng, cell_rng, queue_rng = jax.random.split(rng, 4)
-    params, batch_stats, state = super().init(own_rng, batch)
+    params, batch_stats, states = super().init(own_rng, batch)
     if self.has_multi:
       features = jnp.zeros((1, self.network.encoder.num_features))
       params = {**params, 'multi_head': self.multi_head.init(multi_rng, features)['params']}
@@ -107,45 +112,31 @@ class InsCon(MoCo):
       stage = map_shapes(self.network.encoder, batch['views'][0].shape[2])[self.cell_stage]
       cell_head = self.cell_head.init(cell_rng, jnp.zeros((1, stage.shape[-1])))
       params = {**params, 'cell_head': cell_head['params']}
-      key = {**state['key'], 'params': {**state['key']['params'], 'cell_head': params['cell_head']}}
-      queue = memory.init_queue(queue_rng, self.cell.queue, self.cell.features, self.mesh, self.queue.split)
-      state = {**state, 'key': key, 'cell_queue': queue}
-    return params, batch_stats, state
+      key = {**states['key'], 'params': {**states['key']['params'], 'cell_head': params['cell_head']}}
+      states = {**states, 'key': key, 'cell_queue': self.cell_queue.init(queue_rng)}
+    return params, batch_stats, states
 
-  def loss(self, params, batch_stats, method_state, batch, rng):
-    valid, key_encoder = batch['valid'], method_state['key']
+  def loss(self, params, batch_stats, memories, batch, rng):
+    valid, key_encoder = batch['valid'], memories['key']
     pairs = self.pairs(params, batch_stats, key_encoder, batch, rng)
     batch_stats, losses_by_head = pairs.batch_stats, {}
     losses_by_head['loss_single'], metrics = self.contrast(
-      pairs.queries, pairs.keys, method_state['queue'], batch)
-    for_update = {'batch_stats': pairs.key_stats,
-                  'push': {'keys': pairs.keys, 'ids': batch['id'], 'valid': valid}}
+      pairs.queries, pairs.keys, memories['queue'], batch)
+    seen = {'key': pairs.key_stats, 'queue': {'keys': pairs.keys, 'ids': batch['id'], 'valid': valid}}
     if self.has_multi:
       quadrants, batch_stats = self.multi_queries(params, batch_stats, batch)
-      losses_by_head['loss_multi'] = self.multi_loss(quadrants, pairs.keys, method_state['queue'], batch)
+      losses_by_head['loss_multi'] = self.multi_loss(quadrants, pairs.keys, memories['queue'], batch)
     if self.cell.enabled:
       flip, boxes = batch['flip'], roi.overlap_boxes(batch['crop'][:, :2], batch['flip'][:, :2])
       query_cells = self.cells(params, pairs.query_maps, boxes[:, 0], flip[:, 0])
       key_cells = jax.lax.stop_gradient(
         self.cells(key_encoder['params'], pairs.key_maps, boxes[:, 1], flip[:, 1]))
-      losses_by_head['loss_cell'] = self.cell_loss(query_cells, key_cells, method_state['cell_queue'], batch)
+      losses_by_head['loss_cell'] = self.cell_loss(query_cells, key_cells, memories['cell_queue'], batch)
       repeated = lambda values: jnp.repeat(values, key_cells.shape[1])
-      for_update['push_cells'] = {'keys': key_cells.reshape(-1, self.cell.features),
-                                  'ids': repeated(batch['id']), 'valid': repeated(valid)}
+      seen['cell_queue'] = {'keys': key_cells.reshape(-1, self.cell.features),
+                            'ids': repeated(batch['id']), 'valid': repeated(valid)}
     metrics = {**losses_by_head, **metrics, **pair_metrics(pairs.queries, pairs.keys, valid)}
-    return sum(losses_by_head.values()), Aux(batch_stats, metrics, for_update)
-
-  def update(self, method_state, aux, params, step, lr, apply):
-    kept = {name: params[name] for name in method_state['key']['params']}
-    state = super().update(method_state, aux, kept, step, lr, apply)
-    if self.cell.enabled:
-      state['cell_queue'] = memory.push(
-        method_state['cell_queue'], **aux.for_update['push_cells'], mesh=self.mesh, apply=apply)
-    return state
-
-  def partition_rules(self):
-    rules = super().partition_rules()
-    return (*rules, *memory.queue_rules(self.mesh, 'cell_queue')) if self.queue.split else rules
+    return sum(losses_by_head.values()), Aux(batch_stats, metrics, seen)
 
 
 def mosaics(views: jax.Array) -> jax.Array:
@@ -190,9 +181,9 @@ def make(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype) -> InsCo
     _check_mosaic_groups(config.batch_norm.groups, batch_size)
   if config.head.norm:
     raise UserError('config.head.norm is True: InsCon has no batch norm in its heads; set it to False.')
-  method = InsCon(config, num_instances, mesh, dtype)
   if cell.enabled:
     _check_cells(config)
+  method = InsCon(config, num_instances, mesh, dtype)
   _check_maps(method, config)
   return method
 
@@ -202,7 +193,6 @@ def _check_cells(config: Any) -> None:
   cell = config.cell
   check_positive(cell.temperature, 'config.cell.temperature')
   check_positive(cell.size, 'config.cell.size')
-  check_queue(cell.queue, config.batch_size * cell.size ** 2, 'config.cell.queue')
   if cell.outside not in roi.OUTSIDE:
     raise UserError(f"config.cell.outside is '{cell.outside}'; there is: {', '.join(roi.OUTSIDE)}.")
   if config.views.overlap <= 0:

@@ -13,26 +13,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from conic_jax import losses
-from conic_jax.classifier import full
-from conic_jax.mesh import split
-from conic_jax.methods.base import Aux, Method
+from conic_jax.losses import partitioned
+from conic_jax.memories.instance_rows import Classified, InstanceRows, RowsSgd
+from conic_jax.memories.memory import Memory
+from conic_jax.methods.method import Aux, Method
 from conic_jax.methods.network import Network, merge_views
 from conic_jax.views import Views
-
-
-@dataclasses.dataclass(frozen=True)
-class Sgd:
-  """How the rows learn, the fields of `config.classifier`.
-
-  Attributes:
-    norm: the norm that the rows start with.
-    lr_scale: the rows' learning rate as a multiple of the encoder's.
-    momentum, weight_decay: of the rows' SGD.
-  """
-  norm: float
-  lr_scale: float
-  momentum: float
-  weight_decay: float
 
 
 def view_groups(config: Any) -> tuple[Views, ...]:
@@ -43,55 +29,62 @@ def view_groups(config: Any) -> tuple[Views, ...]:
   return first, dataclasses.replace(first, **config.small_views)
 
 
+def rows_sgd(settings: Any) -> RowsSgd:
+  """How the rows learn, of `config.classifier`."""
+  return RowsSgd(settings.norm, settings.lr_scale, settings.momentum, settings.weight_decay)
+
+
 class InstanceMethod(Method):
   """Instance classification with a consistency loss; over all classes unless `classify` says otherwise.
 
   Attributes:
     softmax: over which classes, and how, the softmax is taken.
     alpha: α, the weight of the consistency loss; alpha_pace: how it comes in, see `losses.paced_weight`.
-    sgd: how the rows learn.
+    rows: the name of the memory that learns from the scores; None where the rows are parameters.
   """
+  rows: str | None = 'rows'
 
   def __init__(self, config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype, *, alpha: float,
-               softmax: full.Softmax | None = None):
+               softmax: partitioned.Softmax | None = None):
     self.network = Network(config, dtype)
     self.dim = config.head.features
     self.views = view_groups(config)
     self.alpha, self.alpha_pace = alpha, config.get('alpha_pace', 0.0)
     settings = config.classifier
-    self.softmax = softmax or full.Softmax(num_instances, config.temperature, mesh, dtype,
-                                           chunk_size=settings.chunk_size)
+    self.softmax = softmax or partitioned.Softmax(num_instances, config.temperature, mesh, dtype,
+                                                  chunk_size=settings.chunk_size)
     self.chance = 'loss_instance', self.softmax.chance_loss
-    self.sgd = Sgd(settings.norm, settings.lr_scale, settings.momentum, settings.weight_decay)
     self.num_instances, self.mesh, self.dtype = num_instances, mesh, dtype
+    self.memories: dict[str, Memory] = {
+      'rows': InstanceRows(num_instances, self.dim, self.softmax, rows_sgd(settings))}
 
   # ---- What a method of this family may do in its own way ----------------------------------------
 
-  def init_classifier(self, rng: jax.Array) -> Any:
-    """The method state."""
-    return {'rows': full.init(rng, self.num_instances, self.dim, self.sgd.norm, self.mesh.size)}
+  def init_memories(self, rng: jax.Array) -> dict[str, Any]:
+    """The state of each memory."""
+    return {name: memory.init(rng) for name, memory in self.memories.items()}
 
-  def classify(self, params: Any, method_state: Any, features: jax.Array, batch: dict[str, Any],
-               rng: jax.Array) -> full.Batch:
+  def classify(self, params: Any, memories: dict[str, Any], features: jax.Array, batch: dict[str, Any],
+               rng: jax.Array) -> Classified:
     """Scores the features [M, D], of unit norm: all that the loss and the rows' SGD need of them."""
     del params, rng
     count = len(features) // len(batch['id'])
     ids = jnp.repeat(batch['id'], count)
-    scores = full.scores(method_state['rows'].weights, features, ids, self.softmax)
-    return full.Batch(features, ids, mean_weights(batch['valid'], count), scores)
+    scores = partitioned.scores(memories['rows'].weights, features, ids, self.softmax)
+    return Classified(features, ids, mean_weights(batch['valid'], count), scores)
 
   # ---- The contract --------------------------------------------------------------------------------
 
   def init(self, rng, batch):
     encoder_rng, head_rng, rows_rng = jax.random.split(rng, 3)
     network = self.network.init(encoder_rng, head_rng, merge_views(batch['views'][0]))
-    return *network, self.init_classifier(rows_rng)
+    return *network, self.init_memories(rows_rng)
 
-  def loss(self, params, batch_stats, method_state, batch, rng):
+  def loss(self, params, batch_stats, memories, batch, rng):
     pairs, batch_stats = self.project_views(params, batch_stats, batch)
     count = pairs.shape[1]
     valid = jnp.repeat(batch['valid'], count)
-    classified = self.classify(params, method_state, merge_views(pairs), batch, rng)
+    classified = self.classify(params, memories, merge_views(pairs), batch, rng)
 
     loss_instance = losses.masked_mean(classified.scores.loss, valid)
     loss_consistency = jnp.float32(0)
@@ -100,36 +93,22 @@ class InstanceMethod(Method):
     weight = losses.paced_weight(self.alpha, self.alpha_pace, loss_instance, self.softmax.chance_loss)
     loss = loss_instance + weight * loss_consistency
 
-    seen = jax.lax.stop_gradient(pairs)
+    fixed = jax.lax.stop_gradient(pairs)
     metrics = {
       'loss_instance': loss_instance,
       'loss_consistency': loss_consistency,
       'instance_top1': losses.masked_mean(classified.scores.correct.astype(jnp.float32), valid),
-      'alignment': losses.alignment(seen, batch['valid']),
-      'uniformity': losses.uniformity(seen[:, 0], batch['valid']),
-      'feature_std': losses.feature_std(seen[:, 0], batch['valid']),
+      'alignment': losses.alignment(fixed, batch['valid']),
+      'uniformity': losses.uniformity(fixed[:, 0], batch['valid']),
+      'feature_std': losses.feature_std(fixed[:, 0], batch['valid']),
     }
     if self.alpha_pace:
       metrics['consistency_weight'] = weight
     if len(self.views) > 1:
       teaching = jnp.tile(jnp.arange(count) < self.views[0].count, len(pairs))
       classified = classified._replace(sample_weights=jnp.where(teaching, classified.sample_weights, 0))
-    return loss, Aux(batch_stats, metrics, jax.lax.stop_gradient(classified))
-
-  def update(self, method_state, aux, params, step, lr, apply):
-    rows = full.update(
-      method_state['rows'], aux.for_update, lr * self.sgd.lr_scale, self.softmax,
-      momentum=self.sgd.momentum, weight_decay=self.sgd.weight_decay, apply=apply)
-    return {**method_state, 'rows': rows}
-
-  def encode(self, variables, images):
-    return self.network.encode(variables, images)
-
-  def embed(self, variables, images):
-    return self.network.embed(variables, images)
-
-  def partition_rules(self):
-    return ((r'^rows/', split(self.mesh)),)
+    seen = {self.rows: jax.lax.stop_gradient(classified)} if self.rows else {}
+    return loss, Aux(batch_stats, metrics, seen)
 
   def project_views(self, params: Any, batch_stats: Any, batch: dict[str, Any]) -> tuple[jax.Array, Any]:
     """Unit features float32 [B, V, D] of all views, each group a batch of its own for batch norm."""

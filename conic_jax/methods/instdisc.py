@@ -15,84 +15,63 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from conic_jax import losses, memory
-from conic_jax.classifier import full, noise
+from conic_jax import losses
 from conic_jax.errors import UserError
-from conic_jax.mesh import split
-from conic_jax.methods.base import Aux, Method
+from conic_jax.losses import nce, partitioned
+from conic_jax.memories.bank import Bank, Normaliser
+from conic_jax.memories.memory import Memory
+from conic_jax.methods.method import Aux, Method
 from conic_jax.methods.network import Network
 from conic_jax.views import Views
 
 
 class InstDisc(Method):
-  """The method; see the module.
-
-  The method state is {'bank': float32 [N', D]}, and with the noise 'normaliser': Z, float32 [], 0 until it is
-  estimated.
-  """
+  """The method; see the module. The memories are 'bank', and with the noise 'normaliser'."""
 
   def __init__(self, config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype):
     self.network = Network(config, dtype)
     self.views = (Views(**config.views),)
-    self.dim, self.num_instances, self.mesh = config.head.features, num_instances, mesh
-    self.momentum = config.bank.momentum
-    self.softmax = full.Softmax(num_instances, config.temperature, mesh, dtype)
+    self.bank = Bank(num_instances, config.head.features, config.bank.momentum, mesh)
+    self.memories: dict[str, Memory] = {'bank': self.bank}
+    self.softmax = partitioned.Softmax(num_instances, config.temperature, mesh, dtype)
     self.noise = None
     self.chance = None if config.loss.name == 'nce' else ('loss', math.log(num_instances))
     if config.loss.name == 'nce':
-      self.noise = noise.Noise(num_instances, config.loss.noise, config.temperature, mesh)
+      self.noise = nce.NceSettings(num_instances, config.loss.noise, config.temperature, mesh)
+      self.memories['normaliser'] = Normaliser()
 
   def init(self, rng, batch):
     encoder_rng, head_rng, bank_rng = jax.random.split(rng, 3)
     params, batch_stats = self.network.init(encoder_rng, head_rng, batch['views'][0][:, 0])
-    bank = noise.init_bank(bank_rng, full.padded_rows(self.num_instances, self.mesh.size), self.dim)
-    state = {'bank': bank, 'normaliser': jnp.float32(0)} if self.noise else {'bank': bank}
-    return params, batch_stats, state
+    states = {'bank': self.bank.init(bank_rng)}
+    if self.noise:
+      states['normaliser'] = Normaliser().init()
+    return params, batch_stats, states
 
-  def loss(self, params, batch_stats, method_state, batch, rng):
+  def loss(self, params, batch_stats, memories, batch, rng):
     valid = batch['valid']
     features, batch_stats = self.network.project(
       params, batch_stats, batch['views'][0][:, 0], valid, mode='batch')
     unit = losses.normalise(features)
-    each, figures = self.discriminate(method_state, unit, batch, rng)
+    each, figures = self.discriminate(memories, unit, batch, rng)
     seen = jax.lax.stop_gradient(unit)
     metrics = {**figures, 'uniformity': losses.uniformity(seen, valid),
                'feature_std': losses.feature_std(seen, valid)}
     # That a row is written for a loss that is a number also says that all reading of the bank comes before:
     # else XLA copies it.
-    written = {'features': seen, 'ids': batch['id'], 'writes': valid & jnp.isfinite(each)}
-    if self.noise:
-      written['normaliser'] = figures['normaliser']
-    return losses.masked_mean(each, valid), Aux(batch_stats, metrics, written)
+    for_bank = {'features': seen, 'ids': batch['id'], 'writes': valid & jnp.isfinite(each)}
+    for_normaliser = {'normaliser': figures['normaliser']} if self.noise else {}
+    return losses.masked_mean(each, valid), Aux(batch_stats, metrics, {'bank': for_bank, **for_normaliser})
 
-  def discriminate(self, method_state: Any, features: jax.Array, batch: dict[str, Any], rng: jax.Array
+  def discriminate(self, memories: dict[str, Any], features: jax.Array, batch: dict[str, Any], rng: jax.Array
                    ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The loss of each image, float32 [B], and its figures by name: features [B, D] are of unit norm."""
-    bank, ids, valid = method_state['bank'], batch['id'], batch['valid']
+    bank, ids, valid = memories['bank'], batch['id'], batch['valid']
     if self.noise is None:
-      scores = full.scores(bank, features, ids, self.softmax)
+      scores = partitioned.scores(bank, features, ids, self.softmax)
       return scores.loss, {'instance_top1': losses.masked_mean(scores.correct.astype(jnp.float32), valid)}
-    told = noise.nce(bank, features, ids, valid, method_state['normaliser'], rng, self.noise)
+    told = nce.nce(bank, features, ids, valid, memories['normaliser'], rng, self.noise)
     return told.loss, {'normaliser': told.normaliser}
-
-  def update(self, method_state, aux, params, step, lr, apply):
-    bank, batch = method_state['bank'], aux.for_update
-    own = noise.rows_of(bank, batch['ids'], self.mesh)
-    mixed = losses.normalise(self.momentum * own + (1 - self.momentum) * batch['features'])
-    places = jnp.where(batch['writes'] & apply, batch['ids'], -1)
-    state = {'bank': memory.write_rows(bank, places, mixed, self.mesh)}
-    if self.noise:
-      state['normaliser'] = jnp.where(apply, batch['normaliser'], method_state['normaliser'])
-    return state
-
-  def encode(self, variables, images):
-    return self.network.encode(variables, images)
-
-  def embed(self, variables, images):
-    return self.network.embed(variables, images)
-
-  def partition_rules(self):
-    return ((r'^bank$', split(self.mesh)),)
 
 
 def make(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype) -> InstDisc:

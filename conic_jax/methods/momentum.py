@@ -1,8 +1,6 @@
 """What the methods with a momentum encoder and a queue of keys share: MoCo's step.
 
   k = f(x'; θk), without gradient;  θk ← m θk + (1 − m) θq
-
-MoCo averages at the start of a step; here the same average is taken at the end of the step before.
 """
 import abc
 from typing import Any, NamedTuple
@@ -11,9 +9,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from conic_jax import losses, memory
+from conic_jax import losses
 from conic_jax.errors import UserError
-from conic_jax.methods.base import Aux, Method, check_momentum, total_steps
+from conic_jax.memories import key_queue
+from conic_jax.memories.key_queue import KeyQueue, Queue
+from conic_jax.memories.memory import Memory
+from conic_jax.memories.momentum_encoder import MomentumEncoder
+from conic_jax.methods.method import Aux, Method, total_steps
 from conic_jax.methods.network import Network, pair_metrics
 from conic_jax.views import Views
 
@@ -41,12 +43,10 @@ class MomentumMethod(Method):
   each step, so that statistics do not tell a query which key is its own (`config.batch_norm`). No image moves
   for it.
 
-  The method state is {'key': {'params', 'batch_stats'}, 'queue'}.
+  The memories are 'key', the momentum encoder, and 'queue'.
   """
 
   def __init__(self, config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype):
-    check_queue(config.queue.size, config.batch_size, 'config.queue.size')
-    check_momentum(config.momentum)
     self.groups, self.shuffle = config.batch_norm.groups, config.batch_norm.shuffle
     check_groups(self.groups, config.batch_size)
     self.mode = 'grouped' if self.groups else 'batch'
@@ -55,12 +55,14 @@ class MomentumMethod(Method):
     if self.views[0].count != 2:
       raise UserError(f'config.views.count is {self.views[0].count}: {config.method} takes two views of an '
                       'image, a query and a key; set it to 2.')
-    self.queue, self.momentum = config.queue, config.momentum
-    self.dim, self.mesh = config.head.features, mesh
-    self.total_steps = total_steps(config, num_instances)
+    self.mesh, self.mask_own, queue = mesh, config.queue.mask_own, config.queue
+    self.key = MomentumEncoder(**config.momentum, total_steps=total_steps(config, num_instances))
+    self.queue = KeyQueue(queue.size, config.head.features, mesh, queue.split, 'config.queue.size',
+                          config.batch_size)
+    self.memories: dict[str, Memory] = {'key': self.key, 'queue': self.queue}
 
   @abc.abstractmethod
-  def contrast(self, queries: jax.Array, keys: jax.Array, queue: memory.Queue, batch: dict[str, Any]
+  def contrast(self, queries: jax.Array, keys: jax.Array, queue: Queue, batch: dict[str, Any]
                ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The loss of the queries, and what to report.
 
@@ -75,9 +77,9 @@ class MomentumMethod(Method):
 
   # ---- What they share -----------------------------------------------------------------------------
 
-  def cosines(self, queue: memory.Queue, vectors: jax.Array, ids: jax.Array) -> jax.Array:
+  def cosines(self, queue: Queue, vectors: jax.Array, ids: jax.Array) -> jax.Array:
     """The cosines [B, K'] of vectors [B, D] with the queue, without those of the own image if so asked."""
-    return memory.cosines(queue, vectors, self.mesh, ids if self.queue.mask_own else None)
+    return key_queue.cosines(queue, vectors, self.mesh, ids if self.mask_own else None)
 
   def members(self, rng: jax.Array, size: int) -> jax.Array | None:
     """The batch-norm groups of the keys, shuffled: int32 [B]."""
@@ -103,44 +105,15 @@ class MomentumMethod(Method):
   def init(self, rng, batch):
     encoder_rng, head_rng, queue_rng = jax.random.split(rng, 3)
     params, batch_stats = self.network.init(encoder_rng, head_rng, batch['views'][0][:, 0])
-    queue = memory.init_queue(queue_rng, self.queue.size, self.dim, self.mesh, self.queue.split)
-    return params, batch_stats, {'key': {'params': params, 'batch_stats': batch_stats}, 'queue': queue}
+    states = {'key': self.key.init(params, batch_stats), 'queue': self.queue.init(queue_rng)}
+    return params, batch_stats, states
 
-  def loss(self, params, batch_stats, method_state, batch, rng):
-    pairs = self.pairs(params, batch_stats, method_state['key'], batch, rng)
-    loss, metrics = self.contrast(pairs.queries, pairs.keys, method_state['queue'], batch)
+  def loss(self, params, batch_stats, memories, batch, rng):
+    pairs = self.pairs(params, batch_stats, memories['key'], batch, rng)
+    loss, metrics = self.contrast(pairs.queries, pairs.keys, memories['queue'], batch)
     metrics |= pair_metrics(pairs.queries, pairs.keys, batch['valid'])
     pushed = {'keys': pairs.keys, 'ids': batch['id'], 'valid': batch['valid']}
-    return loss, Aux(pairs.batch_stats, metrics, {'batch_stats': pairs.key_stats, 'push': pushed})
-
-  def update(self, method_state, aux, params, step, lr, apply):
-    key_encoder = self.next_key_encoder(method_state['key'], aux, params, step, apply)
-    queue = memory.push(method_state['queue'], **aux.for_update['push'], mesh=self.mesh, apply=apply)
-    return {**method_state, 'key': key_encoder, 'queue': queue}
-
-  def next_key_encoder(self, key_encoder: Any, aux: Aux, params: Any, step: jax.Array,
-                       apply: jax.Array) -> Any:
-    """The momentum encoder of the next step, with its own batch-norm statistics."""
-    momentum = memory.ema_momentum(self.momentum.start, self.momentum.schedule, step, self.total_steps)
-    after = {'params': memory.ema(key_encoder['params'], params, momentum),
-             'batch_stats': aux.for_update['batch_stats']}
-    return jax.tree.map(lambda new, old: jnp.where(apply, new, old), after, key_encoder)
-
-  def encode(self, variables, images):
-    return self.network.encode(variables, images)
-
-  def embed(self, variables, images):
-    return self.network.embed(variables, images)
-
-  def partition_rules(self):
-    return memory.queue_rules(self.mesh) if self.queue.split else ()
-
-
-def check_queue(size: int, batch_keys: int, field: str) -> None:
-  """Raises a `UserError` where a queue cannot take in the keys of one batch."""
-  if size < batch_keys:
-    raise UserError(f'{field} is {size}, smaller than the {batch_keys} keys of a batch: set it to at least '
-                    'that, or make config.batch_size smaller.')
+    return loss, Aux(pairs.batch_stats, metrics, {'key': pairs.key_stats, 'queue': pushed})
 
 
 def check_groups(groups: int, batch_size: int) -> None:

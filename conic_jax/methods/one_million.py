@@ -11,11 +11,16 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from conic_jax import losses
-from conic_jax.classifier import full, hardest, smoothing
 from conic_jax.errors import UserError
-from conic_jax.mesh import split
+from conic_jax.hardware import local_rows
+from conic_jax.losses import hardest, partitioned
+from conic_jax.memories import instance_rows
+from conic_jax.memories.hardest_table import HardestTable
+from conic_jax.memories.instance_rows import Classified
 from conic_jax.methods.instance import InstanceMethod, mean_weights
+from conic_jax.methods.method import InitialPass
 from conic_jax.methods.network import merge_views
+from conic_jax.run.state import TrainState
 
 PRIORS = ('none', 'running', 'frozen')
 TABLES = ('auto', 'epoch', 'batch')
@@ -35,52 +40,48 @@ class OneMillion(InstanceMethod):
   """
 
   def __init__(self, config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype,
-               softmax: full.Softmax):
+               softmax: partitioned.Softmax):
     super().__init__(config, num_instances, mesh, dtype, alpha=0.0, softmax=softmax)
-    self.prior, self.num_hardest, self.table = config.prior, config.smoothing.k, config.smoothing.table
-    if self.table == 'auto':
-      self.table = 'epoch' if num_instances <= _MOST_FOR_A_TABLE else 'batch'
-    self.passes_before_training = config.prior.batch_norm != 'none'
-    self.prepares_epochs = softmax.smoothing > 0 and self.table == 'epoch'
+    self.prior, self.num_hardest, table = config.prior, config.smoothing.k, config.smoothing.table
+    if table == 'auto':
+      table = 'epoch' if num_instances <= _MOST_FOR_A_TABLE else 'batch'
+    if self.prior.batch_norm != 'none':
+      self.initial_pass = InitialPass(self.write_rows, self.after_pass)
+    if softmax.smoothing and table == 'epoch':
+      self.memories['hardest'] = HardestTable(num_instances, self.num_hardest, mesh)
 
-  def init_classifier(self, rng):
-    state = super().init_classifier(rng)
-    if self.prepares_epochs:
-      state['hardest'] = jnp.zeros((len(state['rows'].weights), self.num_hardest), jnp.int32)
-    return state
+  def init_memories(self, rng):
+    states = {'rows': self.memories['rows'].init(rng)}
+    if 'hardest' in self.memories:
+      states['hardest'] = self.memories['hardest'].init(len(states['rows'].weights))
+    return states
 
-  def classify(self, params, method_state, features, batch, rng):
+  def classify(self, params, memories, features, batch, rng):
     count = len(features) // len(batch['id'])
     ids = jnp.repeat(batch['id'], count)
-    weights = method_state['rows'].weights
+    weights = memories['rows'].weights
     key = rng if self.softmax.num_drawn else None
     nearest = None
-    if self.prepares_epochs:
-      nearest = smoothing.look_up(method_state['hardest'], batch['id'], self.mesh)
+    if 'hardest' in memories:
+      nearest = local_rows.read(memories['hardest'], batch['id'], self.mesh)
     elif self.softmax.smoothing:
       nearest = hardest.for_batch(weights, batch['id'], num_instances=self.num_instances,
                                   k=self.num_hardest, mesh=self.mesh)
-    scores = full.scores(weights, features, ids, self.softmax, nearest, key)
-    return full.Batch(features, ids, mean_weights(batch['valid'], count), scores, nearest, key)
+    scores = partitioned.scores(weights, features, ids, self.softmax, nearest, key)
+    return Classified(features, ids, mean_weights(batch['valid'], count), scores, nearest, key)
 
-  def before_training(self, state, batch):
+  def write_rows(self, state: TrainState, batch: dict[str, Any]) -> TrainState:
+    """The state with the features of a batch as the rows of its images."""
     features, batch_stats = self.network.project(
       state.params, state.batch_stats, merge_views(batch['views'][0]), batch['valid'], self.prior.batch_norm)
     if self.prior.normalise:
       features = losses.normalise(features)
-    rows = full.write(state.method_state['rows'], batch['id'], features, batch['valid'], self.mesh)
-    return state.replace(batch_stats=batch_stats, method_state={**state.method_state, 'rows': rows})
+    rows = instance_rows.write(state.memories['rows'], batch['id'], features, batch['valid'], self.mesh)
+    return state.replace(batch_stats=batch_stats, memories={**state.memories, 'rows': rows})
 
-  def after_pass(self, state, initial):
+  def after_pass(self, state: TrainState, initial: Any) -> TrainState:
+    """The state that training begins with; `initial` are the statistics from before the pass."""
     return state if self.prior.keep_statistics else state.replace(batch_stats=initial)
-
-  def before_epoch(self, state):
-    nearest = hardest.table(state.method_state['rows'].weights, num_instances=self.num_instances,
-                            k=self.num_hardest, mesh=self.mesh)
-    return state.replace(method_state={**state.method_state, 'hardest': nearest})
-
-  def partition_rules(self):
-    return (*super().partition_rules(), (r'^hardest', split(self.mesh)))
 
 
 def make(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype) -> OneMillion:
@@ -105,6 +106,6 @@ def make(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype) -> OneMi
   if not 0 <= drawn <= num_instances:
     raise UserError(f'config.classifier.drawn is {drawn}: of {num_instances} classes as many can be drawn, '
                     'and 0 takes all of them.')
-  softmax = full.Softmax(num_instances, config.temperature, mesh, dtype, smoothing=alpha, num_drawn=drawn,
-                         chunk_size=config.classifier.chunk_size)
+  softmax = partitioned.Softmax(num_instances, config.temperature, mesh, dtype, smoothing=alpha,
+                                num_drawn=drawn, chunk_size=config.classifier.chunk_size)
   return OneMillion(config, num_instances, mesh, dtype, softmax)

@@ -4,7 +4,7 @@ L = −mean log(e^{cos(wₙ, x)/τ} / Σⱼ e^{cos(wⱼ, x)/τ}), the sum over t
 
 Recent negative sampling and weight correction are ConIC-S's window with β = 1 and without its consistency
 loss: all rows of the window learn in every step, and a row that comes back is first brought to where weight
-decay and momentum would have taken it, in the closed form of `classifier/delayed.py`. The sliding windows
+decay and momentum would have taken it, in the closed form of `memories/delayed.py`. The sliding windows
 of images are the sampler's (`config.sampler`), multi-crop is `config.small_views`.
 
 Source: Cao et al. (2020), Parametric Instance Classification for Unsupervised Visual Feature Learning.

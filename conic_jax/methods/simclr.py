@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from conic_jax import losses
 from conic_jax.errors import UserError
-from conic_jax.methods.base import Aux, Method
+from conic_jax.methods.method import Aux, Method
 from conic_jax.methods.network import Network, merge_views, pair_metrics
 from conic_jax.views import Views
 
@@ -33,19 +33,13 @@ class SimCLR(Method):
     encoder_rng, head_rng = jax.random.split(rng)
     return *self.network.init(encoder_rng, head_rng, merge_views(batch['views'][0])), {}
 
-  def loss(self, params, batch_stats, method_state, batch, rng):
+  def loss(self, params, batch_stats, memories, batch, rng):
     views, valid = batch['views'][0], batch['valid']
     features, batch_stats = self.network.project(
       params, batch_stats, merge_views(views), jnp.repeat(valid, 2), 'batch')
     pairs = losses.normalise(features).reshape(*views.shape[:2], -1)
     loss = losses.masked_mean(losses.nt_xent(pairs, valid, self.temperature, self.reduction), valid)
-    return loss, Aux(batch_stats, pair_metrics(pairs[:, 0], pairs[:, 1], valid), {})
-
-  def encode(self, variables, images):
-    return self.network.encode(variables, images)
-
-  def embed(self, variables, images):
-    return self.network.embed(variables, images)
+    return loss, Aux(batch_stats, pair_metrics(pairs[:, 0], pairs[:, 1], valid))
 
 
 def make(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype) -> SimCLR:

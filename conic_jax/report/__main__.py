@@ -11,7 +11,7 @@ from conic_jax import command_line
 from conic_jax.errors import UserError
 from conic_jax.export.targets import whole
 from conic_jax.report.page import page
-from conic_jax.report.run import read_run
+from conic_jax.report.read_run import read_run
 
 _USAGE = 'python -m conic_jax.report RUN [--out=RUN/report.html]'
 

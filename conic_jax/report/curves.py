@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from conic_jax.report.formats import minus, number, words
-from conic_jax.visualise.curves import BASELINES, OWN, PANELS, baselines
+from conic_jax.visualise.training_curves import BASELINES, OWN, PANELS, baselines
 
 _MORE_PANELS = (
   ('Loss as a share of chance', 1, (('loss_share', '', '#444444'),)),

@@ -10,8 +10,8 @@ from typing import Any
 from conic_jax.export.targets import SUFFIXES
 from conic_jax.report import curves
 from conic_jax.report.formats import is_share, words, written
-from conic_jax.report.run import Run
-from conic_jax.verdict import judge
+from conic_jax.report.read_run import Run
+from conic_jax.run.verdict import judge
 
 # Nothing is loaded and nothing is sent; style and script are those in the page.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"

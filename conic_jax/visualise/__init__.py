@@ -1,11 +1,11 @@
 """Pictures: of a run, of its features, of what a method sees; one file a kind."""
-from conic_jax.visualise.activations import activations_picture
+from conic_jax.visualise.activation_maps import activations_picture
 from conic_jax.visualise.confusion import confusion_picture
-from conic_jax.visualise.curves import loss_curves
-from conic_jax.visualise.features import feature_map
+from conic_jax.visualise.feature_map import feature_map
 from conic_jax.visualise.neighbours import neighbours_grid
 from conic_jax.visualise.segmentation import segmentation_picture
-from conic_jax.visualise.views import Column, views_picture
+from conic_jax.visualise.training_curves import loss_curves
+from conic_jax.visualise.view_sheet import Column, views_picture
 
 __all__ = ['Column', 'activations_picture', 'confusion_picture', 'feature_map', 'loss_curves',
            'neighbours_grid', 'segmentation_picture', 'views_picture']

@@ -16,13 +16,14 @@ import jax
 import numpy as np
 
 from benchmarks.hardware import hardware
-from conic_jax import mesh as meshes
-from conic_jax import methods, optim, train_step
+from conic_jax import methods, optim
 from conic_jax.command_line import load
 from conic_jax.data import crops, decode, pipeline
 from conic_jax.data.sampler import Sampler
 from conic_jax.data.sources import Source, Subset, open_source
 from conic_jax.evals import protocols
+from conic_jax.hardware import mesh as meshes
+from conic_jax.pretraining import train_step
 from conic_jax.views import Views
 
 FACTORS = (1.0, 2.0)
@@ -70,7 +71,7 @@ def knn_after_training(config: Any, train_source: Source, test_source: Source, f
     batch.pop('label')
     state, metrics, _ = step(state, meshes.to_global(batch, mesh))
     jax.block_until_ready(metrics['loss'])
-  return protocols.knn(method.encode, train_step.variables(state), train_source, test_source, config,
+  return protocols.knn(method.network.encode, train_step.variables(state), train_source, test_source, config,
                        mesh)['knn_top1']
 
 

@@ -17,13 +17,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from conic_jax import mesh as meshes
-from conic_jax import methods, optim, train_step
+from conic_jax import methods, optim
 from conic_jax.command_line import guarded, load
 from conic_jax.data import pipeline, sources
 from conic_jax.data.augment import augment, view_keys
+from conic_jax.hardware import mesh as meshes
 from conic_jax.methods.network import merge_views
 from conic_jax.methods.one_million import OneMillion
+from conic_jax.pretraining import train_step
 from experiments.jobs import Variant, settings_of
 from experiments.scales import SCALES
 

@@ -20,14 +20,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from benchmarks.hardware import cpu_name
-from conic_jax import mesh as meshes
-from conic_jax import methods, train
-from conic_jax.checkpoint import restore_model
+from conic_jax import methods
 from conic_jax.command_line import guarded, load
 from conic_jax.data import photos, pipeline, sources
 from conic_jax.data.augment import augment, view_keys
+from conic_jax.hardware import mesh as meshes
 from conic_jax.methods.instance import InstanceMethod
 from conic_jax.methods.network import merge_views
+from conic_jax.pretraining import training
+from conic_jax.run.checkpoints import restore_model
 
 HERE = Path(__file__).parent
 PHOTOGRAPHS = ('astronaut', 'chelsea', 'china', 'coffee', 'flower', 'motorcycle_left', 'retina', 'rocket')
@@ -137,7 +138,7 @@ def run() -> None:
   for seed in range(arguments.seeds):
     for alpha in ALPHAS:
       config = settings(alpha, seed, arguments)
-      train.pretrain(config)
+      training.pretrain(config)
       features[seed, alpha] = features_of(config)
       rows.append(describe(alpha, seed, config, features[seed, alpha]))
   draw({alpha: features[0, alpha] for alpha in ALPHAS}, HERE / 'toy_2d.png')

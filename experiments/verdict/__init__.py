@@ -47,6 +47,6 @@ EXPERIMENT = Experiment(
   name='verdict',
   claim='At half of its training a run that learns nothing is named as such, without labels, and a run that '
         'learns is not.',
-  source='conic_jax/verdict.py',
+  source='conic_jax/run/verdict.py',
   paper='',
   variants=variants, questions=(), seeds=1, tuned=False, bare=True, own_page=True)

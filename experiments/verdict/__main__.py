@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from conic_jax import verdict
+from conic_jax.run import verdict
 from experiments import jobs
 from experiments.scales import SCALES
 from experiments.verdict import EXPERIMENT, LEARNS, RUNS, STANDS

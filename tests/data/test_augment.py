@@ -10,10 +10,10 @@ import scipy.ndimage
 import skimage.color
 import tensorflow as tf
 
-from conic_jax import mesh as meshes
 from conic_jax.data import augment as augment_lib
 from conic_jax.data.augment import augment, normalise, view_keys
 from conic_jax.errors import UserError
+from conic_jax.hardware import mesh as meshes
 from conic_jax.views import Views
 
 NOTHING = Views(size=12, jitter=0.0, grayscale=0.0, blur=0.0)

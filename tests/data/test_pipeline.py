@@ -5,10 +5,10 @@ import pytest
 import tensorflow as tf
 from samples import FakeSource, encode, smooth
 
-from conic_jax import mesh as meshes
 from conic_jax.data import crops, pipeline
 from conic_jax.data.sampler import Sampler
 from conic_jax.errors import UserError
+from conic_jax.hardware import mesh as meshes
 from conic_jax.views import Views
 
 GROUPS = (Views(count=2, size=16), Views(count=3, size=8, crop=(0.05, 0.3)))
@@ -195,20 +195,20 @@ def test_evaluation_is_antialiased_where_it_shrinks_at_all(side):
     (4000, 30, False), (4000, 41, True), (500, 9, False), (500, 10, True), (8, 3, False),
     (8, 4, True), (1, 1, True)])
 def test_rejects(total, failing, raises):
-  rejects = pipeline.Rejects(FakeSource([b''] * total))
+  undecodable = pipeline.UndecodableImages(FakeSource([b''] * total))
   ids = np.arange(failing)
   batch = {'id': np.concatenate([ids[::-1], [-1, total]]),
            'valid': np.array([False] * (failing + 1) + [True])}
-  rejects.add(batch)
-  rejects.add(batch)
-  assert rejects.names() == [f'image-{i}' for i in ids]
-  assert rejects.report().startswith(f'{failing} images could not be decoded and were left out: image-0')
-  assert 'image-20' not in rejects.report()
+  undecodable.add(batch)
+  undecodable.add(batch)
+  assert undecodable.names() == [f'image-{i}' for i in ids]
+  assert undecodable.report().startswith(f'{failing} images could not be decoded and were left out: image-0')
+  assert 'image-20' not in undecodable.report()
   if raises:
     with pytest.raises(UserError, match=f'{failing} of {total} images.*image-0'):
-      rejects.check()
+      undecodable.check()
   else:
-    rejects.check()
+    undecodable.check()
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from tiny import SIZES, SPEC, ArraySource, coloured, mean_colour
 
 from conic_jax.errors import UserError
 from conic_jax.evals.features import extract, pixels, to_host
-from conic_jax.mesh import batch_sharding
+from conic_jax.hardware.mesh import batch_sharding
 
 LABELS = np.arange(21) % 4
 

@@ -15,7 +15,7 @@ from conic_jax.evals import encoders, finetune
 from conic_jax.evals.encoders import Encoder
 from conic_jax.evals.features import to_host
 from conic_jax.evals.finetune import FinetuneSettings
-from conic_jax.mesh import make_mesh
+from conic_jax.hardware.mesh import make_mesh
 from conic_jax.models import ResNet
 
 pytestmark = pytest.mark.slow

@@ -11,7 +11,7 @@ from tiny import on_mesh
 from conic_jax.errors import UserError
 from conic_jax.evals import knn
 from conic_jax.evals.knn import knn_accuracy, neighbours
-from conic_jax.mesh import make_mesh
+from conic_jax.hardware.mesh import make_mesh
 
 CLASSES = 5
 

@@ -14,7 +14,7 @@ from conic_jax.errors import UserError
 from conic_jax.evals import linear
 from conic_jax.evals.features import extract, to_host
 from conic_jax.evals.linear import LinearSettings, linear_accuracy
-from conic_jax.mesh import make_mesh, to_global
+from conic_jax.hardware.mesh import make_mesh, to_global
 
 TRAIN_LABELS, TEST_LABELS = np.arange(96) % 4, np.arange(30) % 4
 FEW = {'epochs': 3, 'batch_size': 16}

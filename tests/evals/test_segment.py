@@ -15,7 +15,7 @@ from conic_jax.data import masks
 from conic_jax.errors import UserError
 from conic_jax.evals import segment
 from conic_jax.evals.encoders import open_encoder
-from conic_jax.mesh import make_mesh, replicated, to_global
+from conic_jax.hardware.mesh import make_mesh, replicated, to_global
 from conic_jax.views import Views
 from conic_jax.visualise import segmentation
 

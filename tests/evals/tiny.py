@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from conic_jax.evals.features import Features
-from conic_jax.mesh import to_global
+from conic_jax.hardware.mesh import to_global
 from conic_jax.views import Views
 
 SPEC = Views(size=8)

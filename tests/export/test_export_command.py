@@ -10,14 +10,14 @@ from encoders import difference, draw_images, draw_variables
 from safetensors.torch import load_file
 from torch_resnet import ResNet as TorchResNet
 
-from conic_jax.checkpoint import Checkpoints
 from conic_jax.command_line import load
 from conic_jax.errors import UserError
 from conic_jax.evals import standalone
 from conic_jax.export import __main__ as main
 from conic_jax.export import card
 from conic_jax.models import build_encoder
-from conic_jax.state import LossScale, TrainState
+from conic_jax.run.checkpoints import Checkpoints
+from conic_jax.run.state import LossScale, TrainState
 
 FIGURES = {'step': 6, 'num_images': 48, 'knn_top1': 0.8125, 'random_init': {'knn_top1': 0.25}, 'note': 'none'}
 
@@ -29,7 +29,7 @@ def run(tiny_config, tmp_path):
   variables = draw_variables(network)
   state = TrainState(
     step=jnp.int32(6), updates=jnp.int32(6), params={'encoder': variables['params'], 'head': jnp.zeros(3)},
-    batch_stats={'encoder': variables['batch_stats']}, opt_state={}, method_state={},
+    batch_stats={'encoder': variables['batch_stats']}, opt_state={}, memories={},
     loss_scale=LossScale.create(jnp.float32), rng=jax.random.key(0))
   folder = tmp_path / 'run'
   checkpoints = Checkpoints(folder / 'checkpoints', keep=1)

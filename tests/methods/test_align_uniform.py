@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from support import as_method
 
-from conic_jax import memory, methods
+from conic_jax import methods
 from conic_jax.command_line import load
+from conic_jax.memories import key_queue
 
 
 @pytest.mark.slow
@@ -17,7 +18,7 @@ def test_the_loss_is_the_weighted_sum_of_both(tiny_config, mesh8):
   method = methods.make(config, 100, mesh8, jnp.dtype('float32'))
   rng = np.random.default_rng(0)
   queries, keys = (F.normalize(torch.tensor(rng.normal(size=(6, 8)))) for _ in range(2))
-  queue = memory.init_queue(jax.random.key(0), 30, 8, mesh8)
+  queue = key_queue.init_queue(jax.random.key(0), 30, 8, mesh8)
   valid = np.arange(6) != 2
 
   to_queue = (queries[valid][:, None] - torch.tensor(np.float64(queue.keys)[:30])).pow(2).sum(2).flatten()

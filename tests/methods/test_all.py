@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from support import collective_sizes, tiny_method
 
-from conic_jax import mesh as meshes
-from conic_jax import methods, optim, train_step
-from conic_jax.checkpoint import Checkpoints
-from conic_jax.companion import Run
+from conic_jax import methods, optim
 from conic_jax.errors import UserError
+from conic_jax.hardware import mesh as meshes
+from conic_jax.memories.host import HostSettings
+from conic_jax.memories.memory import hosted
 from conic_jax.models import mlp_of
+from conic_jax.pretraining import train_step
+from conic_jax.run.checkpoints import Checkpoints
 
 pytestmark = pytest.mark.slow
 
@@ -38,7 +40,7 @@ def batch_ids(step):
 
 
 class Setting:
-  """A method with its state, step and companion, on a mesh."""
+  """A method with its state, step and hosts, on a mesh."""
 
   def __init__(self, config, mesh, folder, dtype=jnp.float32):
     self.mesh, self.dtype = mesh, jnp.dtype(dtype)
@@ -51,19 +53,22 @@ class Setting:
       in_shardings=(self.shardings, meshes.batch_sharding(mesh)),
       out_shardings=(self.shardings, meshes.replicated(mesh), meshes.replicated(mesh)))
     self.state = jax.jit(init, out_shardings=self.shardings)()
-    if self.method.prepares_epochs:
-      self.state = train_step.jit_before_epoch(self.method, self.shardings)(self.state)
-    self.companion = self.method.companion(Run(folder, batch_ids, BATCH, 10, 2, 1))
-    self.companion.start(self.state, 0, fresh=True)
+    if prepare := train_step.jit_before_epoch(self.method, self.shardings):
+      self.state = prepare(self.state)
+    settings = HostSettings(folder, batch_ids, BATCH, 10, 2, 1)
+    self.hosts = {name: memory.host(settings) for name, memory in hosted(self.method.memories).items()}
+    for name, host in self.hosts.items():
+      host.start(self.state.memories[name], 0, fresh=True)
 
   def take(self, step, **changes):
     """Takes a step and gives its metrics."""
     inputs = {**make_batch(self.method, self.mesh, step), **changes}
-    self.exchanged = self.companion.prepare(step)
-    if self.exchanged:
-      inputs['exchange'] = self.exchanged
-    self.state, metrics, outgoing = self.step_fn(self.state, inputs)
-    self.companion.commit(step, outgoing)
+    self.host_inputs = {name: host.inputs(step) for name, host in self.hosts.items()}
+    if self.hosts:
+      inputs['host_inputs'] = self.host_inputs
+    self.state, metrics, outputs = self.step_fn(self.state, inputs)
+    for name, host in self.hosts.items():
+      host.receive(step, outputs[name])
     return metrics
 
 
@@ -77,7 +82,8 @@ def settings(method_config, tmp_path):
     return made[-1]
   yield make
   for setting in made:
-    setting.companion.close()
+    for host in setting.hosts.values():
+      host.close()
 
 
 def make_batch(method, mesh, step):
@@ -100,7 +106,7 @@ def test_one_and_eight_devices_agree_and_keep_their_shardings(settings, name):
     chex.assert_tree_all_finite(metrics)
     jax.tree.map(lambda leaf, want: chex.assert_equal(leaf.sharding.is_equivalent_to(want, leaf.ndim), True),
                  setting.state, setting.shardings)
-    kept = [leaf for leaf in jax.tree.leaves(setting.state.method_state)
+    kept = [leaf for leaf in jax.tree.leaves(setting.state.memories)
             if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)]
     results.append(jax.device_get((metrics, kept, setting.state.params)))
   chex.assert_trees_all_close(*results, rtol=1e-3, atol=1e-4)
@@ -123,7 +129,7 @@ def test_no_collective_of_the_whole_step_grows_with_what_is_kept(method_config, 
                    in_shardings=(shardings, meshes.batch_sharding(mesh8)),
                    out_shardings=(shardings, meshes.replicated(mesh8), meshes.replicated(mesh8)),
                    donate_argnums=0)
-    batch = make_batch(method, mesh8, 0) | {'exchange': method.exchange_inputs(BATCH)}
+    batch = make_batch(method, mesh8, 0) | train_step.host_input_shapes(method, BATCH)
     compiled = step.lower(shapes, batch).compile()
     largest.append(max(collective_sizes(compiled.as_text())))
   assert largest[0] == largest[1]
@@ -142,12 +148,12 @@ def test_a_step_that_overflows_changes_nothing_that_learns(settings, name, mesh8
   chex.assert_trees_all_equal(after.batch_stats, before.batch_stats)
   assert after.step == before.step + 1
   assert after.updates == before.updates
-  if name in ('conic_s', 'pic'):  # Their exchange happens all the same.
-    exchange, inputs = jax.jit(setting.method.exchange), {'exchange': setting.exchanged}
-    exchanged, _ = exchange(before.method_state, inputs, before.step, before.updates, SCHEDULE(before.step))
-    chex.assert_trees_all_close(after.method_state['window'].rows, exchanged['window'].rows, rtol=1e-6)
-  else:
-    chex.assert_trees_all_equal(after.method_state, before.method_state)
+  for name in after.memories.keys() - setting.hosts.keys():
+    chex.assert_trees_all_equal(after.memories[name], before.memories[name])
+  for name in setting.hosts:  # Their exchange happens all the same.
+    exchanged, _ = jax.jit(setting.method.memories[name].exchange)(
+      before.memories[name], setting.host_inputs[name], before.step, before.updates, SCHEDULE(before.step))
+    chex.assert_trees_all_close(after.memories[name].rows, exchanged.rows, rtol=1e-6)
 
 
 @pytest.mark.parametrize('name', methods.available())

@@ -7,7 +7,7 @@ from support import as_method
 
 from conic_jax import methods
 from conic_jax.errors import UserError
-from conic_jax.methods.base import Aux
+from conic_jax.memories.memory import update_all
 
 BATCH = 8
 
@@ -50,15 +50,15 @@ def test_the_loss_is_that_of_each_view_passed_alone(method, state):
   (p1, z1), (p2, z2) = (alone(view[:, 0]) for view in views)
   distances = ((p1 - z2) ** 2).sum(1) + ((p2 - z1) ** 2).sum(1)
   np.testing.assert_allclose(loss, distances[valid].mean(), rtol=1e-4)
-  assert set(aux.for_update) == {'encoder', 'head'}
+  assert set(aux.seen['target']) == {'encoder', 'head'}
 
 
 def test_the_target_follows_after_the_update_on_a_cosine(method, state):
   params, _, own = state
-  aux = Aux({}, {}, own['target']['batch_stats'])
-  total = method.total_steps
+  seen = {'target': own['target']['batch_stats']}
+  total = method.target.total_steps
   for step, momentum in ((0, 0.9), (total // 2, 0.95), (total, 1.0)):
-    after = method.update(own, aux, params, jnp.int32(step), jnp.float32(0), jnp.bool(True))
+    after = update_all(method.memories, own, seen, params, jnp.int32(step), jnp.float32(0), jnp.bool(True))
     expected = jax.tree.map(lambda old, new, m=momentum: m * old + (1 - m) * new, own['target']['params'],
                             {name: params[name] for name in ('encoder', 'head')})
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),

@@ -6,8 +6,9 @@ import pytest
 from support import as_method
 
 from conic_jax import losses, methods
-from conic_jax.classifier import full
 from conic_jax.errors import UserError
+from conic_jax.memories import instance_rows
+from conic_jax.memories.window import first_classes
 
 N = 48
 FLOAT32 = jnp.dtype(jnp.float32)
@@ -32,15 +33,16 @@ def test_beta_makes_up_for_the_classes_outside(config, mesh8):
 def test_a_window_of_all_images_scores_as_conic_does(config, mesh8):
   config.classifier.window = N
   method = methods.make(config, N, mesh8, FLOAT32)
-  state = method.init_classifier(jax.random.key(0))
+  state = method.init_memories(jax.random.key(0))
+  classes = first_classes(N, N, config.seed, config.batch_size)
   features = losses.normalise(jax.random.normal(jax.random.key(1), (32, 8)))
   slots, valid = jnp.arange(16, dtype=jnp.int32) * 3, jnp.ones(16, bool)
-  batch = {'id': method.classes[slots], 'valid': valid, 'exchange': {'slots': slots}}
+  batch = {'id': classes[slots], 'valid': valid, 'host_inputs': {'window': {'slots': slots}}}
   ours = method.classify({}, state, features, batch, None).scores
 
   conic = methods.make(as_method(config, 'conic'), N, mesh8, FLOAT32)
-  everyone = {'rows': full.init(jax.random.key(0), N, 8, 1.0, 8)}
-  batch = {'id': jnp.asarray(method.classes[slots], jnp.int32), 'valid': valid}
+  everyone = {'rows': instance_rows.init(jax.random.key(0), N, 8, 1.0, 8)}
+  batch = {'id': jnp.asarray(classes[slots], jnp.int32), 'valid': valid}
   wanted = conic.classify({}, everyone, features, batch, None).scores
   np.testing.assert_allclose(ours.loss, wanted.loss, rtol=1e-5)
   np.testing.assert_allclose(ours.own_error, wanted.own_error, rtol=1e-4)
@@ -54,7 +56,7 @@ def test_a_window_larger_than_the_data_is_conic_and_says_so(config, mesh8):
 
 
 @pytest.mark.parametrize(('field', 'value', 'answer'), [
-  ('store', 'tape', r"store is 'tape'; there is: device, host, disk"),
+  ('store', 'tape', r"store is 'tape'; available: device, host, disk"),
   ('window', 8, r'window is 8, less than'),
   ('beta', -1.0, r'beta is -1\.0')])
 def test_settings_are_refused(config, field, value, answer, mesh8):

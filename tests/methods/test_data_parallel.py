@@ -6,8 +6,9 @@ import pytest
 from support import as_method
 
 from conic_jax import losses, methods
-from conic_jax.classifier import full
 from conic_jax.errors import UserError
+from conic_jax.losses import partitioned
+from conic_jax.memories import instance_rows
 
 N = 48
 
@@ -15,7 +16,7 @@ N = 48
 @pytest.mark.slow
 def test_loss_and_gradients_are_those_of_split_rows(tiny_config, mesh8):
   method = methods.make(as_method(tiny_config, 'data_parallel'), N, mesh8, jnp.dtype(jnp.float32))
-  rows = full.init(jax.random.key(0), N, 8, 1.0, 8)
+  rows = instance_rows.init(jax.random.key(0), N, 8, 1.0, 8)
   features = losses.normalise(jax.random.normal(jax.random.key(1), (32, 8)))
   batch = {'id': jnp.arange(16, dtype=jnp.int32) * 3, 'valid': jnp.arange(16) != 5}
 
@@ -26,11 +27,11 @@ def test_loss_and_gradients_are_those_of_split_rows(tiny_config, mesh8):
 
   def split(features):
     ids = jnp.repeat(batch['id'], 2)
-    scores = full.scores(rows.weights, features, ids, method.softmax)
+    scores = partitioned.scores(rows.weights, features, ids, method.softmax)
     weights = jnp.repeat(batch['valid'] / 15, 2) / 2
-    return jnp.sum(scores.loss * weights), full.Batch(features, ids, weights, scores)
+    return jnp.sum(scores.loss * weights), instance_rows.Classified(features, ids, weights, scores)
   (wanted, update), wanted_gradient = jax.value_and_grad(split, has_aux=True)(features)
-  after = full.update(rows, update, jnp.float32(1), method.softmax, momentum=0.0, weight_decay=0.0)
+  after = instance_rows.update(rows, update, jnp.float32(1), method.softmax, momentum=0.0, weight_decay=0.0)
   np.testing.assert_allclose(loss, wanted, rtol=1e-5)
   np.testing.assert_allclose(gradient, wanted_gradient, rtol=1e-4, atol=1e-6)
   np.testing.assert_allclose(row_gradient, after.momentum[:N], rtol=1e-4, atol=1e-6)

@@ -1,4 +1,6 @@
 """InsCon's mosaics and cells, by hand, and what its settings must allow."""
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ from support import as_method
 
 from conic_jax import methods
 from conic_jax.errors import UserError
+from conic_jax.memories.memory import update_all
 from conic_jax.methods import inscon
 from conic_jax.models import roi
 
@@ -78,7 +81,8 @@ def test_a_step_is_that_of_plain_passes(make):
     'crop': jnp.concatenate([corner, corner + rng.uniform(0.4, 0.7, (8, 3, 2))], axis=-1, dtype=jnp.float32),
     'flip': jnp.asarray(rng.random((8, 3)) < 0.5)}
   loss, aux = jax.jit(method.loss)(params, stats, state, batch, jax.random.key(1))
-  after = jax.jit(method.update)(state, aux, params, jnp.int32(0), jnp.float32(0), jnp.bool(True))
+  after = jax.jit(functools.partial(update_all, method.memories))(
+    state, aux.seen, params, jnp.int32(0), jnp.float32(0), jnp.bool(True))
 
   maps_of = jax.jit(lambda params, images: method.network.encoder.apply(
     {'params': params['encoder'], 'batch_stats': stats['encoder']}, images, mode='batch', stages=True,

@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 from support import as_method
 
-from conic_jax import losses, methods, optim, train_step
-from conic_jax import mesh as meshes
-from conic_jax.classifier import noise
+from conic_jax import losses, methods, optim
 from conic_jax.command_line import load
 from conic_jax.errors import UserError
-from conic_jax.methods.base import Aux
+from conic_jax.hardware import mesh as meshes
+from conic_jax.memories.bank import init_bank
+from conic_jax.memories.memory import update_all
+from conic_jax.pretraining import train_step
 
 NUM_IMAGES, BATCH, DIM = 37, 16, 8
 
@@ -29,15 +30,20 @@ def some_features(rng):
   return (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float32)
 
 
+def updated(method, states, seen, applied):
+  """The states of the method's memories after a step."""
+  return update_all(method.memories, states, seen, {}, jnp.int32(0), jnp.float32(0), applied)
+
+
 def test_the_bank_against_a_dictionary_over_forty_steps(config, mesh):
   """Invalid images and steps that are skipped leave their rows as they were."""
   method = make(config, mesh)
   rng = np.random.default_rng(0)
-  bank = np.asarray(noise.init_bank(jax.random.key(3), 64, DIM))
+  bank = np.asarray(init_bank(jax.random.key(3), 64, DIM))
   by_hand = {image: np.float64(bank[image]) for image in range(64)}
   state = {'bank': meshes.to_global(bank, mesh), 'normaliser': jnp.float32(0)}
-  update = jax.jit(lambda state, batch, constant, apply: method.update(
-    state, Aux({}, {}, {**batch, 'normaliser': constant}), {}, jnp.int32(0), jnp.float32(0), apply))
+  update = jax.jit(lambda state, batch, constant, applied: updated(
+    method, state, {'bank': batch, 'normaliser': constant}, applied))
   for step in range(40):
     batch = {'features': some_features(rng), 'ids': rng.permutation(NUM_IMAGES)[:BATCH].astype(np.int32),
              'writes': rng.random(BATCH) < 0.8}
@@ -53,14 +59,14 @@ def test_the_bank_against_a_dictionary_over_forty_steps(config, mesh):
 def test_the_constant_is_that_of_the_first_batch(config, mesh8):
   method = make(config, mesh8)
   rng = np.random.default_rng(1)
-  state = {'bank': noise.init_bank(jax.random.key(0), 64, DIM), 'normaliser': jnp.float32(0)}
+  state = {'bank': init_bank(jax.random.key(0), 64, DIM), 'normaliser': jnp.float32(0)}
   constants = []
 
   @jax.jit
   def take(state, features, batch, key):
     _, figures = method.discriminate(state, features, batch, key)
-    written = {'features': features, 'ids': batch['id'], 'writes': batch['valid'], **figures}
-    return method.update(state, Aux({}, {}, written), {}, jnp.int32(0), jnp.float32(0), jnp.bool(True))
+    written = {'features': features, 'ids': batch['id'], 'writes': batch['valid']}
+    return updated(method, state, {'bank': written, **figures}, jnp.bool(True))
 
   for step in range(3):
     batch = {'id': rng.permutation(NUM_IMAGES)[:BATCH].astype(np.int32), 'valid': np.ones(BATCH, bool)}
@@ -95,7 +101,7 @@ def test_the_full_loss_is_the_softmax_over_the_bank(config, mesh8):
   method = make(config, mesh8)
   rng = np.random.default_rng(2)
   features, ids = some_features(rng), rng.permutation(NUM_IMAGES)[:BATCH].astype(np.int32)
-  bank = noise.init_bank(jax.random.key(0), 64, DIM)
+  bank = init_bank(jax.random.key(0), 64, DIM)
   batch = {'id': ids, 'valid': np.ones(BATCH, bool)}
   ours, _ = jax.jit(method.discriminate)({'bank': bank}, features, batch, jax.random.key(0))
   expected = losses.instance_classification(jnp.asarray(features), bank[:NUM_IMAGES], jnp.asarray(ids),

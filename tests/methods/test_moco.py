@@ -7,9 +7,10 @@ import torch
 from methods.torch_moco import MoCo, leaves, to_torch
 from support import as_method
 
-from conic_jax import mesh as meshes
-from conic_jax import methods, optim, train_step
+from conic_jax import methods, optim
 from conic_jax.errors import UserError
+from conic_jax.hardware import mesh as meshes
+from conic_jax.pretraining import train_step
 
 BATCH, QUEUE, GROUPS, LR = 16, 40, 4, 0.03
 
@@ -33,7 +34,7 @@ def test_three_steps_equal_pytorch(tiny_config, name):
   optimizer = optim.make_optimizer(sgd)
   state = jax.jit(lambda: train_step.init_state(method, optimizer, 0, jnp.dtype('float32')))()
   peer = MoCo(jax.device_get(state.params), jax.device_get(state.batch_stats),
-              np.asarray(state.method_state['queue'].keys)[:QUEUE], groups=GROUPS, temperature=0.2,
+              np.asarray(state.memories['queue'].keys)[:QUEUE], groups=GROUPS, temperature=0.2,
               momentum=0.9, lr=LR, sgd_momentum=sgd.momentum, weight_decay=sgd.weight_decay,
               alpha=3.0 if name == 'co2' else 0.0, consistency_temperature=0.05)
   augment = jax.jit(lambda batch: train_step.augment_batch(method.views, batch, 0, jnp.int32(0))['views'][0])
@@ -48,14 +49,14 @@ def test_three_steps_equal_pytorch(tiny_config, name):
     np.testing.assert_allclose(metrics['loss'], loss, rtol=1e-4)
 
   peer.average()  # Which MoCo does when the next step starts.
-  key = state.method_state['key']
+  key = state.memories['key']
   for ours, theirs in ((state.params, peer.query.params), (state.batch_stats, peer.query.stats),
                        (key['params'], peer.key.params), (key['batch_stats'], peer.key.stats)):
     ours = leaves(to_torch(jax.device_get(ours)))
     for (path, leaf), (same_path, other) in zip(ours, leaves(theirs), strict=True):
       assert path == same_path
       np.testing.assert_allclose(leaf, other.detach(), rtol=1e-3, atol=2e-5, err_msg='/'.join(path))
-  queue = state.method_state['queue']
+  queue = state.memories['queue']
   np.testing.assert_allclose(queue.keys[:QUEUE], peer.queue, atol=1e-4)
   assert int(queue.position) == peer.pointer
 

@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 from support import as_method, losses_by_step
 
-from conic_jax import losses, methods, optim, train, train_step
-from conic_jax import mesh as meshes
-from conic_jax.data import pipeline, sources
+from conic_jax import losses, methods
+from conic_jax.data import pipeline
 from conic_jax.errors import Stopped, UserError
+from conic_jax.hardware import mesh as meshes
+from conic_jax.pretraining import train_step, training
+from conic_jax.run.session import Session
+from conic_jax.run.signals import StopRequest
 
 pytestmark = pytest.mark.slow
 
@@ -27,80 +30,79 @@ def config(tiny_config):
   return tiny_config
 
 
-def run_pass(config, mesh):
-  """The state before and after the pass, and the batches it saw."""
-  source = sources.open_source(config.data, config.data.train)
-  method = methods.make(config, source.num_images, mesh, jnp.dtype(jnp.float32))
-  optimizer = optim.make_optimizer(config.optimizer)
-  init = lambda: train_step.init_state(method, optimizer, config.seed, jnp.float32)
-  shardings = train_step.state_shardings(jax.eval_shape(init), method, mesh)
-  make = jax.jit(init, out_shardings=shardings)
-  with train.StopRequest() as stop:
-    shapes = meshes.placed(jax.eval_shape(init), shardings)
-    after = train.pass_before_training(method, make, shapes, source, config, mesh, {},
-                                       pipeline.Rejects(source), stop, lambda _: None)
-  return method, source, make(), after
+def run_pass(config):
+  """The state before and after the pass, and the images it saw."""
+  with Session(Path(config.run), meshes.make_mesh()) as session:
+    task = training.prepare(config, session)
+    session.make_folder()
+    checkpoints = session.checkpoints('checkpoints', 2)
+    reporter = training.open_reporter(task, session, None)
+    undecodable = pipeline.UndecodableImages(task.data.train)
+    before = task.begin()
+    after = training.begin(task, checkpoints, undecodable, session, reporter)
+    return task.method, task.data.train, before, after
 
 
 @pytest.mark.parametrize('batch_norm', ['running', 'frozen'])
-def test_the_pass_writes_the_features_of_every_image(config, mesh8, batch_norm):
+def test_the_pass_writes_the_features_of_every_image(config, batch_norm):
   """Against the same network applied batch by batch, with the statistics carried by hand."""
   config.prior.batch_norm = batch_norm
-  method, source, before, after = run_pass(config, mesh8)
+  method, source, before, after = run_pass(config)
   view = (dataclasses.replace(method.views[0], count=1),)
   batches = pipeline.whole_pass_batches(
-    source, view, batch_size=40, seed=config.seed, epoch=train._PASS_EPOCH, start_step=0,
+    source, view, batch_size=40, seed=config.seed, epoch=training.PASS_EPOCH, start_step=0,
     rows=np.arange(40))
   statistics, seen = before.batch_stats, []
-  rows = np.array(before.method_state['rows'].weights)
+  rows = np.array(before.memories['rows'].weights)
   for batch in batches:
-    views = train_step.augment_batch(view, batch, config.seed, np.uint32(train._PASS_EPOCH))['views'][0][:, 0]
+    augmented = train_step.augment_batch(view, batch, config.seed, np.uint32(training.PASS_EPOCH))
+    views = augmented['views'][0][:, 0]
     features, new = method.network.project(before.params, statistics, views, batch['valid'], mode=batch_norm)
     statistics = new if batch_norm == 'running' else statistics
     rows[batch['id'][batch['valid']]] = np.asarray(features)[batch['valid']]
     seen += batch['id'][batch['valid']].tolist()
   assert sorted(seen) == list(range(48)), 'every image once, in another order than their ids'
   assert seen != sorted(seen)
-  np.testing.assert_allclose(after.method_state['rows'].weights, rows, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(after.memories['rows'].weights, rows, rtol=1e-4, atol=1e-5)
   chex.assert_trees_all_close(after.batch_stats, statistics, rtol=1e-4, atol=1e-5)
   assert after.step == 0
-  assert np.all(np.asarray(after.method_state['rows'].momentum) == 0)
+  assert np.all(np.asarray(after.memories['rows'].momentum) == 0)
 
 
-def test_other_settings_of_the_prior_do_not_go_on_with_a_pass(config, mesh8, monkeypatch):
+def test_other_settings_of_the_prior_do_not_go_on_with_a_pass(config, monkeypatch):
   asked = []
-  monkeypatch.setattr(train.StopRequest, 'agreed', lambda self, now: asked.append(now) or signal.SIGTERM)
+  monkeypatch.setattr(StopRequest, 'agreed', lambda self, now: asked.append(now) or signal.SIGTERM)
   with pytest.raises(Stopped, match='step 1 of the pass'):
-    run_pass(config, mesh8)
+    run_pass(config)
   config.prior.batch_norm = 'frozen'
   with pytest.raises(UserError, match=r"prior was .*'running'.* is .*'frozen'"):
-    run_pass(config, mesh8)
+    run_pass(config)
 
 
-def test_settings_of_the_prior(config, mesh8):
+def test_settings_of_the_prior(config):
   config.prior.normalise, config.prior.keep_statistics = True, False
-  _, _, before, after = run_pass(config, mesh8)
-  norms = np.linalg.norm(np.asarray(after.method_state['rows'].weights)[:48], axis=1)
+  _, _, before, after = run_pass(config)
+  norms = np.linalg.norm(np.asarray(after.memories['rows'].weights)[:48], axis=1)
   np.testing.assert_allclose(norms, 1, rtol=1e-5)
   chex.assert_trees_all_equal(after.batch_stats, before.batch_stats)
 
 
-def test_an_epoch_begins_with_the_hardest_classes_of_its_rows(config, mesh8):
+def test_an_epoch_begins_with_the_hardest_classes_of_its_rows(config):
   """Against brute force; found for a batch just in time they are the same."""
-  method, _, _, after = run_pass(config, mesh8)
-  state = method.before_epoch(after)
-  unit = np.asarray(losses.normalise(after.method_state['rows'].weights))[:48]
+  method, _, _, after = run_pass(config)
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, after)
+  state = train_step.jit_before_epoch(method, shardings)(jax.tree.map(jnp.copy, after))
+  unit = np.asarray(losses.normalise(after.memories['rows'].weights))[:48]
   cosines = unit @ unit.T
   np.fill_diagonal(cosines, -2)
   expected = np.sort(np.argsort(-cosines, axis=1)[:, :5], axis=1)
-  np.testing.assert_array_equal(np.sort(np.asarray(state.method_state['hardest'])[:48], axis=1), expected)
+  np.testing.assert_array_equal(np.sort(np.asarray(state.memories['hardest'])[:48], axis=1), expected)
 
   ids = jnp.array([3, 3, 47, 0, 12, 13, 14, 15], jnp.int32)
   features = losses.normalise(jax.random.normal(jax.random.key(0), (8, 8)))
-  classify = lambda: method.classify({}, state.method_state, features, {'id': ids, 'valid': ids >= 0}, None)
-  by_epoch = classify()
-  method.prepares_epochs = False
-  by_batch = classify()
+  batch = {'id': ids, 'valid': ids >= 0}
+  by_epoch = method.classify({}, state.memories, features, batch, None)
+  by_batch = method.classify({}, {'rows': state.memories['rows']}, features, batch, None)
   np.testing.assert_array_equal(by_batch.hardest, by_epoch.hardest)
   np.testing.assert_array_equal(by_batch.scores.loss, by_epoch.scores.loss)
 
@@ -109,23 +111,23 @@ def test_stopped_in_the_pass_and_in_an_epoch_equals_undisturbed(config, tmp_path
   config.batch_size = 16
   undisturbed = config.copy_and_resolve_references()
   undisturbed.run = str(tmp_path / 'undisturbed')
-  train.pretrain(undisturbed)
+  training.pretrain(undisturbed)
 
-  asked, agreed = [], train.StopRequest.agreed
+  asked, agreed = [], StopRequest.agreed
 
   def stop_after_the_second_batch(self, now):
     asked.append(now)
     return signal.SIGTERM if len(asked) == 2 else agreed(self, now)
-  monkeypatch.setattr(train.StopRequest, 'agreed', stop_after_the_second_batch)
+  monkeypatch.setattr(StopRequest, 'agreed', stop_after_the_second_batch)
   with pytest.raises(Stopped, match='step 2 of the pass before training; saved'):
-    train.pretrain(config)
+    training.pretrain(config)
   run = Path(config.run)
   assert [path.name for path in (run / 'before_training').iterdir()] == ['2']
   config.max_steps = 4
-  train.pretrain(config)
+  training.pretrain(config)
   assert not (run / 'before_training').exists()
   config.max_steps = 0
-  train.pretrain(config)
+  training.pretrain(config)
   assert losses_by_step(run) == losses_by_step(undisturbed.run)
   assert sorted(losses_by_step(run)) == [1, 2, 3, 4, 5, 6]
 

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 from support import as_method
 
-from conic_jax import losses, methods, train
+from conic_jax import losses, methods
 from conic_jax.command_line import load
 from conic_jax.data.sampler import Sampler
 from conic_jax.methods.conic_s import ConICS
+from conic_jax.pretraining.identity import run_identity
 from conic_jax.views import Views
 
 N, BATCH = 24, 8
@@ -39,11 +40,11 @@ def test_multi_crop_is_the_mean_over_all_views_and_rows_learn_from_the_first(con
   views = tuple(jax.random.normal(key, (BATCH, group.count, group.size, group.size, 3))
                 for key, group in zip(keys, method.views))
   batch = {'views': views, 'id': jnp.arange(BATCH, dtype=jnp.int32) * 3, 'valid': jnp.arange(BATCH) != 2}
-  params, batch_stats, method_state = method.init(jax.random.key(0), batch)
+  params, batch_stats, memories = method.init(jax.random.key(0), batch)
   rng = jax.random.key(2)
-  loss, aux = jax.jit(method.loss)(params, batch_stats, method_state, batch, rng)
+  loss, aux = jax.jit(method.loss)(params, batch_stats, memories, batch, rng)
 
-  rows = method_state['rows'].weights[:N]
+  rows = memories['rows'].weights[:N]
   by_view, stats = [], batch_stats
   for group in views:
     count = group.shape[1]
@@ -59,7 +60,7 @@ def test_multi_crop_is_the_mean_over_all_views_and_rows_learn_from_the_first(con
 
   share = 1 / (7 * 3)
   weights = np.where(np.asarray(batch['valid'])[:, None], [share, 0, 0], 0)
-  np.testing.assert_allclose(aux.for_update.sample_weights.reshape(BATCH, 3), weights, rtol=1e-6)
+  np.testing.assert_allclose(aux.seen['rows'].sample_weights.reshape(BATCH, 3), weights, rtol=1e-6)
 
 
 def test_its_config_is_the_releases():
@@ -77,7 +78,7 @@ def test_its_config_is_the_releases():
 
 
 def test_a_run_goes_on_with_its_own_sampler_only(config):
-  identity = lambda **window: train.run_identity(config, Sampler(N, BATCH, 0, **window), FLOAT32)
+  identity = lambda **window: run_identity(config, Sampler(N, BATCH, 0, **window), FLOAT32)
   assert identity()['config.sampler'] is None
   assert identity() == identity(window=N, stride=4)
   with config.unlocked():

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from support import as_method
 
-from conic_jax import methods, optim, train_step
+from conic_jax import methods, optim
 from conic_jax.errors import UserError
+from conic_jax.pretraining import train_step
 
 
 @pytest.mark.slow

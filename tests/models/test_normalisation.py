@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from conic_jax import mesh as meshes
 from conic_jax.errors import UserError
+from conic_jax.hardware import mesh as meshes
 from conic_jax.models import BatchNorm
 
 SHAPES = ((16, 3, 2, 5), (16, 5))

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from conic_jax import mesh as meshes
 from conic_jax.errors import UserError
+from conic_jax.hardware import mesh as meshes
 from conic_jax.models import ResNet, build_encoder
 from conic_jax.models.resnet import Stem, conv, max_pool
 

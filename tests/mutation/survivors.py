@@ -1,7 +1,7 @@
 """Faults that change nothing a user could see: (module, operator, line before, line after) -> why."""
 
 EQUIVALENT: dict[tuple[str, str, str, str], str] = {
-  ('losses', 'NumberReplacer', 'others = jax.nn.logsumexp(jax.nn.logsumexp(negatives, axis=2), axis=1)',
+  ('losses/dense', 'NumberReplacer', 'others = jax.nn.logsumexp(jax.nn.logsumexp(negatives, axis=2), axis=1)',
    'others = jax.nn.logsumexp(jax.nn.logsumexp(negatives, axis= 1), axis=1)'):
     'the same sum, queries first',
   ('data/augment', 'NumberReplacer', 'if spec.jitter > 0 and spec.strength > 0:',
@@ -13,21 +13,21 @@ EQUIVALENT: dict[tuple[str, str, str, str], str] = {
   ('views', 'NumberReplacer', 'jitter=0.0, grayscale=0.0, blur=0.0, solarise=0.0, overlap=0.0)',
    'jitter=0.0, grayscale=0.0, blur= -1.0, solarise=0.0, overlap=0.0)'):
     'a probability below 0 is as good as 0',
-  ('classifier/store', 'NumberReplacer', '_DUMP_BLOCK = 16384  # Rows.', '_DUMP_BLOCK = 16383  # Rows.'):
+  ('memories/store', 'NumberReplacer', '_DUMP_BLOCK = 16384  # Rows.', '_DUMP_BLOCK = 16383  # Rows.'):
     'the file is the same in whatever blocks it is written',
-  ('classifier/store', 'NumberReplacer', 'return np.zeros(0, self._record)',
+  ('memories/store', 'NumberReplacer', 'return np.zeros(0, self._record)',
    'return np.zeros( 1, self._record)'):
     'a process that keeps no row reads none',
-  ('classifier/delayed', 'NumberReplacer', '_BLOCKS_AT_ONCE = 4096', '_BLOCKS_AT_ONCE = 4097'):
+  ('memories/delayed', 'NumberReplacer', '_BLOCKS_AT_ONCE = 4096', '_BLOCKS_AT_ONCE = 4097'):
     'the products are the same, however many are made at once',
-  ('classifier/delayed', 'NumberReplacer',
+  ('memories/delayed', 'NumberReplacer',
    'return jnp.stack([entry(1, 0) * momentum + entry(1, 1) * weights,',
    'return jnp.stack([entry(1, 0) * momentum + entry(1, 2) * weights,'):
     'an index beyond the end is the last one in JAX',
-  ('classifier/delayed', 'NumberReplacer',
+  ('memories/delayed', 'NumberReplacer',
    'products = self._multiplied(np.where(own, self._rates[np.where(own, steps, 0)], np.nan))',
    'products = self._multiplied(np.where(own, self._rates[np.where(own, steps, -1)], np.nan))'):
     'whatever is read there is replaced by NaN',
-  ('classifier/noise', 'ReplaceComparisonOperator_Lt_LtE',
+  ('losses/nce', 'ReplaceComparisonOperator_Lt_LtE',
    'held = (places < len(bank)).sum(axis=1).max()', 'held = (places <= len(bank)).sum(axis=1).max()'):
     'a block too many, which adds nothing'}

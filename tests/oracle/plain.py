@@ -19,12 +19,14 @@ import optax
 from PIL import Image
 from support import reports_of
 
-from conic_jax import mesh as meshes
-from conic_jax import methods, optim, train, train_step
-from conic_jax.checkpoint import Checkpoints
+from conic_jax import methods, optim
 from conic_jax.data import augment, pipeline, sources
 from conic_jax.data.sampler import Sampler
 from conic_jax.evals import protocols
+from conic_jax.hardware import mesh as meshes
+from conic_jax.pretraining import train_step, training
+from conic_jax.pretraining.identity import run_identity
+from conic_jax.run.checkpoints import Checkpoints
 
 # The image that cannot be decoded: ids are in the order of sorted paths, all of class a first.
 BROKEN = 4
@@ -317,7 +319,7 @@ def trainings(config: Any, learner_of: Callable, device_counts: tuple[int, ...],
     with monkeypatch.context() as patch:
       patch.setattr(meshes, 'make_mesh', lambda _, mesh=mesh: mesh)
       patch.setattr(protocols, 'draw', lambda *_, **__: None)  # Takes as long as the training.
-      summary = train.pretrain(config)
+      summary = training.pretrain(config)
     compare_reports(config, wanted, close)
     compare_checkpoints(config, wanted, source, method, begin, mesh, learner, close)
     yield method, begin, summary, wanted
@@ -354,7 +356,7 @@ def compare_checkpoints(config: Any, wanted: Trained, source: Any, method: Any, 
     compare(state.params, kept.params, f'parameters {when}', close.moved, initial.params)
     compare(state.batch_stats, kept.stats, f'statistics {when}', close.moved, initial.stats)
     compare(state.opt_state, kept.opt_state, f'momentum {when}', close.learned)
-    found = learner.found(state.method_state, Path(config.run), wanted.rates[:step])
+    found = learner.found(state.memories, Path(config.run), wanted.rates[:step])
     compare(found, kept.own, f'state {when}', close.learned)
 
 
@@ -380,6 +382,6 @@ def saved(config: Any, shapes: Any, sampler: Sampler, step: int) -> Any:
     if path.name.isdigit() and int(path.name) > step:
       shutil.rmtree(path)
   checkpoints = Checkpoints(folder, 3)
-  state = checkpoints.restore(shapes, train.run_identity(config, sampler, jnp.dtype(config.dtype)))
+  state = checkpoints.restore(shapes, run_identity(config, sampler, jnp.dtype(config.dtype)))
   checkpoints.close()
   return state

@@ -6,8 +6,8 @@ import plain
 import pytest
 from ml_collections import ConfigDict
 
-from conic_jax import train_step
 from conic_jax.data import pipeline, sources
+from conic_jax.pretraining import train_step
 from conic_jax.views import Views
 
 pytestmark = pytest.mark.slow
@@ -38,11 +38,11 @@ def learner_of(config, method, source):
     return taught.sum() / (batch['valid'].sum() * features.shape[1])
 
   def begin(state, params, stats):
-    rows = jnp.asarray(np.asarray(state.method_state['rows'].weights)[:count])
+    rows = jnp.asarray(np.asarray(state.memories['rows'].weights)[:count])
     return {'rows': rows, 'velocity': jnp.zeros_like(rows)}, stats
 
-  def found(method_state, run, rates):
-    return plain.rows_of(method_state['rows'], count)
+  def found(memories, run, rates):
+    return plain.rows_of(memories['rows'], count)
   return plain.Learner(begin, objective, plain.row_sgd(for_rows, config), lambda own: own, found)
 
 
@@ -56,7 +56,8 @@ def plain_knn(method, variables, config):
                                        resize=config.eval.resize, batch_size=1, rows=np.arange(1)):
       if batch['valid'][0]:
         image = (batch['views'][0][:, 0] / 255 - np.array(views.mean)) / np.array(views.std)
-        found.append(np.asarray(plain.unit(method.encode(variables, jnp.asarray(image, jnp.float32))))[0])
+        features = method.network.encode(variables, jnp.asarray(image, jnp.float32))
+        found.append(np.asarray(plain.unit(features))[0])
         labels.append(int(batch['label'][0]))
     return np.array(found), np.array(labels)
 

@@ -19,7 +19,7 @@ def moco(config, method, source):
   groups, total = config.batch_norm.groups, config.epochs * (source.num_images // config.batch_size)
 
   def begin(state, params, stats):
-    queue = state.method_state['queue']
+    queue = state.memories['queue']
     return {'params': params, 'stats': stats, 'keys': jnp.asarray(np.asarray(queue.keys)[:QUEUE]),
             'ids': jnp.full(QUEUE, -1), 'place': 0}, stats
 
@@ -49,8 +49,8 @@ def moco(config, method, source):
     return {'params': average(own['params'], params, momentum), 'stats': seen['stats'],
             'keys': jnp.asarray(keys), 'ids': jnp.asarray(ids), 'place': place}
 
-  def found(method_state, run, rates):
-    queue, key = method_state['queue'], method_state['key']
+  def found(memories, run, rates):
+    queue, key = memories['queue'], memories['key']
     return {'params': key['params'], 'stats': key['batch_stats'], 'keys': np.asarray(queue.keys)[:QUEUE],
             'ids': np.asarray(queue.ids)[:QUEUE], 'place': queue.position}
   return plain.Learner(begin, objective, after, lambda own: own, found)
@@ -95,8 +95,8 @@ def byol(config, method, source):
     online = {name: params[name] for name in own['params']}
     return {'params': average(own['params'], online, momentum), 'stats': seen['stats']}
 
-  def found(method_state, run, rates):
-    target = method_state['target']
+  def found(memories, run, rates):
+    target = memories['target']
     return {'params': target['params'], 'stats': target['batch_stats']}
   return plain.Learner(begin, objective, after, lambda own: own, found)
 

@@ -19,7 +19,7 @@ def learner_of(config, method, source):
 
   def begin(state, params, stats):
     """A pass over every image under running batch norm, whose features become the rows."""
-    rows, passed = np.array(state.method_state['rows'].weights)[:count], []
+    rows, passed = np.array(state.memories['rows'].weights)[:count], []
     seen = jax.jit(lambda stats, images, good: method.network.project(params, stats, images, good, 'running'))
     view = (dataclasses.replace(method.views[0], count=1),)
     drawn = pipeline.whole_pass_batches(
@@ -65,9 +65,9 @@ def learner_of(config, method, source):
   def shown(own):
     return {**own, 'hardest': np.sort(own['hardest'], axis=1)}
 
-  def found(method_state, run, rates):
-    return {**plain.rows_of(method_state['rows'], count),
-            'hardest': np.sort(np.asarray(method_state['hardest'])[:count], axis=1)}
+  def found(memories, run, rates):
+    return {**plain.rows_of(memories['rows'], count),
+            'hardest': np.sort(np.asarray(memories['hardest'])[:count], axis=1)}
   return plain.Learner(begin, objective, plain.row_sgd(for_rows, config), shown, found, before_step)
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import plain
 import pytest
 
-from conic_jax.classifier import full
-from conic_jax.classifier.store import Layout, open_store
+from conic_jax.memories import instance_rows
+from conic_jax.memories.store import Layout, open_store
 
 pytestmark = pytest.mark.slow
 
@@ -22,10 +22,11 @@ def learner_of(config, method, source):
   alpha = config.get('alpha', 0.0)
 
   def begin_rows(window):
-    return full.draw(window.rng, jnp.arange(count), config.head.features, config.classifier.norm)
+    return instance_rows.initial_rows(
+      window.rng, jnp.arange(count), config.head.features, config.classifier.norm)
 
   def begin(state, params, stats):
-    window = state.method_state['window']
+    window = state.memories['window']
     rows = begin_rows(window)
     own = {'rows': rows, 'velocity': jnp.zeros_like(rows),
            'classes': np.asarray(window.classes), 'seen': np.full(SLOTS, -1)}
@@ -71,9 +72,9 @@ def learner_of(config, method, source):
   def shown(own):
     return {name: own[name] for name in ('classes', 'rows', 'velocity')}
 
-  def found(method_state, run, rates):
+  def found(memories, run, rates):
     """The rows of the window, and those outside as they were when they left, brought up to date."""
-    window = method_state['window']
+    window = memories['window']
     if config.classifier.store == 'device':
       rows, since = (np.asarray(field)[:count] for field in (window.outside.rows, window.outside.seen))
     else:

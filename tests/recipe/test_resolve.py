@@ -3,9 +3,10 @@ import json
 
 import pytest
 
-from conic_jax import command_line, main, recipe, settings
+from conic_jax import command_line, main, recipe
 from conic_jax.command_line import load
 from conic_jax.errors import UserError
+from conic_jax.pretraining import settings
 from conic_jax.recipe import Choice, Facts
 
 FACTS = Facts(3000, 256)

@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.auto import OPEN
-from conic_jax import mesh as meshes
 from conic_jax import methods, optim, recipe
 from conic_jax.command_line import load
 from conic_jax.data.sampler import Sampler
 from conic_jax.errors import UserError
+from conic_jax.hardware import mesh as meshes
 from conic_jax.recipe import Facts
 from conic_jax.recipe.rules import MINUTES_ON_A_CPU, RULES, TRAVEL
 

@@ -1,1 +1,0 @@
-"""The instance matrix: one classifier row for every image, split over the mesh."""

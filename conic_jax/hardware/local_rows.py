@@ -1,0 +1,79 @@
+"""Rows that are split over the devices, read and written where they lie: no row moves to another device."""
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from conic_jax.hardware.mesh import replicated, split
+
+# ---- Of one device, inside a shard_map ------------------------------------------------------------
+
+
+def first_row(num_rows: int, mesh: Mesh) -> jax.Array:
+  """The global index of this device's first row, where each device has `num_rows`: int32 []."""
+  return jax.lax.axis_index(mesh.axis_names) * num_rows
+
+
+def local_places(indices: jax.Array, first: jax.Array, num_rows: int) -> jax.Array:
+  """Where this device has rows, by their global indices; `num_rows`, beyond its last, where it has not.
+
+  Args:
+    indices: int32, of any shape.
+    first: int32 [], of `first_row`.
+    num_rows: rows of this device.
+  """
+  place = indices - first
+  return jnp.where((place >= 0) & (place < num_rows), place, num_rows)
+
+
+def take(rows: jax.Array, places: jax.Array) -> jax.Array:
+  """This device's rows at `places`, zeros where the place is beyond the last."""
+  return rows.at[places].get(mode='fill', fill_value=0)
+
+
+# ---- Of all devices -------------------------------------------------------------------------------
+
+
+def read(rows: jax.Array, indices: jax.Array, mesh: Mesh) -> jax.Array:
+  """The rows at these indices.
+
+  Args:
+    rows: [N', ...], split over the mesh.
+    indices: int32 [B], split over the mesh.
+    mesh: the mesh.
+
+  Returns:
+    [B, ...], split over the mesh; zeros for an index outside [0, N').
+  """
+  def local(rows, indices):
+    everyones = jax.lax.all_gather(indices, mesh.axis_names, tiled=True)
+    mine = take(rows, local_places(everyones, first_row(len(rows), mesh), len(rows)))
+    return jax.lax.psum_scatter(mine, mesh.axis_names, tiled=True)
+
+  spec = split(mesh)
+  return jax.shard_map(local, mesh=mesh, in_specs=(spec, spec), out_specs=spec)(rows, indices)
+
+
+def write(rows: jax.Array, indices: jax.Array, values: jax.Array, mesh: Mesh,
+          is_split: bool = True) -> jax.Array:
+  """The rows with these values at these indices.
+
+  Args:
+    rows: [N', ...], split over the mesh, or everywhere.
+    indices: int32 [B], no two alike within [0, N'); what is outside is dropped.
+    values: [B, ...], split over the mesh.
+    mesh: the mesh.
+    is_split: whether `rows` is split.
+  """
+  if not is_split:
+    indices, values = (jax.lax.with_sharding_constraint(x, replicated(mesh)) for x in (indices, values))
+    return rows.at[local_places(indices, jnp.int32(0), len(rows))].set(values, mode='drop')
+  gather = functools.partial(jax.lax.all_gather, axis_name=mesh.axis_names, tiled=True)
+
+  def local(rows, indices, values):
+    place = local_places(gather(indices), first_row(len(rows), mesh), len(rows))
+    return rows.at[place].set(gather(values), mode='drop')
+
+  spec = split(mesh)
+  return jax.shard_map(local, mesh=mesh, in_specs=(spec,) * 3, out_specs=spec)(rows, indices, values)

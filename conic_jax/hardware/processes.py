@@ -1,0 +1,27 @@
+"""What the processes of a cluster must do alike."""
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from conic_jax.errors import UserError
+
+
+def run_everywhere(action: Callable[[], None]) -> None:
+  """Runs an action of the host on every process; where it fails on one, all of them stop.
+
+  Raises:
+    UserError: on the others; on the one, what the action raised.
+  """
+  failure: Exception | None = None
+  try:
+    action()
+  except Exception as error:
+    failure = error
+  if jax.process_count() > 1:
+    failed = multihost_utils.process_allgather(np.bool_(failure is not None))
+    if failure is None and failed.any():
+      raise UserError(f'Process {int(np.flatnonzero(failed)[0])} could not go on: its own message says why.')
+  if failure is not None:
+    raise failure

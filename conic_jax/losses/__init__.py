@@ -1,0 +1,36 @@
+"""Losses as pure functions: the dense ones here, and the softmax over all instances in `partitioned`."""
+from conic_jax.losses.dense import (
+  MASKED,
+  alignment,
+  conic,
+  consistency,
+  contrast,
+  feature_std,
+  instance_classification,
+  masked_mean,
+  negative_cosine,
+  normalise,
+  nt_xent,
+  paced_weight,
+  queue_uniformity,
+  symmetric_kl,
+  uniformity,
+)
+
+__all__ = [
+  'MASKED',
+  'alignment',
+  'conic',
+  'consistency',
+  'contrast',
+  'feature_std',
+  'instance_classification',
+  'masked_mean',
+  'negative_cosine',
+  'normalise',
+  'nt_xent',
+  'paced_weight',
+  'queue_uniformity',
+  'symmetric_kl',
+  'uniformity',
+]

@@ -1,0 +1,145 @@
+"""Noise-contrastive estimation over a bank of rows, scored where they lie.
+
+The features are gathered (B × D is small); every device then scores those of the noise rows that it holds,
+a block of them at a time, and what is summed over the devices is a loss and a gradient a feature. Rows are
+never gathered, and memory does not grow with the noise by more than its ids.
+
+Source: InstDisc (Wu et al. 2018), §3.2, Eq. 4 to 8, without the proximal term.
+"""
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+
+from conic_jax.hardware import local_rows
+from conic_jax.hardware.mesh import split
+from conic_jax.losses.known_gradient import with_gradient
+
+_HIGHEST = jax.lax.Precision.HIGHEST
+# Numbers of the noise rows that are read at a time: 16 MiB.
+_BLOCK_NUMBERS = 2 ** 22
+
+
+@dataclasses.dataclass(frozen=True)
+class NceSettings:
+  """Settings of noise-contrastive estimation.
+
+  Attributes:
+    num_instances: N.
+    samples: m, noise samples an image.
+    temperature: τ.
+    mesh: the mesh that features and bank are split over.
+  """
+  num_instances: int
+  samples: int
+  temperature: float
+  mesh: Mesh
+
+
+class NceLoss(NamedTuple):
+  """What `nce` gives.
+
+  Attributes:
+    loss: float32 [B], differentiable in the features.
+    normaliser: Z, float32 [].
+  """
+  loss: jax.Array
+  normaliser: jax.Array
+
+
+def draw_noise(key: jax.Array, num_images: int, noise: NceSettings) -> jax.Array:
+  """The noise of each image of a batch, uniform over 0 … N − 1 with replacement: int32 [B, m].
+
+  A function of the key and the image's position in the batch. An image may be among its own noise, as it
+  may in the paper, whose noise is uniform over all.
+  """
+  return jax.random.randint(key, (num_images, noise.samples), 0, noise.num_instances)
+
+
+def nce(bank: jax.Array, features: jax.Array, ids: jax.Array, valid: jax.Array, normaliser: jax.Array,
+        key: jax.Array, noise: NceSettings) -> NceLoss:
+  """The NCE loss of each image.
+
+  P(j|f) = e^{vⱼᵀf/τ}/Z,  h(j) = P(j|f) / (P(j|f) + m/N)
+  J = −log h(own) − Σ_{j in noise} log(1 − h(j)),  ∂J/∂f = [Σ_{j in noise} h(j) vⱼ − (1 − h(own)) v_own]/τ
+
+  The bank gets no gradient.
+
+  Args:
+    bank: float32 [N', D], split over the mesh; its rows v as they are.
+    features: f, float32 [B, D] of unit norm, split over the mesh.
+    ids: int32 [B], the own row of each feature; valid: bool [B]. Both split over the mesh.
+    normaliser: Z, float32 []; 0 to estimate it from this batch as N times the mean of e^{vⱼᵀf/τ} over the
+      own and the noise rows of its valid images.
+    key: of this step.
+    noise: the settings.
+
+  Source: InstDisc, Eq. 4 to 7; the estimate of Z is Eq. 8 as its public code has it.
+  """
+  axes, temperature = noise.mesh.axis_names, noise.temperature
+  gather = functools.partial(jax.lax.all_gather, axis_name=axes, tiled=True)
+  scatter_sum = functools.partial(jax.lax.psum_scatter, axis_name=axes, tiled=True)
+
+  def local(bank, features, ids, valid, normaliser, key):
+    first = local_rows.first_row(len(bank), noise.mesh)
+    everyone = gather(features)
+    own_row = scatter_sum(local_rows.take(bank, local_rows.local_places(gather(ids), first, len(bank))))
+    own_logit = jnp.sum(features * own_row, axis=1) / temperature
+    drawn = draw_noise(key, len(everyone), noise)
+    places = jnp.sort(local_rows.local_places(drawn, first, len(bank)), axis=1)
+    over_noise = functools.partial(_over_noise, bank, everyone, places, noise)
+
+    unknown = normaliser == 0
+    masses = over_noise(lambda mass, logits, rows: mass + jnp.exp(logits).sum(axis=1),
+                        jnp.zeros(len(everyone)), only_if=unknown)
+    total = jnp.where(gather(valid), masses, 0).sum() + jnp.where(valid, jnp.exp(own_logit), 0).sum()
+    scored = (noise.samples + 1) * jax.lax.psum(valid.sum(), axes)
+    estimate = noise.num_instances * jax.lax.psum(total, axes) / jnp.maximum(scored, 1)
+    normaliser = jnp.where(unknown, estimate, normaliser)
+    shift = jnp.log(normaliser * noise.samples / noise.num_instances)  # h is the sigmoid of logit − shift.
+
+    def tell(sums, logits, rows):
+      loss, pull = sums
+      h = jax.nn.sigmoid(logits - shift)
+      return (loss + jax.nn.softplus(logits - shift).sum(axis=1),
+              pull + jnp.einsum('bk,bkd->bd', h, rows, precision=_HIGHEST))
+
+    nothing = jnp.zeros(len(everyone)), jnp.zeros(everyone.shape)
+    noise_loss, pull = map(scatter_sum, over_noise(tell, nothing))
+    gradient = pull - jax.nn.sigmoid(shift - own_logit)[:, None] * own_row
+    return jax.nn.softplus(shift - own_logit) + noise_loss, gradient / temperature, normaliser
+
+  spec, everywhere = split(noise.mesh), PartitionSpec()
+  loss, gradient, normaliser = jax.shard_map(
+    local, mesh=noise.mesh, in_specs=(spec, spec, spec, spec, everywhere, everywhere),
+    out_specs=(spec, spec, everywhere))(
+    *jax.lax.stop_gradient((bank, features, ids, valid, normaliser, key)))
+  return NceLoss(with_gradient(loss, features, gradient), normaliser)
+
+
+def _over_noise(bank, features, places, noise, add, start, only_if=True):
+  """Adds up over the noise that this device holds.
+
+  Args:
+    bank: float32 [N'/devices, D]; features: float32 [B, D].
+    places: int32 [B, m], where this device has the noise rows, ascending; beyond the bank where it has not.
+    noise: the settings.
+    add: from the sums so far, logits [B, k] (−∞ where a row is none) and rows [B, k, D] to the sums.
+    start: the sums of nothing.
+    only_if: bool [], False for nothing to add.
+  """
+  size = min(noise.samples, max(1, _BLOCK_NUMBERS // features.size))
+  held = (places < len(bank)).sum(axis=1).max()
+  places = jnp.pad(places, ((0, 0), (0, -places.shape[1] % size)), constant_values=len(bank))
+
+  def block(index, sums):
+    at = jax.lax.dynamic_slice_in_dim(places, index * size, size, axis=1)
+    rows = local_rows.take(bank, at)
+    logits = jnp.einsum('bd,bkd->bk', features, rows, precision=_HIGHEST) / noise.temperature
+    return add(sums, jnp.where(at < len(bank), logits, -jnp.inf), rows)
+
+  start = jax.lax.pcast(start, noise.mesh.axis_names, to='varying')
+  return jax.lax.fori_loop(0, jnp.where(only_if, -(-held // size), 0), block, start)

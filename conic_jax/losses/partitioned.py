@@ -1,0 +1,231 @@
+"""The instance softmax over the rows of all classes, split over every device of the mesh.
+
+Features are gathered (M × D is small), the rows never are. `scores` passes over the local rows in chunks and
+gives the loss and the gradient of the features; `memories.instance_rows.update` passes over them again for
+the rows' SGD. Logits [M, N] are never stored. `losses.instance_classification` is the readable form that it
+is tested against.
+"""
+import dataclasses
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+
+from conic_jax.errors import UserError
+from conic_jax.hardware import local_rows
+from conic_jax.hardware.mesh import split
+from conic_jax.losses import negatives, normalise, smoothing
+from conic_jax.losses.known_gradient import with_gradient
+
+# Cosines are at most 1, so that 1/τ may stand for the largest logit as long as e^{−2/τ}, the
+# smallest term, is a normal float32.
+SMALLEST_TEMPERATURE_FOR_CONSTANT_MAXIMUM = 0.023
+
+
+@dataclasses.dataclass(frozen=True)
+class Softmax:
+  """Over which classes, how, and where the softmax is taken.
+
+  Attributes:
+    num_instances: N.
+    temperature: τ.
+    mesh: the mesh that features and rows are split over.
+    dtype: the type of the factors of the products; sums are float32.
+    negative_weight: β, the weight of each negative's term in the normaliser.
+    num_drawn: negatives drawn uniformly at every step; 0 for all N − 1. The classes of the batch are
+      negatives of each other in any case.
+    smoothing: α, the share of the label that the hardest classes have together.
+    chunk_size: rows that are scored at a time; 0 for what suits the device.
+  """
+  num_instances: int
+  temperature: float
+  mesh: Mesh
+  dtype: Any = jnp.float32
+  negative_weight: float = 1.0
+  num_drawn: int = 0
+  smoothing: float = 0.0
+  chunk_size: int = 0
+
+  def __post_init__(self):
+    if self.smoothing and self.temperature < SMALLEST_TEMPERATURE_FOR_CONSTANT_MAXIMUM:
+      raise UserError(f'config.temperature is {self.temperature}: with smoothed labels it is at least '
+                      f'{SMALLEST_TEMPERATURE_FOR_CONSTANT_MAXIMUM}, below which the terms of the hardest '
+                      'classes may all be zero in float32; raise it or set config.smoothing.alpha to 0.')
+
+  @property
+  def chance_loss(self) -> float:
+    """The loss where all logits are equal: log(1 + β n) of n negatives, in nats; above zero for none too."""
+    return max(math.log1p(self.negative_weight * (self.num_drawn or self.num_instances - 1)), 1e-6)
+
+
+class Scores(NamedTuple):
+  """What `scores` gives for each of the M features, all [M].
+
+  Attributes:
+    loss: −log P(own class), differentiable in the features.
+    correct: bool, whether no class has a larger logit than the own one: an exact tie counts as correct.
+    log_normaliser: log Z.
+    log_target: log Σⱼ yⱼ e^{w̄ⱼᵀx̄/τ}; the own logit where labels are not smoothed.
+    own_error: ∂ℓ/∂(own logit).
+  """
+  loss: jax.Array
+  correct: jax.Array
+  log_normaliser: jax.Array
+  log_target: jax.Array
+  own_error: jax.Array
+
+
+def scores(weights: jax.Array, features: jax.Array, ids: jax.Array, softmax: Softmax,
+           hardest: jax.Array | None = None, draw_key: jax.Array | None = None) -> Scores:
+  """The instance classification loss of each feature over all N classes.
+
+  Z = e^{w̄ₙᵀx̄/τ} + β Σ_{j≠n} e^{w̄ⱼᵀx̄/τ},  ℓ = log Z − log Σⱼ yⱼ e^{w̄ⱼᵀx̄/τ}
+  ∂ℓ/∂x̄ = (Σⱼ Pⱼ w̄ⱼ − Σⱼ qⱼ w̄ⱼ)/τ with qⱼ = yⱼ e^{w̄ⱼᵀx̄/τ} / Σᵢ yᵢ e^{w̄ᵢᵀx̄/τ}
+
+  y is one at the own class n; with label smoothing 1 − α there and α/K at the K hardest. The rows get
+  no gradient here: that is `memories.instance_rows.update`'s. An id outside [0, N) makes its loss NaN.
+
+  Args:
+    weights: float32 [N', D], split over the mesh, normalised here.
+    features: float32 [M, D] of unit norm, split over the mesh.
+    ids: int32 [M], the instance of each feature, in [0, N).
+    softmax: the settings.
+    hardest: int32 [B, K], the hardest classes of each image, split over the mesh; None without smoothing.
+    draw_key: the key of the drawn negatives; None where there are none.
+
+  Source: ConIC, Eq. 1 and 4, §4 (β); One-Million, Eq. 1 to 3, the hybrid parallel classifier.
+  """
+  axes, mesh, temperature = softmax.mesh.axis_names, softmax.mesh, softmax.temperature
+  gather = functools.partial(jax.lax.all_gather, axis_name=axes, tiled=True)
+  scatter_sum = functools.partial(jax.lax.psum_scatter, axis_name=axes, tiled=True)
+
+  def local(weights, features, ids, hardest, draw_key):
+    everyone, everyones_ids = gather(features), gather(ids)
+    first = local_rows.first_row(len(weights), mesh)
+    shift = jnp.full(len(everyone), 1 / temperature)
+    if temperature < SMALLEST_TEMPERATURE_FOR_CONSTANT_MAXIMUM:
+      shift = jax.lax.pmax(_largest_logits(weights, everyone, first, softmax), axes)
+    total, weighted, largest = _negatives_pass(
+      weights, everyone, everyones_ids, shift, first, draw_key, softmax)
+    total, weighted = scatter_sum(total), scatter_sum(weighted)
+    places = local_rows.local_places(everyones_ids, first, len(weights))
+    own_row = normalise(scatter_sum(local_rows.take(weights, places)))
+
+    here = functools.partial(jax.lax.dynamic_slice_in_dim, slice_size=len(features),
+                             start_index=jax.lax.axis_index(axes) * len(features))
+    largest, own_shift = here(jax.lax.pmax(largest, axes)), here(shift)
+    own_logit = jnp.sum(features * own_row, axis=1) / temperature
+    own = jnp.exp(own_logit - own_shift)
+    normaliser = total + own
+    if hardest is None:
+      # P − 1 of the own class is taken from the negatives: it does not cancel where P is nearly one.
+      own_error = -total / normaliser
+      gradient = weighted / normaliser[:, None] + own_error[:, None] * own_row
+      loss, log_target = jnp.logaddexp(0., jnp.log(total) + own_shift - own_logit), own_logit
+    else:
+      hits, hit_rows = map(scatter_sum, smoothing.targets(
+        weights, everyone, gather(hardest), shift, first, temperature))
+      labelled = (1 - softmax.smoothing) * own
+      target = labelled + softmax.smoothing * hits
+      own_error = own / normaliser - labelled / target
+      gradient = (weighted / normaliser[:, None] - softmax.smoothing * hit_rows / target[:, None]
+                  + own_error[:, None] * own_row)
+      loss, log_target = jnp.log(normaliser / target), jnp.log(target) + own_shift
+    known = (ids >= 0) & (ids < softmax.num_instances)
+    results = Scores(jnp.where(known, loss, jnp.nan), own_logit >= largest,
+                     jnp.log(normaliser) + own_shift, log_target, own_error)
+    return results, gradient / temperature
+
+  spec = split(mesh)
+  results, gradient = jax.shard_map(
+    local, mesh=mesh, in_specs=(spec, spec, spec, spec, PartitionSpec()), out_specs=spec)(
+    *jax.lax.stop_gradient((weights, features, ids, hardest, draw_key)))
+  return results._replace(loss=with_gradient(results.loss, features, gradient))
+
+
+def chunk_size(num_features: int, num_rows: int, softmax: Softmax) -> int:
+  """Rows that are scored at a time: few enough for the caches of a CPU, or for 256 MiB of logits."""
+  if softmax.chunk_size:
+    return min(softmax.chunk_size, num_rows)
+  if softmax.mesh.devices.flat[0].platform == 'cpu':
+    return min(2048, num_rows)
+  return min(max(2048, min(65536, 2 ** 26 // num_features)), num_rows)
+
+
+def contract(a: jax.Array, b: jax.Array, axes: tuple[int, int], dtype: Any) -> jax.Array:
+  """The product over an axis of each, with factors in the compute type and sums in float32."""
+  precision = jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
+  return jax.lax.dot_general(a.astype(dtype), b.astype(dtype), (((axes[0],), (axes[1],)), ((), ())),
+                             precision=precision, preferred_element_type=jnp.float32)
+
+
+def sum_products(terms: jax.Array, vectors: jax.Array, dtype: Any) -> jax.Array:
+  """terms [A, B] times vectors [B, D], in the compute type.
+
+  float16's smallest number is larger than many a probability: there each row of terms is scaled to at most
+  one before the cast, and back in float32 after the product.
+  """
+  if dtype != jnp.float16:
+    return contract(terms, vectors, (1, 0), dtype)
+  largest = jnp.max(jnp.abs(terms), axis=1, keepdims=True)
+  largest = jnp.where(largest > 0, largest, 1)
+  return contract(terms / largest, vectors, (1, 0), dtype) * largest
+
+
+def in_turn(index: jax.Array, start: jax.Array, size: int) -> jax.Array:
+  """Which rows of a chunk no chunk before had: the last one reaches back. bool [C]."""
+  return start + jnp.arange(size) >= index * size
+
+
+def chunk_bounds(index: jax.Array, num_rows: int, size: int, first: jax.Array,
+                 num_instances: int) -> tuple[jax.Array, jax.Array]:
+  """Where a chunk starts, and which of its rows count: in their turn and no padding, bool [C]."""
+  start = jnp.minimum(index * size, num_rows - size)
+  inside = first + start + jnp.arange(size) < num_instances
+  return start, inside & in_turn(index, start, size)
+
+
+def class_weights(classes, own, present, draw_key, softmax):
+  """The weight of each class as a negative: β, or 0 where it takes no part; own is [C, M]. float32 [C]."""
+  if softmax.num_drawn:
+    present &= own.any(axis=1) | negatives.drawn(classes, draw_key, softmax.num_instances, softmax.num_drawn)
+  return jnp.where(present, jnp.float32(softmax.negative_weight), 0)
+
+
+def _negatives_pass(weights, features, ids, shift, first, draw_key, softmax):
+  """β Σ_{j≠n} e^{logit − shift} [M], the same sum times w̄ⱼ [M, D], and the largest such logit [M]."""
+  size = chunk_size(len(features), len(weights), softmax)
+
+  def chunk(index, carry):
+    total, weighted, largest = carry
+    start, present = chunk_bounds(index, len(weights), size, first, softmax.num_instances)
+    classes = first + start + jnp.arange(size, dtype=jnp.int32)
+    unit = normalise(jax.lax.dynamic_slice_in_dim(weights, start, size))
+    logits = contract(features / softmax.temperature, unit, (1, 1), softmax.dtype)
+    own = classes[None] == ids[:, None]
+    weight = class_weights(classes, own.T, present, draw_key, softmax)
+    terms = jnp.where(own, 0, jnp.exp(logits - shift[:, None]) * weight[None])
+    weighted += sum_products(terms, unit, softmax.dtype)
+    counted = jnp.where(own | (weight == 0)[None], -jnp.inf, logits)
+    return total + terms.sum(axis=1), weighted, jnp.maximum(largest, counted.max(axis=1))
+
+  sums = jnp.zeros(len(features)), jnp.zeros(features.shape), jnp.full(len(features), -jnp.inf)
+  sums = jax.lax.pcast(sums, softmax.mesh.axis_names, to='varying')
+  return jax.lax.fori_loop(0, -(-len(weights) // size), chunk, sums)
+
+
+def _largest_logits(weights, features, first, softmax):
+  """The largest logit of each feature over this device's rows: float32 [M]."""
+  size = chunk_size(len(features), len(weights), softmax)
+
+  def chunk(index, largest):
+    start, present = chunk_bounds(index, len(weights), size, first, softmax.num_instances)
+    unit = normalise(jax.lax.dynamic_slice_in_dim(weights, start, size))
+    logits = contract(features / softmax.temperature, unit, (1, 1), softmax.dtype)
+    return jnp.maximum(largest, jnp.where(present[None], logits, -jnp.inf).max(axis=1))
+
+  start = jax.lax.pcast(jnp.full(len(features), -jnp.inf), softmax.mesh.axis_names, to='varying')
+  return jax.lax.fori_loop(0, -(-len(weights) // size), chunk, start)

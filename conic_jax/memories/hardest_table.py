@@ -1,0 +1,37 @@
+"""The table of the hardest classes of every class, found anew before each epoch."""
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from conic_jax.hardware.mesh import split
+from conic_jax.losses import hardest
+from conic_jax.memories.memory import Memory
+
+
+@dataclasses.dataclass(frozen=True)
+class HardestTable(Memory):
+  """The K hardest classes of each class, by the rows as they are when an epoch begins: int32 [N', K].
+
+  Attributes:
+    num_instances: N; k: K.
+    mesh: the mesh that rows and table are split over.
+    rows: the name of the memory that has the rows.
+  """
+  num_instances: int
+  k: int
+  mesh: Mesh
+  rows: str = 'rows'
+  prepares_epochs = True
+
+  def init(self, num_rows: int) -> jax.Array:
+    """A table of zeros, before the first epoch, for N' rows."""
+    return jnp.zeros((num_rows, self.k), jnp.int32)
+
+  def before_epoch(self, memories, name):
+    return hardest.table(memories[self.rows].weights, num_instances=self.num_instances, k=self.k,
+                         mesh=self.mesh)
+
+  def partition_rules(self):
+    return (('', split(self.mesh)),)

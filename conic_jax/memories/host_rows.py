@@ -1,0 +1,268 @@
+"""The host's side of the sampled classifier: what enters the window, from where, and what leaves it.
+
+One worker does all of it, in the order of the steps and ahead of them: it runs the window on the ids that
+the sampler will give, reads the rows that enter and writes those that left. What it reads for step t
+waits for nothing later than what step t − R gave back; the device has what left since.
+"""
+import collections
+import contextlib
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from conic_jax.errors import UserError
+from conic_jax.hardware import mesh as meshes
+from conic_jax.memories import device_window
+from conic_jax.memories.delayed import Rates
+from conic_jax.memories.device_window import FRESH, HOST_LAG, NO_SLOT, OUTSIDE, RECENT
+from conic_jax.memories.host import HostSettings, HostSide
+from conic_jax.memories.store import Layout, Store, Stored, open_store, shortage
+from conic_jax.memories.window import Swaps, WindowClasses
+
+# Steps that are prepared ahead. Less than R, so that all that a step waits for was given back.
+_STEPS_AHEAD = 3
+_SETTINGS = 'settings.json'
+
+
+class HostRows(HostSide):
+  """The companion of a method whose state has a `device_window.Window` under 'window'."""
+
+  def __init__(self, settings: HostSettings, mesh: Mesh, *, kind: str, num_instances: int, dim: int,
+               seed: int, norm: float, momentum: float, weight_decay: float):
+    """Begins nothing yet.
+
+    Args:
+      settings: of the run.
+      mesh: the mesh that the window's rows are split over.
+      kind: where the rows outside are: 'device', 'host' or 'disk'.
+      num_instances: N.
+      dim: D.
+      seed: seed of the run.
+      norm: the norm that rows start with.
+      momentum, weight_decay: of the rows' SGD.
+    """
+    self._settings, self._mesh, self._kind = settings, mesh, kind
+    self._sgd = {'momentum': momentum, 'weight_decay': weight_decay}
+    self.depends_on = {'store': kind, 'norm': norm, **self._sgd}
+    # The process that keeps a row tells the device of it; the first does for what the device keeps.
+    count = 1 if kind == 'device' else jax.process_count()
+    self._layout = Layout(num_instances, dim, seed, jax.process_index(), count)
+    self._at_the_end = contextlib.ExitStack()
+    self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix='host rows')
+    self._prepared: collections.deque[Future] = collections.deque()
+    self._failure: Exception | None = None
+
+  def start(self, state, step, fresh):
+    window: device_window.Window = state
+    settings = self._settings
+    if fresh:
+      begin_folder(settings.folder, self.depends_on)
+    else:
+      _check_settings(settings.folder, self.depends_on)
+    if isinstance(window.outside, device_window.DeviceStore):
+      store = _SeenOnDevice(window.outside, self._mesh)
+    else:
+      lacking = shortage(settings.folder, self._kind, self._layout, settings.last_step * settings.batch_size,
+                         settings.save_every * settings.batch_size, settings.keep)
+      if lacking:
+        raise UserError(lacking)
+      store = open_store(self._kind, settings.folder, self._layout, None if fresh else step)
+      self._at_the_end.callback(store.close)
+    # The rate of the last step is the device's to tell, in the next exchange.
+    done = max(0, step - 1) if len(self._layout.ids) else 0  # Who keeps no row needs no rates.
+    rates = Rates(settings.folder / f'rates-{jax.process_index()}', done, **self._sgd)
+    self._at_the_end.callback(rates.close)
+    inside = WindowClasses(np.asarray(window.classes), np.asarray(window.renewed), self._layout.num_instances)
+    self._rows = _RowsWorker(inside, store, rates, self._layout, settings, self._mesh)
+    self._next = step
+    for _ in range(_STEPS_AHEAD):
+      self._prepare_next()
+
+  def inputs(self, step):
+    del step  # They come in order.
+    inputs = self._prepared.popleft().result()
+    self._prepare_next()
+    return inputs
+
+  def receive(self, step, outputs):
+    for leaf in jax.tree.leaves(outputs):
+      leaf.copy_to_host_async()
+    self._rows.outputs.append((step, outputs))
+
+  def sync(self, step, kept):
+    self._submit(self._rows.sync, step, kept).result()
+
+  def close(self):
+    self._worker.shutdown(wait=True, cancel_futures=True)
+    self._at_the_end.close()
+
+  def _prepare_next(self) -> None:
+    if self._next < self._settings.last_step:
+      self._prepared.append(self._submit(self._rows.inputs, self._next))
+      self._next += 1
+
+  def _submit(self, work: Callable, *arguments: Any) -> Future:
+    """Gives the worker something to do; after a failure it does nothing but tell it again."""
+    def guarded():
+      if self._failure:
+        raise self._failure
+      try:
+        return work(*arguments)
+      except Exception as error:
+        self._failure = error
+        raise
+    return self._worker.submit(guarded)
+
+
+class _RowsWorker:
+  """What the worker does, in order: `inputs` of one step after another, and checkpoints between.
+
+  The `exchange` of step t gives back what left, exact before the update of t, and the rate of t − 1:
+  so R steps after a row left it is in the store, with every rate from then on in the log.
+  """
+
+  def __init__(self, window: WindowClasses, store: 'Store | _SeenOnDevice', rates: Rates, layout: Layout,
+               settings: HostSettings, mesh: Mesh):
+    self._window, self._store, self._rates = window, store, rates
+    self._layout, self._settings, self._mesh = layout, settings, mesh
+    # What the steps gave back and is not kept yet: (step, outputs).
+    self.outputs: collections.deque[tuple[int, Any]] = collections.deque()
+    # What left in each of the last steps; and for each of those rows when, and in which swap.
+    self._leaving: dict[int, np.ndarray] = {}
+    self._recent: dict[int, tuple[int, int]] = {}
+    self._zeros: dict[tuple, jax.Array] = {}
+
+  def inputs(self, step: int) -> dict[str, jax.Array]:
+    """What `device_window.exchange` needs in this step."""
+    self._keep(step - HOST_LAG)
+    self._forget(step - HOST_LAG - 1)
+    swaps = self._window.advance(step, self._settings.batch_ids(step))
+    parts = self._arrivals(step, swaps.entering)
+    self._leaving[step] = swaps.leaving
+    self._recent |= {name: (step, index) for index, name in enumerate(swaps.leaving.tolist())}
+    return self._known_to_all(swaps) | {name: self._part(values) for name, values in parts.items()}
+
+  def sync(self, step: int, kept: Sequence[int]) -> None:
+    """Syncs the store and the rates with the state after `step` steps."""
+    self._keep(step - 1)
+    self._rates.checkpoint()
+    self._store.checkpoint(step, kept)
+
+  def _keep(self, last: int) -> None:
+    """Keeps what the steps up to this one gave back."""
+    while self.outputs and self.outputs[0][0] <= last:
+      step, outputs = self.outputs.popleft()
+      if step:
+        self._rates.append(float(np.asarray(outputs['rate'])))
+      leaving = self._leaving[step]
+      mine = self._mine(leaving)
+      rows = np.asarray(outputs['rows'])[mine] if 'rows' in outputs else np.empty((len(mine), 2, 0))
+      self._store.write(leaving[mine], rows, np.full(len(mine), step))
+
+  def _forget(self, step: int) -> None:
+    """Takes what left in this step for no longer recent, where it has not left again."""
+    for name in self._leaving.pop(step, np.empty(0)).tolist():
+      if self._recent[name][0] == step:
+        del self._recent[name]
+
+  def _arrivals(self, step: int, entering: np.ndarray) -> dict[str, np.ndarray]:
+    """This process's part of `device_window.inputs`: of each row that it keeps and that enters."""
+    on_device = isinstance(self._store, _SeenOnDevice)
+    shapes = device_window.inputs(self._settings.batch_size, self._layout.dim, self._mesh, on_device)
+    parts = {name: np.zeros(shapes[name].shape[1:], shapes[name].dtype)
+             for name in shapes.keys() - {'slots', 'swapped', 'entering'}}
+    mine = self._mine(entering)
+    recent = np.array([name in self._recent for name in entering[mine].tolist()], bool)
+
+    here = mine[recent]
+    left = np.array([self._recent[name] for name in entering[here].tolist()], np.int64).reshape(-1, 2)
+    parts['origin'][here] = RECENT + left[:, 0] % HOST_LAG * self._settings.batch_size + left[:, 1]
+    parts['missing'][here] = step - left[:, 0]
+    parts['products'][here] = np.eye(2)
+
+    here = mine[~recent]
+    stored = self._store.read(entering[here])
+    known = max(0, step - HOST_LAG)
+    parts['origin'][here] = np.where(stored.written, OUTSIDE, FRESH)
+    parts['missing'][here] = step - np.maximum(stored.seen, known)
+    parts['products'][here] = self._rates.products(np.minimum(stored.seen, known), known)
+    if not on_device:
+      parts['rows'][here] = stored.rows
+    return parts
+
+  def _mine(self, names: np.ndarray) -> np.ndarray:
+    """Where in this array the rows are that this process keeps."""
+    ids = self._layout.ids
+    return np.flatnonzero((names >= ids.start) & (names < ids.stop))
+
+  def _known_to_all(self, swaps: Swaps) -> dict[str, jax.Array]:
+    """The global arrays [B] that every process knows all of."""
+    size = self._settings.batch_size
+    filled = lambda names, rest: np.pad(names, (0, size - len(names)), constant_values=rest)
+    arrays = {'slots': swaps.slots, 'swapped': filled(swaps.swapped, NO_SLOT),
+              'entering': filled(swaps.entering, 0)}
+    here = meshes.process_rows(self._mesh, size)
+    local = {name: array[here].astype(np.int32) for name, array in arrays.items()}
+    return meshes.to_global(local, self._mesh)
+
+  def _part(self, values: np.ndarray) -> jax.Array:
+    """The global array [T, …] with these values in the part of this process's first device, else zeros."""
+    sharding = meshes.batch_sharding(self._mesh)
+    shape = (self._mesh.size, *values.shape)
+    first, *others = sharding.addressable_devices_indices_map(shape)
+    keys = [(device, values.shape, values.dtype) for device in others]
+    for key in keys:
+      if key not in self._zeros:
+        self._zeros[key] = jax.device_put(np.zeros_like(values)[None], key[0])
+    parts = [jax.device_put(values[None], first), *(self._zeros[key] for key in keys)]
+    return jax.make_array_from_single_device_arrays(shape, sharding, parts)
+
+
+class _SeenOnDevice:
+  """What the host knows of rows that are on the device: since when each has been outside."""
+
+  def __init__(self, outside: device_window.DeviceStore, mesh: Mesh):
+    everywhere = jax.jit(lambda seen: seen, out_shardings=meshes.replicated(mesh))
+    self._seen = np.asarray(everywhere(outside.seen)).astype(np.int64)
+
+  def read(self, ids: np.ndarray) -> Stored:
+    return Stored(np.empty((len(ids), 2, 0), np.float32), self._seen[ids], np.ones(len(ids), bool))
+
+  def write(self, ids: np.ndarray, rows: np.ndarray, seen: np.ndarray) -> None:
+    del rows
+    self._seen[ids] = seen
+
+  def checkpoint(self, step: int, kept: Sequence[int]) -> None:
+    """The train state has it."""
+
+
+def begin_folder(folder: Path, settings: dict[str, Any]) -> None:
+  """Clears leftovers of another run and records what the stored rows depend on."""
+  if jax.process_index() == 0:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / _SETTINGS).write_text(json.dumps(settings, indent=2) + '\n')
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices('the store is empty')
+
+
+def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
+  """Raises a UserError where the rows outside were left under other settings, which they depend on."""
+  path = folder / _SETTINGS
+  if not path.is_file():
+    raise UserError(f'{folder} holds no store of the rows that the checkpoint needs: bring the folder back, '
+                    'or set config.run to another one to begin anew.')
+  saved = json.loads(path.read_text())
+  differences = [f'config.classifier.{name} was {saved.get(name)!r}, is {value!r}'
+                 for name, value in settings.items() if saved.get(name) != value]
+  if differences:
+    raise UserError(f'The rows of {folder} were left by a run with other settings: {"; ".join(differences)}. '
+                    'Go back to those settings, or set config.run to another folder.')

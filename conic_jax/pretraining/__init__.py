@@ -1,0 +1,1 @@
+"""Pretraining: from the settings of a user to an encoder that was evaluated."""

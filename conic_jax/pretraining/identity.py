@@ -1,0 +1,37 @@
+"""What a run is, as its checkpoints and its config.json keep it."""
+import json
+import platform
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from conic_jax import __version__
+from conic_jax.data.sampler import Sampler
+
+
+def run_identity(config: Any, sampler: Sampler, dtype: jnp.dtype) -> dict[str, Any]:
+  """What a resumed run must share with its checkpoint, beside the shapes."""
+  # Whether there is a bias the shapes tell: runs of before the setting go on.
+  head = {name: value for name, value in json_value(config.head).items() if name != 'output_bias'}
+  return {'method': config.method, 'num_images': sampler.num_images, 'config.seed': config.seed,
+          'config.dtype': jnp.dtype(dtype).name,
+          'config.batch_size': config.batch_size, 'config.encoder': json_value(config.encoder),
+          'config.head': head, 'config.data.name': config.data.name,
+          'config.data.train': config.data.train,
+          'config.sampler': json_value(config.sampler) if sampler.slides else None}
+
+
+def json_value(node: Any) -> Any:
+  """A config node as JSON holds it."""
+  return json.loads(node.to_json_best_effort())
+
+
+def describe(config: Any) -> dict[str, Any]:
+  """The resolved config with the versions that it runs under, for config.json."""
+  versions = {'conic_jax': __version__, 'jax': jax.__version__, 'optax': optax.__version__,
+              'numpy': np.__version__, 'python': platform.python_version(),
+              'device': jax.devices()[0].device_kind}
+  return {**json_value(config), 'versions': versions}

@@ -1,0 +1,179 @@
+"""From the user's config to the run's own: the folders, what the recipe chooses, and what no run can have."""
+import contextlib
+import dataclasses
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from conic_jax import methods, optim, recipe
+from conic_jax.data import pipeline
+from conic_jax.data.sampler import Sampler
+from conic_jax.data.sources import Source
+from conic_jax.errors import UserError
+from conic_jax.hardware import mesh as meshes
+from conic_jax.memories.host import HostSettings
+from conic_jax.memories.memory import hosted
+from conic_jax.pretraining import train_step
+from conic_jax.recipe import Facts
+from conic_jax.run.loop import Phase, run_steps
+from conic_jax.run.session import Session
+from conic_jax.run.state import TrainState
+
+Say = Callable[[str], None]
+
+# Training is tried for so long and so many steps, more than are prepared ahead; slow steps for a while only.
+_TRIED_SECONDS, _TRIED_STEPS, _MOST_SECONDS = 6.0, 10, 60.0
+
+
+def check(config: Any) -> None:
+  """Raises a `UserError` for numbers that no run can have, and fields that cannot be open."""
+  recipe.check_open(config)
+  for name in ('log_every', 'epochs', 'batch_size'):
+    if config[name] is not None and config[name] < 1:
+      raise UserError(f'config.{name} is {config[name]}; it must be at least 1.')
+  if config.minutes is not None and config.minutes < 0:
+    raise UserError(f'config.minutes is {config.minutes:g}; it must be positive, or 0 for no limit.')
+  if config.minutes and config.epochs is not None:
+    raise UserError(f'config.minutes is {config.minutes:g} and config.epochs is {config.epochs}: minutes '
+                    'choose the epochs. Give one of them: --config.epochs=auto leaves them to the minutes.')
+  if not 0 <= config.seed < 2**32:
+    raise UserError(f'config.seed is {config.seed}; it must be from 0 to 4294967295.')
+  if '://' in config.run:
+    raise UserError(f'config.run {config.run} is no folder: give one of this machine, or of a file system '
+                    'that all hosts share.')
+
+
+def choose_splits(config: Any) -> tuple[Any, list[recipe.Choice]]:
+  """The config with open `data.train` and `data.test` chosen, or as its run began with, and these choices."""
+  kept = {choice.field: choice for choice in recipe.stored(Path(config.run), config)}
+  choices = [kept.get(choice.field, choice) for choice in recipe.split_folders(config)]
+  return recipe.apply(config, choices), choices
+
+
+def settle(config: Any, source: Source, labelled: bool, mesh: Mesh, say: Say,
+           splits: Sequence[recipe.Choice] = (), timed: bool = True) -> tuple[Any, dict[str, Any]]:
+  """Gives every open field of a config a value, and says which and why.
+
+  A run that has begun keeps the values that it began with.
+
+  Args:
+    config: the whole config.
+    source: the training images.
+    labelled: whether accuracies can be measured.
+    mesh: the mesh.
+    say: shows a line.
+    splits: what `choose_splits` chose.
+    timed: whether training is tried for some seconds where its length is to fit `config.minutes`.
+
+  Returns:
+    The config without open fields, and what of this config.json keeps as 'recipe'.
+
+  Raises:
+    UserError: where the images or what was given leave no choice.
+  """
+  if not recipe.open_fields(config):
+    return config, {}
+  kept = recipe.stored(Path(config.run), config)
+  if kept:
+    say(f'Settings chosen when this run began: {len(kept)}, in {config.run}/config.json. They stay, so that '
+        'it goes on as it began; for others give config.run a new name.')
+    config = recipe.apply(config, kept)
+  chosen: list[recipe.Choice] = []
+  if recipe.open_fields(config):
+    facts = recipe.look(source, labelled, config.seed)
+    config, chosen, facts = _resolve(config, facts, source, mesh, timed)
+    for warning in facts.warnings:
+      say(f'Warning: {warning}')
+    say(recipe.describe([*splits, *(choice for choice in chosen
+                                    if labelled or not choice.field.startswith('linear.'))]))
+    if facts.seconds_per_image and not config.max_steps:
+      minutes = config.epochs * facts.num_images * facts.seconds_per_image / 60
+      say(f'Training takes about {minutes:.2g} minutes here; evaluation and pictures follow.')
+  return config, {'reasons': sorted([choice.field, choice.reason] for choice in (*splits, *kept, *chosen))}
+
+
+def _resolve(config: Any, facts: Facts, source: Source, mesh: Mesh, timed: bool
+             ) -> tuple[Any, list[recipe.Choice], Facts]:
+  """`recipe.resolve`; where epochs are to fit the minutes, a second time with the speed of a trial."""
+  settled, choices = recipe.resolve(config, facts)
+  if not (settled.minutes and recipe.is_open(config, 'epochs')):
+    return settled, choices, facts
+  if jax.process_count() > 1:
+    if not recipe.is_open(config, 'minutes'):
+      raise UserError('config.minutes is for one process: give several config.epochs.')
+    config = recipe.apply(config, [recipe.Choice('minutes', 0.0, '')])
+    return *recipe.resolve(config, facts), facts
+  if timed:
+    facts = dataclasses.replace(facts, seconds_per_image=seconds_per_image(settled, source, mesh))
+    settled, choices = recipe.resolve(config, facts)
+  return settled, choices, facts
+
+
+def seconds_per_image(config: Any, source: Source, mesh: Mesh) -> float:
+  """Reads and learns for some seconds, forgets it, and gives what an image took.
+
+  Args:
+    config: without open fields.
+    source: the training images.
+    mesh: the mesh.
+  """
+  meshes.check_batch_size(config.batch_size, mesh)
+  sampler = Sampler(source.num_images, config.batch_size, config.seed, **config.sampler)
+  dtype = meshes.compute_dtype(config.dtype)
+  method = methods.make(config, source.num_images, mesh, dtype)
+  pipeline.check_views(source, method.views)
+  optimizer = optim.make_optimizer(config.optimizer)
+  init = lambda: train_step.init_state(method, optimizer, config.seed, dtype)
+  shardings = train_step.state_shardings(jax.eval_shape(init), method, mesh)
+  schedule = optim.make_schedule(config.optimizer, config.epochs, sampler.steps_per_epoch)
+  step_fn = train_step.jit_step(
+    train_step.make_step(method, optimizer, schedule, config.seed, sampler.steps_per_round, dtype),
+    shardings, mesh)
+  last_step = sampler.steps_per_epoch * config.epochs
+  trial = _Trial()
+  with tempfile.TemporaryDirectory() as folder, Session(Path(folder), mesh) as session:
+    state = jax.jit(init, out_shardings=shardings)()
+    host_settings = HostSettings(
+      folder=session.folder, batch_size=config.batch_size, last_step=last_step, save_every=last_step,
+      batch_ids=sampler.batch_ids, keep=2)
+    hosts = {name: session.keep_open(memory.host(host_settings))
+             for name, memory in hosted(method.memories).items()}
+    for name, host in hosts.items():
+      host.start(state.memories[name], 0, True)
+    phase = Phase(
+      name=' of a trial', step=step_fn, last_step=last_step, batch_size=config.batch_size,
+      batches=lambda first: pipeline.train_batches(
+        source, method.views, batch_size=config.batch_size, seed=config.seed, start_step=first,
+        rows=meshes.process_rows(mesh, config.batch_size), **config.sampler),
+      undecodable=pipeline.UndecodableImages(source), unread=('label',), hosts=hosts, log_every=1,
+      report=trial.report)
+    with contextlib.suppress(_Enough):
+      run_steps(phase, state, session)
+  return trial.seconds_per_step / config.batch_size
+
+
+class _Enough(Exception):
+  """A trial has seen enough."""
+
+
+class _Trial:
+  """Times steps, and ends them after a while."""
+
+  def __init__(self):
+    self._begun = self.seconds_per_step = 0.0
+
+  def report(self, state: TrainState, done: int, figures: dict[str, float]) -> None:
+    """Counts a step; the first is compilation, and the pipeline's first batches are ready by its end."""
+    del state, figures
+    now = time.perf_counter()
+    if done == 1:
+      self._begun = now
+      return
+    self.seconds_per_step = (now - self._begun) / (done - 1)
+    if now - self._begun > (_TRIED_SECONDS if done > _TRIED_STEPS else _MOST_SECONDS):
+      raise _Enough

@@ -1,0 +1,129 @@
+"""The train step: a pure function of state and batch, and how the state begins and lies on the mesh."""
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from conic_jax import optim
+from conic_jax.data.augment import augment, view_keys
+from conic_jax.hardware import mesh as meshes
+from conic_jax.memories.memory import hosted, update_all
+from conic_jax.methods import Method
+from conic_jax.run.state import LossScale, TrainState
+from conic_jax.views import Views
+
+# Apart from the views' keys, which are the seed's folded with the epoch.
+_STATE_STREAM = 2**32 - 1
+
+
+def init_state(method: Method, optimizer: optax.GradientTransformation, seed: int,
+               dtype: jnp.dtype) -> TrainState:
+  """The state before the first step: a function of the seed alone."""
+  init_rng, step_rng = jax.random.split(jax.random.fold_in(jax.random.key(seed), _STATE_STREAM))
+  views = tuple(jnp.zeros((1, group.count, group.size, group.size, 3)) for group in method.views)
+  count = sum(group.count for group in method.views)
+  batch = {'views': views, 'id': jnp.zeros(1, jnp.int32), 'valid': jnp.ones(1, bool),
+           'crop': jnp.zeros((1, count, 4)), 'flip': jnp.zeros((1, count), bool)}
+  params, batch_stats, memories = method.init(init_rng, batch)
+  return TrainState(
+    step=jnp.int32(0), updates=jnp.int32(0), params=params, batch_stats=batch_stats,
+    opt_state=optimizer.init(params), memories=memories, loss_scale=LossScale.create(dtype),
+    rng=step_rng)
+
+
+def state_shardings(shapes: TrainState, method: Method, mesh: jax.sharding.Mesh) -> TrainState:
+  """The shardings of a state: those of each memory by its own rules, the rest on every device."""
+  everywhere = jax.tree.map(lambda _: meshes.replicated(mesh), shapes)
+  memories = {name: meshes.shardings(shapes.memories[name], memory.partition_rules(), mesh)
+              for name, memory in method.memories.items()}
+  return everywhere.replace(memories=memories)
+
+
+def make_step(method: Method, optimizer: optax.GradientTransformationExtraArgs, schedule: optim.Schedule,
+              seed: int, steps_per_round: int, dtype: jnp.dtype
+              ) -> Callable[[TrainState, dict[str, Any]], tuple[TrainState, dict[str, jax.Array], Any]]:
+  """Makes the train step, a pure function (state, batch) -> (state, metrics, outputs for each host's side).
+
+  It augments the views, exchanges with the hosts, differentiates the method's loss, and updates the
+  parameters by the optimizer and each memory by its own rule. In float16 a step whose gradients overflow
+  changes nothing but `step`, the loss scale, and what the exchange brought.
+  """
+  scaled = dtype == jnp.float16
+
+  def step(state: TrainState, batch: dict[str, Any]):
+    batch = augment_batch(method.views, batch, seed, state.step // steps_per_round)
+    rng = jax.random.fold_in(state.rng, state.step)
+    lr = schedule(state.step)
+    memories, host_outputs = dict(state.memories), {}
+    for name, memory in hosted(method.memories).items():
+      memories[name], host_outputs[name] = memory.exchange(
+        memories[name], batch['host_inputs'][name], state.step, state.updates, lr)
+
+    def loss_fn(params):
+      loss, aux = method.loss(params, state.batch_stats, memories, batch, rng)
+      return loss * state.loss_scale.scale, (loss, aux)
+
+    grads, (loss, aux) = jax.grad(loss_fn, has_aux=True)(state.params)
+    grads = jax.tree.map(lambda g: g / state.loss_scale.scale, grads)
+    grad_norm = optax.tree.norm(grads)
+    finite = jnp.isfinite(grad_norm) & jnp.isfinite(loss) if scaled else jnp.bool(True)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params, lr=lr)
+    params = optax.apply_updates(state.params, updates)
+    learned = {'params': params, 'batch_stats': aux.batch_stats, 'opt_state': opt_state,
+               'updates': state.updates + 1}
+    metrics = {'loss': loss, **aux.metrics, 'grad_norm': grad_norm, 'learning_rate': lr}
+    if scaled:
+      learned = {name: jax.tree.map(functools.partial(jnp.where, finite), after, getattr(state, name))
+                 for name, after in learned.items()}
+    memories = update_all(method.memories, memories, aux.seen, params, state.step, lr, finite)
+    new = state.replace(step=state.step + 1, memories=memories, **learned)
+    if scaled:
+      new = new.replace(loss_scale=state.loss_scale.next(finite))
+      metrics |= {'loss_scale': state.loss_scale.scale, 'skipped': new.skipped, 'overflow': ~finite}
+    return new, metrics, host_outputs
+  return step
+
+
+def jit_step(step: Callable[..., Any], shardings: TrainState, mesh: jax.sharding.Mesh) -> Callable[..., Any]:
+  """What `make_step` gives, compiled: the state where it lies, donated; the rest on every device."""
+  everywhere = meshes.replicated(mesh)
+  return jax.jit(step, in_shardings=(shardings, meshes.batch_sharding(mesh)),
+                 out_shardings=(shardings, everywhere, everywhere), donate_argnums=0)
+
+
+def jit_before_epoch(method: Method, shardings: TrainState) -> Callable[[TrainState], TrainState] | None:
+  """What the memories do before an epoch, compiled with the state donated; None where none does anything."""
+  prepared = {name: memory for name, memory in method.memories.items() if memory.prepares_epochs}
+  if not prepared:
+    return None
+
+  def before_epoch(state):
+    changed = {name: memory.before_epoch(state.memories, name) for name, memory in prepared.items()}
+    return state.replace(memories={**state.memories, **changed})
+  return jax.jit(before_epoch, donate_argnums=0, in_shardings=(shardings,), out_shardings=shardings)
+
+
+def host_input_shapes(method: Method, batch_size: int) -> dict[str, Any]:
+  """The shapes of what the hosts add to a batch; {} where no memory has a host's side."""
+  shapes = {name: memory.host_inputs(batch_size) for name, memory in hosted(method.memories).items()}
+  return {'host_inputs': shapes} if shapes else {}
+
+
+def augment_batch(groups: tuple[Views, ...], batch: dict[str, Any], seed: int,
+                  round_number: jax.Array) -> dict[str, Any]:
+  """The batch with its uint8 views flipped, augmented and normalised as their groups ask."""
+  views, first = [], 0
+  for images, group in zip(batch['views'], groups):
+    keys = view_keys(seed, round_number, batch['id'], group.count, first)
+    flip = batch['flip'][:, first:first + group.count]
+    views.append(augment(images, flip, keys, group))
+    first += group.count
+  return {**batch, 'views': tuple(views)}
+
+
+def variables(state: TrainState) -> dict[str, Any]:
+  """What `Network.encode` reads."""
+  return {'params': state.params, 'batch_stats': state.batch_stats}

@@ -1,0 +1,338 @@
+"""Pretraining, read from top to bottom: `pretrain`. Its loop is `run.loop.run_steps`."""
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from conic_jax import methods, optim
+from conic_jax.data import pipeline, sources
+from conic_jax.data.sampler import Sampler
+from conic_jax.errors import UserError
+from conic_jax.evals import probe as probes
+from conic_jax.evals import protocols
+from conic_jax.evals.features import Encode
+from conic_jax.hardware import mesh as meshes
+from conic_jax.hardware.processes import run_everywhere
+from conic_jax.memories.host import HostSettings, HostSide
+from conic_jax.memories.memory import hosted
+from conic_jax.methods import Method
+from conic_jax.methods.method import InitialPass
+from conic_jax.pretraining import settings
+from conic_jax.pretraining.identity import describe, json_value, run_identity
+from conic_jax.pretraining.train_step import (
+  augment_batch,
+  init_state,
+  jit_before_epoch,
+  jit_step,
+  make_step,
+  state_shardings,
+  variables,
+)
+from conic_jax.run import verdict
+from conic_jax.run.checkpoints import Checkpoints
+from conic_jax.run.loop import Figures, Phase, run_steps
+from conic_jax.run.reporter import Reporter, write_json
+from conic_jax.run.session import Session
+from conic_jax.run.state import TrainState
+
+# The epoch that names the order and the views of the pass before training.
+PASS_EPOCH = 2**32 - 2
+_SAVES_IN_A_PASS = 10
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Data:
+  """The images of a run: `test` is None without a test set, the sampler says which make up a batch."""
+  train: sources.Source
+  test: sources.Source | None
+  sampler: Sampler
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Task:
+  """All that a pretraining is, before its first step.
+
+  Attributes:
+    config: without open fields; description: of config.json.
+    data: the images.
+    method, optimizer, schedule, dtype: what learns, and how.
+    mesh: the mesh.
+    shapes: the train state's shapes, with where their arrays lie.
+    last_step: steps at its end.
+    identity: what a resumed run must agree with.
+    knn_encode: the features that kNN compares.
+  """
+  config: Any
+  description: dict[str, Any]
+  data: Data
+  method: Method
+  optimizer: optax.GradientTransformationExtraArgs
+  schedule: optim.Schedule
+  dtype: jnp.dtype
+  mesh: Mesh
+  shapes: TrainState
+  last_step: int
+  identity: dict[str, Any]
+  knn_encode: Encode
+
+  @property
+  def shardings(self) -> TrainState:
+    """Where the arrays of the train state lie."""
+    return jax.tree.map(lambda leaf: leaf.sharding, self.shapes)
+
+  @property
+  def keep(self) -> int:
+    """Checkpoints that are kept: the newest may turn out bad."""
+    return max(2, self.config.checkpoint.keep)
+
+  @property
+  def save_every(self) -> int:
+    """Steps between two checkpoints."""
+    return max(1, round(self.config.checkpoint.every_epochs * self.data.sampler.steps_per_epoch))
+
+  def init(self) -> TrainState:
+    """The state before the first step."""
+    return init_state(self.method, self.optimizer, self.config.seed, self.dtype)
+
+  def begin(self) -> TrainState:
+    """The same, made where it lies."""
+    return jax.jit(self.init, out_shardings=self.shardings)()
+
+  def random_variables(self) -> dict[str, Any]:
+    """The network before training, on every device."""
+    return jax.jit(lambda: variables(self.init()), out_shardings=meshes.replicated(self.mesh))()
+
+
+def pretrain(config: Any) -> dict[str, Any]:
+  """Pretrains an encoder, evaluates it, and leaves all of it in the run folder.
+
+  Running it again with the same config goes on from the last checkpoint.
+
+  Args:
+    config: the whole config; see configs/conic.py.
+
+  Returns:
+    What summary.json holds.
+
+  Raises:
+    UserError: whatever the user can mend.
+    Stopped: after Ctrl-C or SIGTERM, when all is saved.
+  """
+  settings.check(config)
+  with Session(Path(config.run), meshes.make_mesh(config.mesh)) as session:
+    task = prepare(config, session)
+    session.make_folder()
+    checkpoints = session.checkpoints('checkpoints', task.keep)
+    state = checkpoints.restore(task.shapes, task.identity)
+    fresh, first_step = state is None, 0 if state is None else int(state.step)
+    reporter = open_reporter(task, session, None if fresh else first_step)
+    undecodable = pipeline.UndecodableImages(task.data.train)
+    if state is None:
+      state = begin(task, checkpoints, undecodable, session, reporter)
+    hosts = open_hosts(task, state, first_step, fresh, session)
+    write_config(task, session)
+    if checkpoints.last_step() is not None:
+      session.remove('before_training')
+    probe = probes.make(task.method.views[0], task.data.train, task.config, task.last_step, task.mesh)
+    if first_step == 0:
+      report_random(task, probe, reporter)
+    phase = training_phase(task, first_step, probe, checkpoints, hosts, undecodable, reporter)
+    state = run_steps(phase, state, session)
+    return finish(task, state, probe, phase, session, reporter)
+
+
+def prepare(config: Any, session: Session) -> Task:
+  """Opens the images, settles what the config leaves open, and makes method and optimizer.
+
+  Raises:
+    UserError: where settings and images do not go together.
+  """
+  mesh = session.mesh
+  config, splits = settings.choose_splits(config)
+  train = sources.open_source(config.data, config.data.train)
+  test = sources.open_source(config.data, config.data.test) if config.data.test else None
+  labelled = protocols.has_labels(train, test)
+  config, recipe = settings.settle(config, train, labelled, mesh, session.log, splits)
+  meshes.check_batch_size(config.batch_size, mesh)
+  protocols.check(train, test, config, mesh)
+  if config.num_instances not in (0, train.num_images):
+    raise UserError(f'config.num_instances is {config.num_instances} and the data set has {train.num_images} '
+                    'images: it is for python -m conic_jax.plan; leave it 0 here.')
+  sampler = Sampler(train.num_images, config.batch_size, config.seed, **config.sampler)
+  total_steps = sampler.steps_per_epoch * config.epochs
+  dtype = meshes.compute_dtype(config.dtype)
+  method = methods.make(config, train.num_images, mesh, dtype)
+  pipeline.check_views(train, method.views)
+  optimizer = optim.make_optimizer(config.optimizer)
+  shapes = jax.eval_shape(lambda: init_state(method, optimizer, config.seed, dtype))
+  return Task(
+    config=config, description={**describe(config), **({'recipe': recipe} if recipe else {})},
+    data=Data(train, test, sampler), method=method, optimizer=optimizer,
+    schedule=optim.make_schedule(config.optimizer, config.epochs, sampler.steps_per_epoch), dtype=dtype,
+    mesh=mesh, shapes=meshes.placed(shapes, state_shardings(shapes, method, mesh)),
+    last_step=min(total_steps, config.max_steps or total_steps),
+    identity=run_identity(config, sampler, dtype),
+    knn_encode=method.network.embed if protocols.features_name(config) == 'head' else method.network.encode)
+
+
+def open_reporter(task: Task, session: Session, resumed_at: int | None) -> Reporter:
+  """Opens the run's reports and says what is about to be done; `resumed_at` is None for a new run."""
+  reporter = session.keep_open(Reporter(
+    session.folder, first_step=resumed_at or 0, total_steps=task.last_step, active=session.first_process))
+  sampler = task.data.sampler
+  reporter.say(f'{task.config.method}: {sampler.num_images} images, {sampler.steps_per_epoch} steps an '
+               f'epoch, {task.mesh.size} {jax.devices()[0].device_kind} device(s), '
+               f'{jnp.dtype(task.dtype).name}'
+               + ('' if resumed_at is None else f', going on from step {resumed_at}'))
+  for notice in filter(None, (sampler.notice, task.method.notice)):
+    reporter.say(notice)
+  return reporter
+
+
+def begin(task: Task, checkpoints: Checkpoints, undecodable: pipeline.UndecodableImages, session: Session,
+          reporter: Reporter) -> TrainState:
+  """The state that training begins with; after the initial pass, where the method has one, it is saved."""
+  write_config(task, session)
+  if not (initial_pass := task.method.initial_pass):
+    return task.begin()
+  of_pass = session.checkpoints('before_training', keep=1)
+  phase = pass_phase(task, initial_pass, of_pass, undecodable, reporter)
+  state = of_pass.restore(task.shapes, phase.identity)
+  state = task.begin() if state is None else state
+  reporter.say(f'A pass over every image comes first: {phase.last_step} steps'
+               + (f', from step {int(state.step)}' if int(state.step) else ''))
+  state = run_steps(phase, state, session)
+  initial = jax.jit(lambda: task.init().batch_stats, out_shardings=meshes.replicated(task.mesh))()
+  state = initial_pass.finish(state.replace(step=jnp.zeros_like(state.step)), initial)
+  checkpoints.save(state, 0, task.identity)
+  checkpoints.wait()
+  return state
+
+
+def pass_phase(task: Task, initial_pass: InitialPass, checkpoints: Checkpoints,
+               undecodable: pipeline.UndecodableImages, reporter: Reporter) -> Phase:
+  """Shows the method every image once before training; resumes from its own checkpoints."""
+  config, method, source = task.config, task.method, task.data.train
+  view = (dataclasses.replace(method.views[0], count=1),)
+  last_step = -(-source.num_images // config.batch_size)
+  own = {name: json_value(config[name]) for name in ('prior', 'views') if name in config}
+
+  @functools.partial(jax.jit, donate_argnums=0,
+                     in_shardings=(task.shardings, meshes.batch_sharding(task.mesh)),
+                     out_shardings=(task.shardings, meshes.replicated(task.mesh), None))
+  def step(state, batch):
+    batch = augment_batch(view, batch, config.seed, jnp.uint32(PASS_EPOCH))
+    done = state.step + 1
+    return initial_pass.step(state, batch).replace(step=done), {'done': done}, {}
+
+  return Phase(
+    name=' of the pass before training', step=step, last_step=last_step, batch_size=config.batch_size,
+    batches=lambda first: pipeline.whole_pass_batches(
+      source, view, batch_size=config.batch_size, seed=config.seed, epoch=PASS_EPOCH, start_step=first,
+      rows=meshes.process_rows(task.mesh, config.batch_size)),
+    undecodable=undecodable, unread=('label',), log_every=config.log_every,
+    report=lambda state, done, figures: reporter.say(f'step {done}/{last_step} of the pass'),
+    checkpoints=checkpoints, identity=task.identity | own, save_every=max(1, last_step // _SAVES_IN_A_PASS))
+
+
+def open_hosts(task: Task, state: TrainState, first_step: int, fresh: bool, session: Session
+               ) -> dict[str, HostSide]:
+  """Starts the hosts' sides of the memories that have one."""
+  host_settings = HostSettings(
+    folder=session.folder / 'store', batch_size=task.config.batch_size, last_step=task.last_step,
+    save_every=task.save_every, batch_ids=task.data.sampler.batch_ids, keep=task.keep)
+  hosts = {name: session.keep_open(memory.host(host_settings))
+           for name, memory in hosted(task.method.memories).items()}
+  for name, host in hosts.items():
+    run_everywhere(functools.partial(host.start, state.memories[name], first_step, fresh))
+  return hosts
+
+
+def write_config(task: Task, session: Session) -> None:
+  """Writes config.json."""
+  if session.first_process:
+    write_json(session.folder / 'config.json', task.description)
+
+
+def report_random(task: Task, probe: probes.Probe, reporter: Reporter) -> None:
+  """Reports, at step 0, what the run is to be better than."""
+  initial = task.random_variables()
+  measured = probes.baselines(probe, task.method.network.encode, initial)
+  reporter.report(0, 0.0, measured | protocols.knn_baselines(
+    task.knn_encode, initial, task.data.train, task.data.test, task.config, task.mesh))
+
+
+def training_phase(task: Task, first_step: int, probe: probes.Probe, checkpoints: Checkpoints,
+                   hosts: dict[str, HostSide], undecodable: pipeline.UndecodableImages,
+                   reporter: Reporter) -> Phase:
+  """The training itself."""
+  config, method, sampler = task.config, task.method, task.data.sampler
+  steps_per_epoch = sampler.steps_per_epoch
+
+  def report(state: TrainState, done: int, figures: Figures) -> None:
+    measured: dict[str, Any] = dict(figures)
+    if done in probe.steps:
+      measured |= probes.loss_share(method.chance, measured)
+      measured |= probes.measure(probe, [(method.network.encode, variables(state))])[0]
+      measured |= verdict.next_word(reporter.reports, done, done / steps_per_epoch, measured, config,
+                                    reporter.say)
+    reporter.report(done, done / steps_per_epoch, measured)
+
+  def evaluate(state: TrainState, done: int) -> None:
+    reporter.report(done, done / steps_per_epoch, protocols.online_knn(
+      task.knn_encode, variables(state), task.data.train, task.data.test, config, task.mesh))
+
+  step = make_step(method, task.optimizer, task.schedule, config.seed, sampler.steps_per_round, task.dtype)
+  return Phase(
+    name='', step=jit_step(step, task.shardings, task.mesh), last_step=task.last_step,
+    batch_size=config.batch_size,
+    batches=lambda first: pipeline.train_batches(
+      task.data.train, method.views, batch_size=config.batch_size, seed=config.seed, start_step=first,
+      rows=meshes.process_rows(task.mesh, config.batch_size), **config.sampler),
+    undecodable=undecodable, unread=('label',), hosts=hosts, progress=reporter.advance,
+    before_epoch=jit_before_epoch(method, task.shardings), steps_per_epoch=steps_per_epoch,
+    report=report, log_every=config.log_every, also_report=probe.steps | {first_step + 1},
+    evaluate=evaluate, evaluate_every=config.knn_every * steps_per_epoch,
+    checkpoints=checkpoints, identity=task.identity, save_every=task.save_every,
+    advice=f'Likely: config.optimizer.learning_rate {config.optimizer.learning_rate} is too high (try a '
+           f'third), config.optimizer.warmup_epochs {config.optimizer.warmup_epochs:g} is too short, or '
+           f'config.dtype {config.dtype} is too narrow (try float32).')
+
+
+def finish(task: Task, state: TrainState, probe: probes.Probe, phase: Phase, session: Session,
+           reporter: Reporter) -> dict[str, Any]:
+  """Evaluates the encoder, draws, and writes summary.json, which it returns.
+
+  Raises:
+    UserError: where not all of it could be saved.
+  """
+  if left_out := phase.undecodable.report():
+    reporter.say(left_out)
+  config, data, encode = task.config, task.data, task.method.network.encode
+  summary = {'step': int(state.step), 'num_images': data.sampler.num_images}
+  summary |= verdict.of_summary(reporter.reports, config)
+  summary |= protocols.evaluate(encode, task.knn_encode, variables(state), task.random_variables, data.train,
+                                data.test, config, task.mesh, say=reporter.say, probe=probe)
+  checkpoints = phase.checkpoints
+  failure = (checkpoints and checkpoints.failure) or reporter.failure
+  if session.first_process and not failure:
+    try:
+      write_json(session.folder / 'summary.json', summary)
+    except OSError as error:
+      failure = str(error)
+  try:
+    protocols.draw(encode, variables(state), data.train, data.test, config, task.mesh, session.folder,
+                   say=reporter.say)
+  except OSError as error:
+    failure = failure or str(error)
+  if failure:
+    last = checkpoints.last_path() if checkpoints else 'none'
+    raise UserError(f'The training ended, but not all of it could be saved ({failure}): the last good '
+                    f'checkpoint is {last}. Free room on the disk and run the same command again to go on '
+                    'from it.')
+  return summary

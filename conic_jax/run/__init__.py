@@ -1,0 +1,1 @@
+"""What every run shares: state, checkpoints, reports, signals, and the word on how it goes."""

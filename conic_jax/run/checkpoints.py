@@ -1,0 +1,225 @@
+"""Checkpoints of a run. The only module that imports Orbax."""
+import json
+import logging
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from conic_jax.errors import UserError
+from conic_jax.run.state import TrainState
+
+# What an evaluation reads, apart from what only training needs.
+_MODEL_FIELDS = ('params', 'batch_stats')
+# Names in the files, where they are others: checkpoints of before stay readable.
+_STORED_NAMES = {'memories': 'method_state'}
+
+
+def _split(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
+  """The model's and the training's part of a state, as dicts."""
+  fields = {name: getattr(state, name) for name in state.__dataclass_fields__}
+  model = {name: fields.pop(name) for name in _MODEL_FIELDS}
+  return model, {_STORED_NAMES.get(name, name): value for name, value in fields.items()}
+
+
+def _manager(folder: Path, keep: int | None, read_only: bool = False,
+             clean: bool = False) -> ocp.CheckpointManager:
+  # Orbax logs the traceback of a failed save from each of its threads; the one error that counts
+  # is raised and told by `Checkpoints`.
+  logging.getLogger('absl').addFilter(lambda record: 'orbax' not in record.pathname)
+  options = ocp.CheckpointManagerOptions(
+    max_to_keep=keep, cleanup_tmp_directories=clean, read_only=read_only)
+  handlers = {'model': ocp.StandardCheckpointHandler(), 'training': ocp.StandardCheckpointHandler(),
+              'identity': ocp.JsonCheckpointHandler()}
+  return ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handlers)
+
+
+class Checkpoints:
+  """The checkpoints of one run: asynchronous, atomic, the last `keep` kept.
+
+  A save that fails does not stop the training: `failure` holds its message.
+  """
+
+  def __init__(self, folder: Path, keep: int):
+    self._folder, self._keep, self._manager = folder, keep, _manager(folder, keep, clean=True)
+    self._last_failed = False
+    self.failure: str | None = None
+
+  def last_step(self) -> int | None:
+    """The step of the last good checkpoint."""
+    return self._manager.latest_step()
+
+  def steps(self) -> list[int]:
+    """The steps of the good checkpoints, ascending."""
+    return sorted(self._manager.all_steps())
+
+  def last_path(self) -> str:
+    """The folder of the last good checkpoint, or 'none'."""
+    step = self.last_step()
+    return 'none' if step is None else str(self._folder / str(step))
+
+  def outcome(self) -> str:
+    """What came of the last save."""
+    if not self._last_failed:
+      return f'saved {self.last_path()}'
+    return f'could not save ({self.failure}); the last good checkpoint is {self.last_path()}'
+
+  def save(self, state: TrainState, step: int, identity: Mapping[str, Any]) -> None:
+    """Begins to save a state, after the save under way; `identity` is what a resume must agree with."""
+    self.wait()
+    self._last_failed = False
+    if shortage := self._shortage(state):
+      self._fail(shortage)
+      return
+    model, training = _split(state)
+    self._guard(lambda: self._manager.save(step, args=ocp.args.Composite(
+      model=ocp.args.StandardSave(model), training=ocp.args.StandardSave(training),
+      identity=ocp.args.JsonSave(dict(identity))), force=True))
+
+  def wait(self) -> None:
+    """Waits for the save under way, and removes what failed ones left."""
+    self._guard(lambda: self._manager.wait_until_finished())
+    if self.failure and jax.process_index() == 0:
+      # A failed save has threads that may go on to write for a while: each wait looks again.
+      for unfinished in self._folder.glob('*.orbax-checkpoint-tmp*'):
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+  def discard(self, step: int) -> None:
+    """Deletes the checkpoint of a step, if there is one: its state turned out to be bad."""
+    self.wait()
+    if step in self._manager.all_steps():
+      self._manager.delete(step)
+
+  def close(self) -> None:
+    """Waits and releases what the manager holds."""
+    self.wait()
+    self._guard(lambda: self._manager.close())
+
+  def restore(self, shapes: TrainState, identity: Mapping[str, Any]) -> TrainState | None:
+    """Reads the last checkpoint, or gives None where there is none.
+
+    Args:
+      shapes: the state's shapes, types and shardings.
+      identity: what the checkpoint must have been made with.
+
+    Raises:
+      UserError: naming each difference, where the checkpoint is of another run.
+    """
+    step = self.last_step()
+    if step is None:
+      return None
+    saved = self._manager.restore(
+      step, args=ocp.args.Composite(identity=ocp.args.JsonRestore()))['identity']
+    differences = [f'{name} was {saved.get(name)!r}, is {value!r}'
+                   for name, value in identity.items() if saved.get(name) != value]
+    model, training = _split(shapes)
+    metadata = self._manager.item_metadata(step)
+    differences += _shape_differences(metadata['model'], model)
+    differences += _shape_differences(metadata['training'], training)
+    if differences:
+      raise UserError(f'The checkpoint {self.last_path()} does not fit this configuration: '
+                      f'{"; ".join(differences[:5])}. Set config.run to another folder, or go back '
+                      'to the settings in its config.json.')
+    restored = self._manager.restore(step, args=ocp.args.Composite(
+      model=ocp.args.StandardRestore(model), training=ocp.args.StandardRestore(training)))
+    training = {name: restored['training'][_STORED_NAMES.get(name, name)]
+                for name in TrainState.__dataclass_fields__ if name not in _MODEL_FIELDS}
+    return TrainState(**restored['model'], **training)
+
+  def _shortage(self, state: TrainState) -> str | None:
+    """What is missing on a process's disk for its part of a state; None where all of them fit."""
+    needed = sum(shard.data.nbytes for leaf in jax.tree.leaves(state)
+                 for shard in leaf.addressable_shards if shard.replica_id == 0)
+    free = shutil.disk_usage(self._folder).free
+    lacking = np.float64(max(0, needed - free))
+    if jax.process_count() > 1:  # All must decide alike: saving is collective.
+      lacking = multihost_utils.process_allgather(lacking).max()
+    return f'{self._folder} lacks {lacking / 2**20:,.1f} MiB' if lacking else None
+
+  def _guard(self, action: Callable[[], Any]) -> None:
+    """Runs an action of the manager; whatever fails in saving, the training must go on.
+
+    A manager that failed raises the same error for ever: a new one takes its place.
+    """
+    try:
+      action()
+    except Exception as error:
+      self._fail((str(error) or type(error).__name__).splitlines()[0][:300])
+      self._manager = _manager(self._folder, self._keep)
+
+  def _fail(self, message: str) -> None:
+    self.failure, self._last_failed = message, True
+
+
+def _paths(tree: Any) -> dict[str, tuple[int, ...]]:
+  """The shape of each leaf by its path, whatever containers the tree is made of."""
+  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+  named = {'.'.join(str(getattr(key, 'key', getattr(key, 'name', getattr(key, 'idx', key))))
+                    for key in path): leaf for path, leaf in leaves}
+  return {path: _stored_shape(leaf) for path, leaf in named.items() if hasattr(leaf, 'shape')}
+
+
+def _stored_shape(leaf: Any) -> tuple[int, ...]:
+  """The shape in which a leaf is stored: that of its words where it is a key."""
+  if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    return jax.eval_shape(jax.random.key_data, leaf).shape
+  return tuple(leaf.shape)
+
+
+def _shape_differences(saved: Any, wanted: Any) -> list[str]:
+  """A phrase for each leaf that is missing on a side or has another shape."""
+  saved, wanted = _paths(saved), _paths(wanted)
+  phrases = []
+  for path in sorted(saved.keys() | wanted.keys()):
+    before, now = saved.get(path, 'absent'), wanted.get(path, 'absent')
+    if before != now:
+      phrases.append(f'{path} was {before}, is {now}')
+  return phrases
+
+
+def read_config(run: Path) -> dict[str, Any]:
+  """The config.json of a run.
+
+  Raises:
+    UserError: where the folder is no run, or its config.json is damaged.
+  """
+  path = run / 'config.json'
+  try:
+    config = json.loads(path.read_text()) if path.is_file() else {}
+  except ValueError as error:
+    raise UserError(f'{path} cannot be read ({error}): bring it back, or pretrain anew in another '
+                    'folder.') from error
+  if not {'method', 'encoder', 'views'} <= config.keys() or not (run / 'checkpoints').is_dir():
+    raise UserError(f"'{run}' is no run: it has no config.json of a pretraining, or no checkpoints/. "
+                    'Give the folder that config.run named when the encoder was pretrained, or random.')
+  return config
+
+
+def restore_model(run: Path) -> dict[str, Any]:
+  """The variables {'params', 'batch_stats'} of a run's last checkpoint, as numpy arrays.
+
+  Raises:
+    UserError: where the folder is no run or holds no checkpoint.
+  """
+  read_config(run)
+  manager = _manager(run / 'checkpoints', keep=None, read_only=True)
+  step = manager.latest_step()
+  if step is None:
+    raise UserError(f"'{run}' has no finished checkpoint yet: let its pretraining go on until its "
+                    'first one, or give another run.')
+  device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+                        manager.item_metadata(step)['model'])
+  model = manager.restore(step, args=ocp.args.Composite(model=ocp.args.StandardRestore(shapes)))
+  manager.close()
+  return jax.tree.map(np.asarray, model['model'])
+
+
+def restore_encoder(run: Path) -> dict[str, Any]:
+  """The variables of the encoder alone, as `restore_model`."""
+  return {collection: part['encoder'] for collection, part in restore_model(run).items()}

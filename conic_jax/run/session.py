@@ -1,0 +1,76 @@
+"""What a run holds open."""
+import contextlib
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import jax
+from jax.sharding import Mesh
+
+from conic_jax.run.checkpoints import Checkpoints
+from conic_jax.run.signals import StopRequest
+
+
+class Closable(Protocol):
+  """Anything with an end."""
+
+  def close(self) -> None:
+    """Ends it."""
+
+
+Kept = TypeVar('Kept', bound=Closable)
+
+
+class Session:
+  """Signals, checkpoints, reports and whatever else a run opens, closed last to first on every way out.
+
+  Attributes:
+    folder: of the run.
+    mesh: the mesh.
+    log: shows a line; only the first process shows any.
+    signals: Ctrl-C and SIGTERM.
+    first_process: whether this process writes what one alone may write.
+  """
+
+  def __init__(self, folder: Path, mesh: Mesh, log: Callable[[str], None] | None = None):
+    self.folder, self.mesh = folder, mesh
+    self.first_process = jax.process_index() == 0
+    self.log = log or (print_line if self.first_process else _drop)
+    self.signals = StopRequest()
+    self._at_the_end = contextlib.ExitStack()
+
+  def __enter__(self) -> 'Session':
+    self._at_the_end.enter_context(self.signals)
+    return self
+
+  def __exit__(self, *raised: Any) -> None:
+    self._at_the_end.__exit__(*raised)
+
+  def keep_open(self, opened: Kept) -> Kept:
+    """The same, to be closed at the end."""
+    self._at_the_end.callback(opened.close)
+    return opened
+
+  def make_folder(self) -> None:
+    """Makes the folder of the run."""
+    if self.first_process:
+      self.folder.mkdir(parents=True, exist_ok=True)
+
+  def remove(self, name: str) -> None:
+    """Removes a folder of the run, if there is one."""
+    if self.first_process:
+      shutil.rmtree(self.folder / name, ignore_errors=True)
+
+  def checkpoints(self, name: str, keep: int) -> Checkpoints:
+    """Opens the checkpoints of a folder of the run."""
+    return self.keep_open(Checkpoints(self.folder / name, keep))
+
+
+def print_line(line: str) -> None:
+  """Prints a line at once."""
+  print(line, flush=True)
+
+
+def _drop(line: str) -> None:
+  del line

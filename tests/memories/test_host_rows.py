@@ -1,0 +1,246 @@
+"""The sampled classifier's rows, wherever they are kept, against SGD over all rows in float64."""
+import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support import reserved_port
+
+from conic_jax.errors import UserError
+from conic_jax.hardware import mesh as meshes
+from conic_jax.memories import device_window, instance_rows
+from conic_jax.memories.host import HostSettings
+from conic_jax.memories.host_rows import HostRows
+from conic_jax.memories.store import HostStore, Layout, open_store
+from conic_jax.memories.window import first_classes
+from conic_jax.optim import cosine_schedule
+
+N, SLOTS, BATCH, DIM, SEED = 61, 24, 8, 4, 3
+STEPS = 3 * (N // BATCH)
+NORM, MOMENTUM, WEIGHT_DECAY = 0.7, 0.9, 1e-2
+KEY = jax.random.key(SEED)
+RATES = np.asarray(jax.vmap(cosine_schedule(0.3, STEPS, 4))(jnp.arange(STEPS)))
+SKIPPED = np.arange(STEPS) % 5 == 2
+KINDS = ['device', 'host', 'disk']
+
+
+def batch_ids(step):
+  """Random, so that classes come back after one step or after twenty, and twice in a batch."""
+  return np.random.default_rng([7, step]).integers(0, N, BATCH)
+
+
+def gradients(step):
+  return np.random.default_rng([9, step]).standard_normal((N, DIM)).astype(np.float32)
+
+
+@functools.cache
+def compiled(mesh, kind):
+  """(init, step, shardings) of a state that is no more than the window."""
+  on_device = kind == 'device'
+
+  def init():
+    classes = first_classes(SLOTS, N, SEED, BATCH)
+    return {'step': jnp.int32(0), 'updates': jnp.int32(0),
+            'window': device_window.init(KEY, classes, N, DIM, NORM, BATCH, mesh, on_device)}
+
+  def step(state, inputs, gradient, lr, apply):
+    window, outgoing = device_window.exchange(
+      state['window'], inputs, state['step'], state['updates'], lr, norm=NORM, momentum=MOMENTUM,
+      weight_decay=WEIGHT_DECAY, mesh=mesh)
+    old = window.rows
+    gradient = jnp.pad(gradient[window.classes], ((0, len(old.weights) - SLOTS), (0, 0)))
+    momentum = MOMENTUM * old.momentum + gradient + WEIGHT_DECAY * old.weights
+    rows = instance_rows.Rows(old.weights - lr * momentum, momentum)
+    rows = jax.tree.map(lambda new, old: jnp.where(apply, new, old), rows, old)
+    return {'step': state['step'] + 1, 'updates': state['updates'] + apply,
+            'window': window.replace(rows=rows)}, outgoing
+
+  shardings = meshes.shardings(jax.eval_shape(init), device_window.partition_rules(mesh, on_device), mesh)
+  step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, meshes.replicated(mesh)))
+  return jax.jit(init, out_shardings=shardings), step, shardings
+
+
+class Trainer:
+  """What a training loop does with the classifier and its host; its gradients are random."""
+
+  def __init__(self, folder, mesh, kind, ids=batch_ids):
+    self.init, self.step_fn, self.shardings = compiled(mesh, kind)
+    self.state, self.steps_done, self.folder, self.kind = self.init(), 0, folder, kind
+    self.everywhere = jax.jit(lambda tree: tree, out_shardings=meshes.replicated(mesh))
+    settings = HostSettings(folder=folder, batch_ids=ids, batch_size=BATCH, last_step=STEPS, save_every=5,
+                            keep=3)
+    self.host = HostRows(settings, mesh, kind=kind, num_instances=N, dim=DIM, seed=SEED, norm=NORM,
+                         momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+
+  def start(self, saved=None):
+    """Begins, or goes on from a `saved` state."""
+    if saved is not None:
+      self.state = jax.device_put(saved, self.shardings, may_alias=False)
+      self.steps_done = int(saved['step'])
+    self.host.start(self.state['window'], self.steps_done, saved is None)
+    return self
+
+  def advance(self):
+    step = self.steps_done
+    inputs = self.host.inputs(step)
+    self.state, outgoing = self.step_fn(self.state, inputs, gradients(step), RATES[step], not SKIPPED[step])
+    self.host.receive(step, outgoing)
+    self.steps_done += 1
+    return inputs['slots']
+
+  def save(self, kept=()):
+    """A copy of the state, as a checkpoint has it."""
+    self.host.sync(self.steps_done, kept)
+    return jax.tree.map(jnp.copy, self.state)
+
+  def outside(self):
+    """What this process keeps outside the window, after `save` and `close`: ids, rows [k, 2, D], seen."""
+    if self.kind == 'device':
+      outside = jax.device_get(self.everywhere(self.state['window'].outside))
+      return np.arange(N), outside.rows[:N], outside.seen[:N]
+    layout = Layout(N, DIM, SEED, jax.process_index(), jax.process_count())
+    store = open_store(self.kind, self.folder, layout, self.steps_done)
+    stored = store.read(np.array(layout.ids))
+    store.close()
+    first = np.asarray(instance_rows.initial_rows(KEY, jnp.arange(N), DIM, NORM))
+    first = np.stack([first, np.zeros_like(first)], axis=1)[layout.ids.start:layout.ids.stop]
+    rows = np.where(stored.written[:, None, None], stored.rows, first)
+    return np.array(layout.ids), rows, stored.seen
+
+
+class DenseSGD:
+  """Float64, all N rows at every step; the gradient of a row outside the window is zero."""
+
+  def __init__(self):
+    self.weights = np.asarray(instance_rows.initial_rows(KEY, jnp.arange(N), DIM, NORM), np.float64)
+    self.momentum = np.zeros_like(self.weights)
+
+  def advance(self, step, inside):
+    if not SKIPPED[step]:
+      gradient = np.zeros((N, DIM))
+      gradient[inside] = gradients(step)[inside]
+      self.momentum = MOMENTUM * self.momentum + gradient + WEIGHT_DECAY * self.weights
+      self.weights = self.weights - np.float64(RATES[step]) * self.momentum
+
+  @property
+  def rows(self):
+    return np.stack([self.weights, self.momentum], axis=1)
+
+
+def brought_up_to_date(row, seen):
+  """One row after the steps from `seen` on without a gradient, one after another in float64."""
+  weights, momentum = row.astype(np.float64)
+  for step in range(seen, STEPS):
+    if not SKIPPED[step]:
+      momentum = MOMENTUM * momentum + WEIGHT_DECAY * weights
+      weights = weights - np.float64(RATES[step]) * momentum
+  return np.stack([weights, momentum])
+
+
+def check_against_dense(folder, mesh, kind):
+  trainer, dense = Trainer(folder, mesh, kind).start(), DenseSGD()
+  entered = set()
+  for step in range(STEPS):
+    slots = np.asarray(trainer.everywhere(trainer.advance()))
+    window = trainer.state['window']
+    rows, inside = jax.device_get((trainer.everywhere(window.rows), window.classes))
+    entered |= set(inside.tolist())
+    np.testing.assert_array_equal(inside[slots], batch_ids(step))
+    dense.advance(step, inside)
+    rows = np.stack([rows.weights, rows.momentum], axis=1)[:SLOTS]
+    np.testing.assert_allclose(rows, dense.rows[inside], atol=1e-5 * np.abs(dense.rows).max())
+  assert window.rows.weights.sharding.is_equivalent_to(meshes.batch_sharding(mesh), 2)
+  assert len(entered) < N, 'a row that was never inside is part of the test'
+
+  trainer.save()
+  trainer.host.close()
+  ids, rows, seen = trainer.outside()
+  for name, row, since in zip(ids, rows, seen):
+    if name not in inside:
+      now = brought_up_to_date(row, since)
+      np.testing.assert_allclose(now, dense.rows[name], atol=1e-5 * np.abs(dense.rows).max())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', KINDS)
+def test_every_row_is_what_dense_sgd_makes_of_it(mesh, kind, tmp_path):
+  check_against_dense(tmp_path, mesh, kind)
+
+
+@pytest.mark.slow
+def test_two_processes_keep_a_part_each(tmp_path):
+  script = Path(__file__).with_name('host_rows_process.py')
+  environment = os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=2',
+                              'PYTHONPATH': os.pathsep.join(map(str, script.parents[1:3]))}
+  with reserved_port() as port:
+    processes = [subprocess.Popen(
+      [sys.executable, str(script), str(index), str(port), str(tmp_path)], env=environment,
+      stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for index in range(2)]
+    outputs = [process.communicate(timeout=240)[0] for process in processes]
+  assert [process.returncode for process in processes] == [0, 0], '\n'.join(outputs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_run_that_was_killed_goes_on_to_the_bit(mesh8, kind, tmp_path):
+  whole = Trainer(tmp_path / 'whole', mesh8, kind).start()
+  killed = Trainer(tmp_path / 'killed', mesh8, kind).start()
+  saves = {}
+  for step in range(10):
+    whole.advance()
+    killed.advance()
+    if step in (2, 6):
+      saves[step + 1] = killed.save(list(saves))
+  killed.host.close()
+  for kept in (7, 3):
+    again = Trainer(tmp_path / 'killed', mesh8, kind).start(saves[kept])
+    while again.steps_done < STEPS:
+      again.advance()
+      if again.steps_done == 12:
+        again.save([3])
+    last = again.save([3])
+    again.host.close()
+    while whole.steps_done < STEPS:
+      whole.advance()
+    expected = whole.save()
+    jax.tree.map(np.testing.assert_array_equal, last['window'].replace(rng=None),
+                 expected['window'].replace(rng=None))
+    for mine, other in zip(again.outside(), whole.outside()):
+      np.testing.assert_array_equal(mine, other)
+  whole.host.close()
+
+
+def test_an_error_of_the_worker_reaches_the_loop_as_it_is(mesh8, tmp_path):
+  trainer = Trainer(tmp_path, mesh8, 'host', lambda step: np.full(BATCH, N if step == 5 else 0)).start()
+  for _ in range(5):
+    trainer.advance()
+  with pytest.raises(UserError, match='step 5 holds id 61'):
+    trainer.advance()
+  with pytest.raises(UserError, match='step 5 holds id 61'):
+    trainer.save()
+  trainer.host.close()
+
+
+def test_a_store_that_cannot_be_written_is_told_before_the_next_checkpoint(mesh8, tmp_path, monkeypatch):
+  def full_disk(*_):
+    raise UserError('no room')
+  monkeypatch.setattr(HostStore, 'write', full_disk)
+  trainer = Trainer(tmp_path, mesh8, 'host').start()
+  trainer.advance()
+  with pytest.raises(UserError, match='no room'):
+    trainer.save()
+  trainer.host.close()
+
+
+def test_a_disk_too_small_is_told_before_training(mesh8, tmp_path, monkeypatch):
+  monkeypatch.setattr('shutil.disk_usage', lambda _: SimpleNamespace(free=100))
+  trainer = Trainer(tmp_path, mesh8, 'disk')
+  with pytest.raises(UserError, match=r'needs .* free room'):
+    trainer.start()
+  trainer.host.close()

@@ -1,0 +1,319 @@
+"""The loop in one process: the road, resuming, bad numbers, float16."""
+import json
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support import losses_by_step, reports_of, tiny_method
+
+from conic_jax import methods, optim
+from conic_jax.command_line import load
+from conic_jax.data.sampler import Sampler
+from conic_jax.errors import Stopped, UserError
+from conic_jax.evals import encoders, standalone
+from conic_jax.hardware import mesh as meshes
+from conic_jax.pretraining import train_step, training
+from conic_jax.pretraining.identity import run_identity
+from conic_jax.run.signals import StopRequest
+from conic_jax.run.state import LossScale
+
+pytestmark = pytest.mark.slow
+
+
+def test_the_whole_road_leaves_figures_pictures_and_checkpoints(tiny_config, capsys):
+  tiny_config.eval.baselines, tiny_config.probe.images = True, 16
+  summary = training.pretrain(tiny_config)
+  run = Path(tiny_config.run)
+  assert json.loads((run / 'summary.json').read_text()) == json.loads(json.dumps(summary))
+  for figures in (summary, summary['random_init'], summary['pixels']):
+    assert 0 <= figures['knn_top1'] <= 1
+    assert figures['probe_rankme'] >= 1
+    assert 0 <= figures['linear_top1'] <= 1
+  assert {path.name for path in (run / 'figures').iterdir()} == {
+    'curves.png', 'neighbours.png', 'features.png'}
+  assert sorted(path.name for path in (run / 'checkpoints').iterdir()) == ['3', '6']
+  assert any((run / 'tensorboard').iterdir())
+  config = json.loads((run / 'config.json').read_text())
+  assert config['alpha'] == 2.5
+  assert config['versions']['jax'] == jax.__version__
+
+  steps = [report['step'] for report in reports_of(tiny_config.run)]
+  assert steps == [0, 1, 2, 3, 3, 4, 5, 6, 6]
+  names = {'loss', 'loss_instance', 'loss_consistency', 'instance_top1', 'alignment', 'uniformity',
+           'feature_std', 'grad_norm', 'learning_rate', 'images_per_second', 'waiting_for_data'}
+  assert names <= reports_of(tiny_config.run)[-2].keys()
+  assert 'knn_top1' in reports_of(tiny_config.run)[4]
+  probed = {'probe_rankme', 'probe_lidar', 'probe_instance_top1', 'probe_std', 'loss_share'}
+  assert [report['step'] for report in reports_of(tiny_config.run) if probed <= report.keys()] == [1, 6]
+  assert {f'{name}_{suffix}' for name in probed - {'loss_share'} for suffix in ('random', 'pixels')} <= (
+    reports_of(tiny_config.run)[0].keys())
+  assert reports_of(tiny_config.run)[0]['knn_top1_random'] == summary['random_init']['knn_top1']
+  assert reports_of(tiny_config.run)[0]['knn_top1_pixels'] == summary['pixels']['knn_top1']
+  assert summary['probe_rankme'] == pytest.approx(reports_of(tiny_config.run)[-2]['probe_rankme'])
+  words = [report['verdict'] for report in reports_of(tiny_config.run) if 'verdict' in report]
+  assert (len(words), words[-1]) == (2, summary['verdict'])
+  shown = capsys.readouterr().out
+  assert 'pretrained' in shown
+  assert shown.count('The run is ') == len(set(words))
+  assert summary['verdict_sentence'] in shown or words[0] == words[1]
+
+
+@pytest.mark.parametrize('name', ['instdisc', 'byol'])
+def test_knn_compares_the_heads_features_where_asked(tiny_config, name, capsys):
+  """While training, after it and as a task: the same figure from all three."""
+  tiny_method(tiny_config, name)
+  tiny_config.eval.linear, tiny_config.eval.features = False, 'head'
+  tiny_config.optimizer.learning_rate = 0.5
+  summary = training.pretrain(tiny_config)
+  online = [report['knn_top1'] for report in reports_of(tiny_config.run) if 'knn_top1' in report]
+  assert online[-1] == summary['knn_top1']
+  config = load('configs/knn.py')
+  config.encoder = tiny_config.run
+  assert standalone.evaluate(config)['knn_top1'] == summary['knn_top1']
+  config.eval.features = 'encoder'
+  of_encoder = standalone.evaluate(config)
+  encoder = encoders.open_encoder(tiny_config.run)
+  images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 16, 16, 3)), jnp.float32)
+  both = encoder, encoders.with_head(encoder)
+  widths = [opened.encode(opened.variables, images).shape[1] for opened in both]
+  assert widths == [encoder.network.num_features, tiny_config.head.features]
+  assert of_encoder.keys() == {'knn_top1', 'knn_top1_k3', 'knn_top1_k5'}
+  tiny_config.eval.features = 'neck'
+  with pytest.raises(UserError, match=r"config.eval.features is 'neck'; there is: encoder, head"):
+    training.pretrain(tiny_config)
+
+
+def test_a_run_of_before_the_heads_bias_was_a_setting_goes_on(tiny_config):
+  sampler = Sampler(48, 16, 0)
+  before = run_identity(tiny_config, sampler, jnp.float32)
+  assert 'output_bias' not in before['config.head']
+
+
+def test_an_unlabelled_folder_is_enough(tiny_config, capsys):
+  tiny_config.data.test = ''
+  summary = training.pretrain(tiny_config)
+  assert 'knn_top1' not in summary
+  assert 'need labels' in capsys.readouterr().out
+  assert (Path(tiny_config.run) / 'figures' / 'neighbours.png').exists()
+
+
+def test_without_labels_the_probe_is_compared(tiny_config, tmp_path, capsys):
+  """Beside raw pixels, the random network, and another run's weights."""
+  other = tiny_config.copy_and_resolve_references()
+  other.run, other.max_steps, other.eval.knn, other.eval.linear = str(tmp_path / 'other'), 1, False, False
+  training.pretrain(other)
+  tiny_config.data.test, tiny_config.eval.baselines, tiny_config.probe.images = '', True, 16
+  tiny_config.eval.baseline_weights, tiny_config.optimizer.learning_rate = other.run, 0.
+  capsys.readouterr()
+  summary = training.pretrain(tiny_config)
+  shown = capsys.readouterr().out
+  assert 'need labels' in shown
+  header, *rows = re.search(r'.*own other view .*\n(.+\n)+', shown).group().splitlines()
+  assert header.split() == ['own', 'other', 'view', 'RankMe']
+  assert [re.split('  +', row)[0] for row in rows] == ['raw pixels', 'random network', 'other', 'pretrained']
+  assert 'Warning: the pretrained network is no better than what nobody trained' in shown
+  assert summary['baseline_weights']['name'] == other.run
+  for figures in (summary, summary['random_init'], summary['pixels'], summary['baseline_weights']):
+    assert {'probe_rankme', 'probe_lidar', 'probe_instance_top1', 'probe_std'} <= figures.keys()
+  assert not any('knn_top1_random' in report for report in reports_of(tiny_config.run))
+
+
+def test_weights_to_compare_with_are_looked_at_before_the_training(tiny_config):
+  tiny_config.eval.baseline_weights = '/no/such/weights.pth'
+  with pytest.raises(UserError, match=r"config\.eval\.baseline_weights: There is no encoder '/no/such"):
+    training.pretrain(tiny_config)
+  assert not Path(tiny_config.run).exists()
+
+
+def test_a_stopped_run_reports_and_judges_as_an_undisturbed_one(tiny_config, tmp_path, monkeypatch):
+  tiny_config.probe.images, tiny_config.probe.times, tiny_config.eval.linear = 16, 3, False
+  undisturbed = tiny_config.copy_and_resolve_references()
+  undisturbed.run = str(tmp_path / 'undisturbed')
+  expected = training.pretrain(undisturbed)
+  asked = []
+  monkeypatch.setattr(StopRequest, 'agreed', lambda self, now: (
+    asked.append(now), signal.SIGTERM if len(asked) == 4 else None)[1])
+  with pytest.raises(Stopped):
+    training.pretrain(tiny_config)
+  assert training.pretrain(tiny_config) == expected
+  timed = ('images_per_second', 'waiting_for_data')
+  found, wanted = ([{name: value for name, value in report.items() if name not in timed}
+                    for report in reports_of(config.run)] for config in (tiny_config, undisturbed))
+  assert found == wanted
+  assert [report['step'] for report in found if 'verdict' in report] == [1, 3, 6]
+
+
+@pytest.mark.parametrize(('name', 'changes'), [
+  ('conic', {}), ('inscon', {}), ('instdisc', {}),
+  ('pic', {'sampler.window': 32, 'sampler.stride': 16})])
+def test_a_resumed_run_equals_an_undisturbed_one_to_the_bit(tiny_config, tmp_path, name, changes):
+  """Rows, queues, key encoder, bank and the sampler's window go on where they were."""
+  tiny_method(tiny_config, name, **changes)
+  tiny_config.eval.knn = tiny_config.eval.linear = False
+  undisturbed = tiny_config.copy_and_resolve_references()
+  undisturbed.run = str(tmp_path / 'undisturbed')
+  training.pretrain(undisturbed)
+  tiny_config.max_steps = 4
+  training.pretrain(tiny_config)
+  tiny_config.max_steps = 0
+  training.pretrain(tiny_config)
+  assert losses_by_step(tiny_config.run) == losses_by_step(undisturbed.run)
+  assert len(losses_by_step(tiny_config.run)) == 6
+
+
+def test_a_checkpoint_of_another_run_is_refused_with_the_difference(tiny_config):
+  tiny_config.eval.knn = tiny_config.eval.linear = False
+  tiny_config.max_steps = 1
+  training.pretrain(tiny_config)
+  tiny_config.encoder.width = 0.25
+  tiny_config.batch_size = 24
+  with pytest.raises(UserError) as error:
+    training.pretrain(tiny_config)
+  assert 'config.batch_size was 16, is 24' in str(error.value)
+  assert "'width': 0.125" in str(error.value)
+  assert 'Set config.run to another folder' in str(error.value)
+
+
+def test_a_loss_that_is_no_number_stops_with_what_to_do(tiny_config):
+  """Step 1 leaves a state whose own loss is NaN: it must not stand as the last good one."""
+  run = Path(tiny_config.run)
+  tiny_config.eval.knn = tiny_config.eval.linear = False
+  tiny_config.checkpoint.every_epochs = 1 / 3
+  tiny_config.max_steps = 2
+  training.pretrain(tiny_config)
+  tiny_config.max_steps = 0
+  wild = tiny_config.copy_and_resolve_references()
+  wild.optimizer.learning_rate = 1e30
+  with pytest.raises(UserError) as error:
+    training.pretrain(wild)
+  assert re.search(r'was (nan|inf) at step [34]', str(error.value))
+  assert 'config.optimizer.learning_rate 1e+30 is too high' in str(error.value)
+  assert f"the last good checkpoint is {run / 'checkpoints' / '2'}," in str(error.value)
+  assert sorted(path.name for path in (run / 'checkpoints').iterdir()) == ['1', '2']
+  assert training.pretrain(tiny_config)['step'] == 6
+
+
+def test_a_parameter_that_is_no_number_is_not_saved(tiny_config):
+  """The loss of the first step is finite, what it leaves is not."""
+  tiny_config.optimizer.learning_rate, tiny_config.optimizer.warmup_epochs = 1e38, 0
+  tiny_config.classifier.lr_scale, tiny_config.max_steps = 1e3, 1
+  with pytest.raises(UserError, match=r'The largest parameter was inf at step 1.*learning_rate 1e\+38'):
+    training.pretrain(tiny_config)
+  assert not any((Path(tiny_config.run) / 'checkpoints').iterdir())
+
+
+def test_float16_stops_where_the_smallest_loss_scale_overflows(tiny_config):
+  """Every logit overflows at every loss scale, which falls from 2¹⁵ to 1 in 15 steps."""
+  tiny_config.dtype, tiny_config.epochs, tiny_config.knn_every = 'float16', 6, 0
+  tiny_config.temperature = 1e-7
+  with pytest.raises(UserError, match=r'The \w+ was (nan|inf) at step 16;.*float16 is too narrow'):
+    training.pretrain(tiny_config)
+
+
+def test_classes_that_differ_are_refused(tiny_config, tmp_path):
+  shutil.copytree(tiny_config.data.dir, tmp_path / 'images')
+  (tmp_path / 'images' / 'test' / 'zebras').mkdir()
+  tiny_config.data.dir = str(tmp_path / 'images')
+  with pytest.raises(UserError, match='differ, in zebras'):
+    training.pretrain(tiny_config)
+
+
+@pytest.mark.parametrize(('field', 'value', 'answer'), [
+  ('log_every', 0, 'config.log_every is 0'), ('seed', -1, 'config.seed is -1'),
+  ('run', 'gs://bucket/run', 'is no folder'), ('eval.batch_size', 12, 'config.eval.batch_size 12 cannot'),
+  ('num_instances', 7, 'the data set has 48 images'),
+  ('linear.normalise', 'l3', 'there is: none, l2, standardise')])
+def test_settings_are_refused_before_the_training(tiny_config, field, value, answer):
+  with tiny_config.unlocked():
+    tiny_config.update_from_flattened_dict({field: value})
+  with pytest.raises(UserError, match=answer):
+    training.pretrain(tiny_config)
+
+
+def test_too_many_undecodable_images_stop_the_run_with_their_names(tiny_config, tmp_path):
+  shutil.copytree(tiny_config.data.dir, tmp_path / 'images')
+  for index in range(12):
+    (tmp_path / 'images' / 'train' / 'checks' / f'{index:02d}.png').write_bytes(b'no image')
+  tiny_config.data.dir = str(tmp_path / 'images')
+  with pytest.raises(UserError, match=r'of 48 images cannot be decoded: .*train/checks/\d\d\.png'):
+    training.pretrain(tiny_config)
+
+
+def test_float16_trains_on_the_road(tiny_config):
+  tiny_config.dtype, tiny_config.eval.linear = 'float16', False
+  training.pretrain(tiny_config)
+  last = [report for report in reports_of(tiny_config.run) if 'loss' in report][-1]
+  assert np.isfinite(last['loss'])
+  assert last['loss_scale'] <= 2**15
+  assert last['skipped'] < 6
+  tiny_config.dtype = 'float32'
+  with pytest.raises(UserError, match=r"config\.dtype was 'float16', is 'float32'"):
+    training.pretrain(tiny_config)
+
+
+def test_fewer_images_than_a_batch_and_an_uneven_batch_are_refused(tiny_config):
+  tiny_config.batch_size = 20
+  with pytest.raises(UserError, match='nearest that can are 16 and 24'):
+    training.pretrain(tiny_config)
+  tiny_config.batch_size = 64
+  with pytest.raises(UserError, match='48'):
+    training.pretrain(tiny_config)
+
+
+def make_float16_step(config, mesh):
+  dtype = jnp.dtype(jnp.float16)
+  method = methods.make(config, 48, mesh, dtype)
+  optimizer = optim.make_optimizer(config.optimizer)
+  state = train_step.init_state(method, optimizer, 0, dtype)
+  state = jax.device_put(state, train_step.state_shardings(state, method, mesh))
+  step = jax.jit(train_step.make_step(method, optimizer, optim.cosine_schedule(0.1, 10), 0, 3, dtype))
+  rng = np.random.default_rng(0)
+  batch = {'views': (rng.integers(0, 256, (16, 2, 16, 16, 3), np.uint8),),
+           'id': np.arange(16, dtype=np.int32), 'valid': np.ones(16, bool),
+           'crop': np.zeros((16, 2, 4), np.float32), 'flip': np.zeros((16, 2), bool)}
+  return state, step, meshes.to_global(batch, mesh)
+
+
+def test_an_overflow_in_float16_changes_nothing_and_is_counted(tiny_config, mesh8):
+  state, step, batch = make_float16_step(tiny_config, mesh8)
+  overflowing = state.replace(loss_scale=LossScale(jnp.float32(2.0**24), jnp.int32(5)))
+  after, metrics, _ = step(overflowing, batch)
+  assert metrics['overflow']
+  for name in ('params', 'batch_stats', 'opt_state', 'memories'):
+    chex.assert_trees_all_equal(getattr(after, name), getattr(overflowing, name))
+  assert (after.step, after.updates, after.skipped) == (1, 0, 1)
+  assert after.loss_scale.scale == 2.0**23
+
+  calm = state.replace(loss_scale=LossScale(jnp.float32(2.0**4), jnp.int32(0)))
+  after, metrics, _ = step(calm, batch)
+  assert not metrics['overflow']
+  assert after.skipped == 0
+  rows = after.memories['rows'].weights
+  assert not np.array_equal(rows, state.memories['rows'].weights)
+
+
+def test_invalid_images_are_masked_everywhere(tiny_config, mesh8):
+  """What an undecodable image holds in its place changes neither loss nor state."""
+  _, step, batch = make_float16_step(tiny_config, mesh8)
+  dtype = jnp.dtype(jnp.float32)
+  method = methods.make(tiny_config, 48, mesh8, dtype)
+  optimizer = optim.make_optimizer(tiny_config.optimizer)
+  state = train_step.init_state(method, optimizer, 0, dtype)
+  step = jax.jit(train_step.make_step(method, optimizer, optim.cosine_schedule(0.1, 10), 0, 3, dtype))
+  valid = np.arange(16) != 5
+  black = np.array(batch['views'][0])
+  black[5] = 0
+  ours = {**jax.tree.map(np.asarray, batch), 'valid': valid}
+  first, second = (step(state, meshes.to_global({**ours, 'views': (views,)}, mesh8))
+                   for views in (black, np.array(batch['views'][0])))
+  chex.assert_trees_all_close(first[1], second[1], rtol=1e-5, atol=1e-6)
+  chex.assert_trees_all_close(first[0].replace(rng=0), second[0].replace(rng=0), rtol=1e-5, atol=1e-6)
+  every, *_ = step(state, batch)
+  assert not np.allclose(every.memories['rows'].weights[5],
+                         first[0].memories['rows'].weights[5])

@@ -1,0 +1,144 @@
+"""Checkpoints: what is kept, what a failure leaves, what an evaluation reads."""
+import resource
+import shutil
+import signal
+from collections import namedtuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from conic_jax.errors import UserError
+from conic_jax.hardware.mesh import batch_sharding, replicated
+from conic_jax.run.checkpoints import Checkpoints, restore_model
+from conic_jax.run.state import LossScale, TrainState
+
+CONFIG = '{"method": "conic", "encoder": {}, "views": {}}'
+
+
+def make_state(mesh, step=0, rows=16):
+  params = {'encoder': {'kernel': jnp.full((2, 3), float(step))}}
+  state = TrainState(
+    step=jnp.int32(step), updates=jnp.int32(step), params=params, batch_stats={'encoder': {}},
+    opt_state=optax.trace(0.9).init(params),
+    memories={'rows': jnp.arange(rows * 4.0).reshape(rows, 4)},
+    loss_scale=LossScale.create(jnp.float32), rng=jax.random.key(3))
+  everywhere = jax.tree.map(lambda _: replicated(mesh), state)
+  return jax.device_put(state, everywhere.replace(memories={'rows': batch_sharding(mesh)}))
+
+
+def shapes_of(state):
+  return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
+                      state)
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+  manager = Checkpoints(tmp_path / 'checkpoints', keep=2)
+  yield manager
+  manager.close()
+
+
+def test_the_last_ones_are_kept_and_the_newest_is_read(checkpoints, mesh8, tmp_path):
+  for step in (1, 2, 3):
+    checkpoints.save(make_state(mesh8, step), step, {'n': 16})
+  checkpoints.wait()
+  assert sorted(path.name for path in (tmp_path / 'checkpoints').iterdir()) == ['2', '3']
+  restored = checkpoints.restore(shapes_of(make_state(mesh8)), {'n': 16})
+  assert restored.step == 3
+  np.testing.assert_array_equal(restored.params['encoder']['kernel'], 3)
+  assert restored.memories['rows'].sharding == batch_sharding(mesh8)
+
+
+def test_a_run_without_checkpoints_begins_anew(checkpoints, mesh8):
+  assert checkpoints.restore(shapes_of(make_state(mesh8)), {}) is None
+  assert checkpoints.last_path() == 'none'
+
+
+def test_another_n_is_refused_with_the_difference(checkpoints, mesh8):
+  checkpoints.save(make_state(mesh8, 1), 1, {'num_images': 16})
+  checkpoints.wait()
+  with pytest.raises(UserError) as error:
+    checkpoints.restore(shapes_of(make_state(mesh8, rows=24)), {'num_images': 24})
+  assert 'num_images was 16, is 24' in str(error.value)
+  assert 'method_state.rows was (16, 4), is (24, 4)' in str(error.value)
+
+
+def test_a_disk_that_is_too_small_is_told_and_the_last_checkpoint_stays(checkpoints, mesh8,
+                                                                        monkeypatch):
+  checkpoints.save(make_state(mesh8, 1), 1, {})
+  checkpoints.wait()
+  usage = namedtuple('usage', 'total used free')
+  monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage(100, 100, 0))
+  checkpoints.save(make_state(mesh8, 2), 2, {})
+  checkpoints.wait()
+  assert 'lacks' in checkpoints.failure
+  assert checkpoints.last_step() == 1
+  assert 'could not save' in checkpoints.outcome()
+
+
+def test_a_model_is_read_alone(checkpoints, mesh8, tmp_path):
+  (tmp_path / 'config.json').write_text(CONFIG)
+  checkpoints.save(make_state(mesh8, 5), 5, {})
+  checkpoints.wait()
+  model = restore_model(tmp_path)
+  assert set(model) == {'params', 'batch_stats'}
+  np.testing.assert_array_equal(model['params']['encoder']['kernel'], 5)
+  assert isinstance(model['params']['encoder']['kernel'], np.ndarray)
+
+
+def test_a_failed_save_costs_only_itself(checkpoints, mesh8, tmp_path):
+  """The limit on the size of files fails one save; the next one is whole and nothing is left over."""
+  checkpoints.save(make_state(mesh8, 1), 1, {})
+  checkpoints.wait()
+  second = make_state(mesh8, 2)  # What it compiles may be cached in a file, too.
+  signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+  try:
+    checkpoints.save(second, 2, {})
+    checkpoints.wait()
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+  assert 'could not save' in checkpoints.outcome()
+  assert checkpoints.last_step() == 1
+  late = tmp_path / 'checkpoints' / '2.orbax-checkpoint-tmp' / 'model'  # As its threads may write it still.
+  late.mkdir(parents=True, exist_ok=True)
+  checkpoints.save(make_state(mesh8, 3), 3, {})
+  checkpoints.wait()
+  assert checkpoints.outcome() == f"saved {tmp_path / 'checkpoints' / '3'}"
+  assert checkpoints.failure
+  assert checkpoints.steps() == [1, 3]
+  assert sorted(path.name for path in (tmp_path / 'checkpoints').iterdir()) == ['1', '3']
+
+
+def test_a_bad_state_is_discarded(checkpoints, mesh8):
+  for step in (1, 2):
+    checkpoints.save(make_state(mesh8, step), step, {})
+  checkpoints.discard(2)
+  checkpoints.discard(7)
+  assert checkpoints.last_step() == 1
+
+
+def test_reading_a_run_leaves_a_save_under_way_alone(checkpoints, mesh8, tmp_path):
+  (tmp_path / 'config.json').write_text(CONFIG)
+  checkpoints.save(make_state(mesh8, 5), 5, {})
+  checkpoints.wait()
+  under_way = tmp_path / 'checkpoints' / '6.orbax-checkpoint-tmp'
+  under_way.mkdir()
+  restore_model(tmp_path)
+  assert under_way.exists()
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+  for content in (None, '{"model_type": "resnet"}'):
+    if content:
+      (tmp_path / 'config.json').write_text(content)
+    with pytest.raises(UserError, match='is no run'):
+      restore_model(tmp_path)
+  (tmp_path / 'config.json').write_text(CONFIG)
+  (tmp_path / 'checkpoints').mkdir()
+  with pytest.raises(UserError, match='no finished checkpoint yet'):
+    restore_model(tmp_path)
