@@ -27,9 +27,10 @@ import PIL.ImageEnhance
 import PIL.ImageFilter
 
 from benchmarks.hardware import hardware
+from conic_jax.command_line import load
 from conic_jax.views import Views
 
-VIEWS = Views(count=2, size=224)
+VIEWS = Views(**load('configs/conic.py').views)
 BATCH, BATCHES, ROUNDS, PILLOW_IMAGES, SHORT_SIDE = 64, 6, 5, 64, 256
 BILINEAR = PIL.Image.Resampling.BILINEAR
 RESULTS = Path(__file__).parent / 'results' / 'input.md'

@@ -272,8 +272,13 @@ def classification(task: str, result: str, data_set: str) -> ConfigDict:
   """An evaluation on classes of images, of a data set or, where that is 'run', of the encoder's own."""
   config = evaluation(task, result)
   # What is None is taken from the encoder's run.
-  config.views = group({'size': placeholder(int)})
-  config.eval = group({'resize': placeholder(int), 'batch_size': placeholder(int)})
+  config.views = group({
+    'size': placeholder(int),     # pixels a side
+  })
+  config.eval = group({
+    'resize': placeholder(int),   # the short side before a centre crop of views.size; 0 is 256/224 of it
+    'batch_size': placeholder(int),   # images encoded at a time
+  })
   if data_set == 'run':
     return config
   config.views.size, config.eval.resize, config.eval.batch_size = 224, 256, 512

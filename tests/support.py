@@ -9,6 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from conic_jax.command_line import load
+from conic_jax.views import Views
 
 _SMALL_QUEUE = {'queue.size': 37, 'batch_norm.groups': 2}
 # What methods need to fit the tiny network, batches of 16 and some forty images.
@@ -48,6 +49,11 @@ def _take_fields(config, own):
       config[field] = value
     elif isinstance(value, ConfigDict):
       _take_fields(config[field], value)
+
+
+def views_of(**changes):
+  """ConIC's views but for these changes."""
+  return Views(**{**load('configs/conic.py').views, **changes})
 
 
 def flags_of(config):

@@ -59,7 +59,7 @@ def long_config(tiny_config):
   (['--config=configs/conic.py', '--config.views.crp=3'],
    r'no config\.views\.crp; did you mean config\.views\.crop\?$'),
   (['--config=configs/conic.py', '--config.learning_rate=3'], r'mean config\.optimizer\.learning_rate\?$'),
-  (['--config=configs/conic.py', '--config.eval.xyz=3'], r'no config\.eval\.xyz; there is: baseline_weights, '),
+  (['--config=configs/conic.py', '--config.eval.xyz=3'], r'no config\.eval\.xyz; there is: baseline_weig'),
   (['--config=configs/conic.py', '--config.batch_size=many'],
    r"config\.batch_size takes a whole number such as 512, not 'many'"),
   (['--config=configs/conic.py', '--config.encoder=resnet18'],
