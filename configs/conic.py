@@ -29,7 +29,7 @@ def setting(method: str) -> ConfigDict:
   """All but the consistency loss, for what the paper compares ConIC with too."""
   config = common.pretraining(method)
 
-  # Views (§4; the colour strengths are SimCLR's, our reading of the missing Appendix E).
+  # Views (§4, "similar to SimCLR"; the colour strengths are SimCLR's, our reading of the missing Appendix E).
   config.views = common.views(
     count=2, size=224, crop=(0.15, 1.0), flip=0.5, grayscale=0.2, blur=0.5, jitter=0.8, strength=1.0,
     brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2)

@@ -154,7 +154,8 @@ def _wrong_in_file(error: BaseException) -> str | None:
 
 
 def _configs() -> str:
-  files = sorted(str(path) for path in Path('configs').glob('*.py') if path.stem != '__init__')
+  files = sorted(str(path) for path in Path('configs').glob('*.py')
+                 if 'def get_config(' in path.read_text(errors='ignore'))
   return ', '.join(files) or 'none in configs/ here (run from the root of the repository)'
 
 

@@ -13,10 +13,7 @@ INTERPOLATIONS = ('bilinear', 'bicubic')
 
 @dataclasses.dataclass(frozen=True)
 class Views:
-  """A group of views of one size, all drawn in the same way.
-
-  The colour strengths are SimCLR's at `strength` 1: ConIC says "similar to SimCLR" and its
-  Appendix E is not in the published text, so this is our reading.
+  """A group of views of one size, all drawn in the same way: the group `config.views`.
 
   Attributes:
     count: views an image.

@@ -51,7 +51,7 @@ def long_config(tiny_config):
 
 
 @pytest.mark.parametrize(('arguments', 'answer'), [
-  ([], r'Which config\? .*configs/conic\.py'),
+  ([], r'Which config\? .*There is: configs/align_uniform\.py, configs/byol\.py'),
   (['--config=configs/nope.py'], r"no config file 'configs/nope.py'; there is: .*configs/conic.py"),
   (['--config=configs/conic.py:foto'], r"no preset 'foto' .*there is: imagenet, .*photos, folder"),
   (['--config=configs/conic.py', '--config.batchsize=3'],
