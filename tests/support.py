@@ -19,6 +19,9 @@ _TINY = {
   'moco': _SMALL_QUEUE, 'co2': _SMALL_QUEUE, 'align_uniform': _SMALL_QUEUE,
   'inscon': {**_SMALL_QUEUE, 'head.norm': False, 'cell.hidden': 16, 'cell.features': 8, 'cell.queue': 150}}
 
+# Of the views: what methods have in their own way and the tiny config does not shrink.
+_OF_METHODS = ('overlap', 'brightness', 'contrast', 'saturation', 'hue')
+
 
 def config_of(name):
   """The file of a method's config; of several the first."""
@@ -30,6 +33,8 @@ def as_method(config, name, **changes):
   own = load(config_of(name))
   with config.unlocked():
     _take_fields(config, own)
+  for field in _OF_METHODS:
+    config.views[field] = own.views[field]
   config.method = name
   config.update_from_flattened_dict(changes)
   return config
