@@ -19,6 +19,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL
@@ -27,9 +28,11 @@ import PIL.ImageEnhance
 import PIL.ImageFilter
 
 from benchmarks.hardware import hardware
+from conic_jax.command_line import load
 from conic_jax.views import Views
 
-VIEWS = Views(count=2, size=224)
+CONFIG: Any = load('configs/conic.py')
+VIEWS = Views(**CONFIG.views)
 BATCH, BATCHES, ROUNDS, PILLOW_IMAGES, SHORT_SIDE = 64, 6, 5, 64, 256
 BILINEAR = PIL.Image.Resampling.BILINEAR
 RESULTS = Path(__file__).parent / 'results' / 'input.md'

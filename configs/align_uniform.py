@@ -11,17 +11,15 @@ GPU. All else, with the presets, is as in configs/moco_v2.py.
 """
 from ml_collections import ConfigDict
 
-from configs import moco_v2
+from configs import common, moco_v2
 
 
 def get_config(preset: str = 'imagenet') -> ConfigDict:
   """MoCo v2's settings with the two other losses."""
-  config = moco_v2.get_config(preset)
-  config.method = 'align_uniform'
-  config.run = config.run.replace('moco_v2', 'align_uniform')
-  del config.temperature
-  config.align_uniform = ConfigDict()
-  config.align_uniform.align = 3.0    # weight of the alignment
-  config.align_uniform.uniform = 1.0  # weight of the uniformity
-  config.align_uniform.t = 3.0        # inverse width of its kernel
-  return config
+  config = moco_v2.setting('align_uniform')
+  config.align_uniform = common.group({
+    'align': 3.0,                 # weight of the alignment
+    'uniform': 1.0,               # weight of the uniformity
+    't': 3.0,                     # inverse width of its kernel
+  })
+  return common.with_preset(config, 'align_uniform', moco_v2.PRESETS, preset)

@@ -36,9 +36,15 @@ KEPT_AT_ZERO = ('head.hidden', 'views.blur', 'second_view.blur')
 
 def leave_open(config: ConfigDict) -> None:
   """Opens every field of `OPEN` that the config has."""
-  for path, kind in OPEN.items():
+  for path in OPEN:
     group, _, name = path.rpartition('.')
     node = getattr(config, group, {}) if group else config
     if name in node and not (path in KEPT_AT_ZERO and node[name] == 0):
-      with node.ignore_type():
-        node[name] = config_dict.placeholder(kind)
+      leave_field_open(node, name, OPEN[path])
+
+
+def leave_field_open(group, name: str, kind: type | None = None) -> None:
+  """Opens one field of a group, of the type that it has or of another."""
+  kind = kind or type(group[name])
+  with group.ignore_type():
+    group[name] = config_dict.placeholder(kind)

@@ -14,47 +14,33 @@ Changed: the target starts as a copy of the online network, where the code draws
 difference); a crop that does not fit is drawn again, as torchvision's, where the code cuts its sides to the
 image's; the blur is mirrored at the border, where zeros are blurred in; kernels start, and padding lies, as
 PyTorch's; the warm-up begins at the first step's share of the rate, not at zero. The linear protocol is
-configs/conic.py's, as is what is not named here.
+configs/common.py's, as is what is not named here.
 
 The other presets are ours: SGD, torchvision's colours, bilinear crops, biases and scales of one.
 """
 from ml_collections import ConfigDict
 
-from configs import auto, conic
+from configs import common
 
 
 def get_config(preset: str = 'imagenet') -> ConfigDict:
   """The public code's settings; a preset changes what its data set needs."""
-  if preset not in PRESETS:
-    raise ValueError(f"There is no preset '{preset}' of configs/byol.py; there is: {', '.join(PRESETS)}.")
-  config = conic.get_config(preset)
-  config.method = 'byol'
-  config.run = 'runs/byol' if preset == 'imagenet' else f'runs/byol_{preset}'
-  del config.alpha, config.alpha_pace
-  del config.classifier
-  del config.temperature
+  config = common.pretraining('byol')
 
-  # The first view of an image, and in what its second is another.
-  config.views.count = 1
-  config.views.solarise = 0.0
-  config.second_view = ConfigDict()
-  config.second_view.blur = config.views.blur
+  # The first view of an image, and in what its second is another: `paper` says.
+  config.views = common.views(count=1)
+  config.second_view = ConfigDict({'blur': config.views.blur})
 
   # Projector and predictor: Linear-BN-ReLU-Linear.
-  config.predictor = ConfigDict()
-  config.predictor.hidden = config.head.hidden
-  config.predictor.norm = True
-  config.predictor.output_bias = True     # of the last linear layer
+  config.predictor = common.group({
+    'hidden': config.head.hidden,   # width of the hidden layer
+    'norm': True,                   # batch norm after it
+    'output_bias': True,            # of the last linear layer
+  })
 
   # Target network.
-  config.momentum = ConfigDict()
-  config.momentum.start = 0.996
-  config.momentum.schedule = 'cosine'     # to 1; or 'constant'
-
-  PRESETS[preset](config)
-  if preset == 'folder':
-    auto.leave_open(config)
-  return config
+  config.momentum = common.momentum(start=0.996, schedule='cosine')
+  return common.with_preset(config, 'byol', PRESETS, preset)
 
 
 def paper(config: ConfigDict) -> None:
@@ -67,12 +53,10 @@ def paper(config: ConfigDict) -> None:
   config.head.output_bias = config.predictor.output_bias = False
   config.batch_size = 4096
   config.epochs = 1000
-  config.optimizer.name = 'lars'
-  config.optimizer.learning_rate = 3.2    # 0.2 for 256 images
-  config.optimizer.warmup_epochs = 10
-  config.optimizer.weight_decay = 1.5e-6
-  config.optimizer.decay_vectors = False
-  config.optimizer.lr_in_momentum = False
+  config.optimizer = common.optimizer(
+    name='lars', learning_rate=3.2,     # 0.2 for 256 images
+    warmup_epochs=10, schedule='cosine', momentum=0.9, weight_decay=1.5e-6, decay_vectors=False,
+    lr_in_momentum=False)
 
 
 def imagenet100(config: ConfigDict) -> None:
@@ -88,9 +72,16 @@ def imagenet100(config: ConfigDict) -> None:
   config.head.features = 256
 
 
-def small(config: ConfigDict) -> None:
+def folder(config: ConfigDict) -> None:
   """Data sets of a laptop: the target follows faster, as there are few steps."""
   config.momentum.start = 0.95
 
 
-PRESETS = {'imagenet': paper, 'imagenet100': imagenet100, 'cifar10': small, 'photos': small, 'folder': small}
+def small(config: ConfigDict) -> None:
+  """Small images: no view is blurred, and the predictor is as wide as the projector."""
+  folder(config)
+  config.second_view.blur = config.views.blur
+  config.predictor.hidden = config.head.hidden
+
+
+PRESETS = {'imagenet': paper, 'imagenet100': imagenet100, 'cifar10': small, 'photos': small, 'folder': folder}

@@ -10,14 +10,14 @@ configs/moco_v1.py.
 """
 from ml_collections import ConfigDict
 
-from configs import co2_moco_v2, moco_v1
+from configs import co2_moco_v2, common, moco_v1
 
 
 def get_config(preset: str = 'imagenet') -> ConfigDict:
   """MoCo v1's settings with the consistency term."""
-  if preset not in co2_moco_v2.PRESETS:
-    raise ValueError(f"There is no preset '{preset}' of configs/co2_moco_v1.py; there is: "
-                     f"{', '.join(co2_moco_v2.PRESETS)}.")
-  config = moco_v1.get_config('imagenet' if preset in co2_moco_v2.ABLATIONS else preset)
-  co2_moco_v2.consistent(config, 'co2_moco_v1', preset, alpha=10.0, temperature=0.04)
-  return config
+  config = moco_v1.setting('co2')
+  config.consistency = co2_moco_v2.consistency(alpha=10.0, temperature=0.04)
+  return common.with_preset(config, 'co2_moco_v1', PRESETS, preset)
+
+
+PRESETS = {**moco_v1.PRESETS, **co2_moco_v2.ablations(moco_v1.PRESETS['imagenet'])}

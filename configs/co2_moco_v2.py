@@ -13,30 +13,36 @@ configs/moco_v2.py.
 """
 from ml_collections import ConfigDict
 
-from configs import moco_v2
+from configs import common, moco_v2
 
 ALPHAS = (0.1, 0.3, 1.0, 3.0, 10.0)
 TEMPERATURES = (0.02, 0.04, 0.06, 0.08, 0.1)
-ABLATIONS = {**{f'alpha_{alpha:g}': {'alpha': alpha} for alpha in ALPHAS},
-             **{f'tau_{temperature:g}': {'temperature': temperature} for temperature in TEMPERATURES}}
-PRESETS = (*moco_v2.PRESETS, *ABLATIONS)
 
 
 def get_config(preset: str = 'imagenet') -> ConfigDict:
   """MoCo v2's settings with the consistency term; a preset of Figure 2 changes one of its two numbers."""
-  if preset not in PRESETS:
-    raise ValueError(f"There is no preset '{preset}' of configs/co2_moco_v2.py; there is: "
-                     f"{', '.join(PRESETS)}.")
-  config = moco_v2.get_config('imagenet' if preset in ABLATIONS else preset)
-  consistent(config, 'co2_moco_v2', preset, alpha=0.3, temperature=0.05)
-  return config
+  config = moco_v2.contrast(moco_v2.setting('co2'))
+  config.consistency = consistency(alpha=0.3, temperature=0.05)
+  return common.with_preset(config, 'co2_moco_v2', PRESETS, preset)
 
 
-def consistent(config: ConfigDict, name: str, preset: str, alpha: float, temperature: float) -> None:
-  """Adds the consistency term to a config of MoCo."""
-  config.method = 'co2'
-  config.run = f'runs/{name}' if preset == 'imagenet' else f'runs/{name}_{preset}'
-  config.consistency = ConfigDict()
-  config.consistency.alpha = alpha                # α
-  config.consistency.temperature = temperature    # τ_con
-  config.consistency.update(ABLATIONS.get(preset, {}))
+def consistency(alpha: float, temperature: float) -> ConfigDict:
+  """The consistency term."""
+  return common.group({
+    'alpha': alpha,               # α
+    'temperature': temperature,   # τ_con
+  })
+
+
+def ablations(paper) -> dict:
+  """The presets of Figure 2, by name, from that of ImageNet."""
+  def changed(**changes):
+    def preset(config: ConfigDict) -> None:
+      paper(config)
+      config.consistency.update(changes)
+    return preset
+  return {**{f'alpha_{alpha:g}': changed(alpha=alpha) for alpha in ALPHAS},
+          **{f'tau_{temperature:g}': changed(temperature=temperature) for temperature in TEMPERATURES}}
+
+
+PRESETS = {**moco_v2.PRESETS, **ablations(moco_v2.PRESETS['imagenet'])}

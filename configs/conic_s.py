@@ -9,21 +9,29 @@ The presets and all else are those of configs/conic.py. A step costs the same fo
 """
 from ml_collections import ConfigDict
 
-from configs import auto, conic
+from configs import common, conic
 
 
 def get_config(preset: str = 'imagenet') -> ConfigDict:
   """ConIC's settings with a window."""
-  config = conic.get_config(preset)
-  config.method = 'conic_s'
-  config.run = 'runs/conic_s' if preset == 'imagenet' else f'runs/conic_s_{preset}'
-  config.classifier.window = 65_536   # N′, classes in the softmax
-  config.classifier.beta = 0.0        # weight of each negative; 0 is (N − 1)/(N′ − 1)
-  config.classifier.store = 'host'    # where the other rows are: 'device', 'host' (memory) or 'disk'
-  if preset == 'photos':
-    config.classifier.window = 512
-  if preset == 'cifar10':
-    config.classifier.window = 8_192
-  if preset == 'folder':
-    auto.leave_open(config)
-  return config
+  config = conic.consistent(conic.setting('conic_s'))
+  config.classifier = common.windowed_classifier(
+    **config.classifier.to_dict(),
+    window=65_536,                # N′, classes in the softmax
+    beta=0.0,                     # weight of each negative; 0 is (N − 1)/(N′ − 1)
+    store='host')                 # where the other rows are
+  return common.with_preset(config, 'conic_s', PRESETS, preset)
+
+
+def cifar10(config: ConfigDict) -> None:
+  """A sixth of the classes."""
+  config.classifier.window = 8_192
+
+
+def photos(config: ConfigDict) -> None:
+  """A fifth of the classes."""
+  conic.photos(config)
+  config.classifier.window = 512
+
+
+PRESETS = {**conic.PRESETS, 'cifar10': cifar10, 'photos': photos}

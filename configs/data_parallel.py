@@ -9,22 +9,12 @@ smoothed labels are left out, as they cost next to nothing.
 """
 from ml_collections import ConfigDict
 
-from configs import auto, conic, one_million
+from configs import common, one_million
 
 
 def get_config(preset: str = 'imagenet') -> ConfigDict:
   """One-Million's settings; the rows learn like the encoder."""
-  if preset not in conic.PRESETS:
-    raise ValueError(f"There is no preset '{preset}' of configs/data_parallel.py; there is: "
-                     f"{', '.join(conic.PRESETS)}.")
-  config = one_million.get_config(preset)
-  config.method = 'data_parallel'
-  config.run = 'runs/data_parallel' if preset == 'imagenet' else f'runs/data_parallel_{preset}'
-  config.classifier.lr_scale = 1.0
-  for other in ('smoothing', 'prior'):
-    del config[other]
-  del config.classifier.drawn
-  if preset == 'folder':
-    auto.leave_open(config)
-  return config
+  return common.with_preset(one_million.setting('data_parallel'), 'data_parallel', PRESETS, preset)
 
+
+PRESETS = {**common.PLAIN, 'imagenet': one_million.optimizer, 'imagenet100': one_million.optimizer}

@@ -8,13 +8,12 @@ and 16,000 images; ConIC's Table 2 and 3 train it like this.
 """
 from ml_collections import ConfigDict
 
-from configs import conic
+from configs import common, conic
 
 
 def get_config(preset: str = 'imagenet') -> ConfigDict:
   """ConIC's settings with α = 0."""
-  config = conic.get_config(preset)
-  config.method = 'exemplar'
-  config.run = 'runs/exemplar' if preset == 'imagenet' else f'runs/exemplar_{preset}'
-  del config.alpha, config.alpha_pace
-  return config
+  return common.with_preset(conic.setting('exemplar'), 'exemplar', PRESETS, preset)
+
+
+PRESETS = {**common.PLAIN, 'photos': conic.fast_rows}

@@ -18,7 +18,7 @@ runs/evaluated_NAME.
 """
 from ml_collections import ConfigDict
 
-from configs import knn
+from configs import common
 
 DATA = {
   'cifar10': {'name': 'cifar10', 'train': 'train', 'test': 'test'},
@@ -33,28 +33,14 @@ DATA = {
 
 def get_config(preset: str = 'folder') -> ConfigDict:
   """All layers for 100 epochs, the new one at ten times the rate; cifar10_32 is CIFAR-10 as it is."""
-  if preset not in DATA:
-    raise ValueError(f"There is no preset '{preset}' of configs/finetune.py; there is: {', '.join(DATA)}.")
+  common.check('finetune', DATA, preset)
   small = {'cifar10_32': 'cifar10', 'photos': 'photos'}
-  config = knn.get_config(small.get(preset, 'imagenet'))
-  config.task, config.result = 'finetune', f'finetune_{preset}'
-  del config.eval.k, config.eval.features
-  config.data.update(**DATA[preset])
-
-  config.finetune = ConfigDict()
-  config.finetune.learning_rate = 0.01        # of the encoder
-  config.finetune.head_learning_rate = 0.1    # of the new linear layer
-  config.finetune.epochs = 100
-  config.finetune.batch_size = 256
-  config.finetune.momentum = 0.9
-  config.finetune.weight_decay = 1e-4
-  config.finetune.schedule = 'cosine'         # or 'steps'
-  config.finetune.milestones = ()             # shares of the training where 'steps' divides the rates by 10
-  config.finetune.crop = (0.08, 1.0)          # area of the training crop as a share of the image
-  config.finetune.labels = 1.0                # share of the labels that is used; 1 is all images
+  config = common.classification('finetune', f'finetune_{preset}', small.get(preset, 'imagenet'))
+  config.data.update(DATA[preset])
+  config.finetune = common.finetune(learning_rate=0.01, head_learning_rate=0.1, epochs=100, batch_size=256)
   if preset == 'photos':
     config.finetune.epochs, config.finetune.batch_size = 5, 128
     config.finetune.crop = (0.5, 1.0)
   if preset == 'cifar10_32':
     config.finetune.epochs = 20
-  return config
+  return config.lock()

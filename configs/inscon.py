@@ -21,7 +21,7 @@ in configs/moco_v2.py.
 """
 from ml_collections import ConfigDict
 
-from configs import auto, moco_v2
+from configs import common, moco_v2
 
 TEMPERATURES = (0.1, 0.2, 0.3, 0.4)
 ABLATIONS = {'single': {'multi.enabled': False, 'cell.enabled': False, 'views.overlap': 0.0},
@@ -29,39 +29,51 @@ ABLATIONS = {'single': {'multi.enabled': False, 'cell.enabled': False, 'views.ov
              **{f'tau_{temperature:g}': {'multi.enabled': False, 'cell.temperature': temperature}
                 for temperature in TEMPERATURES},
              'res4': {'cell.position': 'res4'}, 'res5': {'cell.position': 'res5'}}
-PRESETS = (*moco_v2.PRESETS, *ABLATIONS)
 
 
 def get_config(preset: str = 'imagenet') -> ConfigDict:
   """The settings of Table 1; a preset changes what its table or data set needs."""
-  if preset not in PRESETS:
-    raise ValueError(f"There is no preset '{preset}' of configs/inscon.py; there is: {', '.join(PRESETS)}.")
-  config = moco_v2.get_config('imagenet' if preset in ABLATIONS else preset)
-  config.method = 'inscon'
-  config.run = 'runs/inscon' if preset == 'imagenet' else f'runs/inscon_{preset}'
+  config = moco_v2.contrast(moco_v2.setting('inscon'))
 
   # Crops of query and key are drawn anew until they overlap.
   config.views.overlap = 0.01     # the least share of the smaller crop
 
   # Multi-instance head: mosaics of four views at half the side.
-  config.multi = ConfigDict()
-  config.multi.enabled = True
+  config.multi = common.group({
+    'enabled': True,              # whether there is this head
+  })
 
   # Cell-instance head.
-  config.cell = ConfigDict()
-  config.cell.enabled = True
-  config.cell.size = 3            # cells a side
-  config.cell.position = 'res5'   # the last stage; 'res4' is the one before
-  config.cell.hidden = config.head.hidden
-  config.cell.features = 256
-  config.cell.outside = 'edge'    # beyond the outermost features: the same ('edge'), or 'zero'
-  config.cell.queue = 64_512      # 28 batches of 256 images with 9 cells
-  config.cell.temperature = 0.2
+  config.cell = common.group({
+    'enabled': True,              # whether there is this head
+    'size': 3,                    # cells a side
+    'position': 'res5',           # the last stage; 'res4' is the one before
+    'hidden': 2048,               # width of its hidden layer
+    'features': 256,              # width of its output
+    'outside': 'edge',            # beyond the outermost features: the same ('edge'), or 'zero'
+    'queue': 64_512,              # keys: 28 batches of 256 images with 9 cells
+    'temperature': 0.2,           # of its softmax
+  })
+  return common.with_preset(config, 'inscon', PRESETS, preset)
 
-  if preset in ('photos', 'cifar10'):
+
+def ablation(changes: dict):
+  """The paper's settings with these changes."""
+  def preset(config: ConfigDict) -> None:
+    moco_v2.paper(config)
+    config.update_from_flattened_dict(changes)
+  return preset
+
+
+def fewer_cells(of_moco):
+  """Data sets of a laptop: MoCo's preset, and as few keys of the cells."""
+  def preset(config: ConfigDict) -> None:
+    of_moco(config)
+    config.cell.hidden = config.head.hidden
     config.cell.features = 128
     config.cell.queue = 9 * config.queue.size
-  config.update_from_flattened_dict(ABLATIONS.get(preset, {}))
-  if preset == 'folder':
-    auto.leave_open(config)
-  return config
+  return preset
+
+
+PRESETS = {**moco_v2.PRESETS, 'cifar10': fewer_cells(moco_v2.small), 'photos': fewer_cells(moco_v2.photos),
+           **{name: ablation(changes) for name, changes in ABLATIONS.items()}}

@@ -11,49 +11,40 @@ Changed: batch norm is over the whole batch, that of the public code over the im
 dropped after the jitter, not before it; and h has no 1e-7 added below. The paper's proximal term is not in
 the public code, nor here. The code's kNN compares the head's 128 features with the bank; ours compares
 features of the encoder, or by --config.eval.features=head those of the head, both computed anew. The linear
-protocol is configs/conic.py's, as is what is not named here.
+protocol is configs/common.py's, as is what is not named here.
 """
 from ml_collections import ConfigDict
 
-from configs import auto, conic
+from configs import common
 
 
 def get_config(preset: str = 'imagenet') -> ConfigDict:
   """The settings of the public code; a preset changes what its data set needs."""
-  if preset not in PRESETS:
-    raise ValueError(f"There is no preset '{preset}' of configs/instdisc.py; there is: {', '.join(PRESETS)}.")
-  config = conic.get_config(preset if preset in conic.PRESETS else 'imagenet')
-  config.method = 'instdisc'
-  config.run = 'runs/instdisc' if preset == 'imagenet' else f'runs/instdisc_{preset}'
-  del config.alpha, config.alpha_pace
-  del config.classifier
+  config = common.pretraining('instdisc')
 
   # One view.
-  config.views.count = 1
-  config.views.crop = (0.2, 1.0)
-  config.views.jitter = 1.0
-  config.views.brightness = 0.4
-  config.views.contrast = 0.4
-  config.views.saturation = 0.4
-  config.views.hue = 0.4
-  config.views.blur = 0.0
+  config.views = common.views(
+    count=1, size=224, crop=(0.2, 1.0), flip=0.5, jitter=1.0, brightness=0.4, contrast=0.4, saturation=0.4,
+    hue=0.4, grayscale=0.2, blur=0.0)
 
-  config.head.hidden = 0          # one linear layer
-  config.temperature = 0.07
+  # Network: one linear layer for the head.
+  config.encoder = common.encoder(name='resnet50')
+  config.head = common.head(hidden=0, features=128)
 
   # Loss, and the bank of each image's last features.
-  config.loss = ConfigDict()
-  config.loss.name = 'nce'        # or 'full', the softmax over the whole bank
-  config.loss.noise = 4096        # rows of the bank that an image is told from
-  config.bank = ConfigDict()
-  config.bank.momentum = 0.5      # of a row, that is then normalised
+  config.temperature = 0.07
+  config.loss = common.group({
+    'name': 'nce',                # or 'full', the softmax over the whole bank
+    'noise': 4096,                # rows of the bank that an image is told from
+  })
+  config.bank = common.group({
+    'momentum': 0.5,              # of a row, that is then normalised
+  })
 
-  config.optimizer.learning_rate = 0.03
-
-  PRESETS[preset](config)
-  if preset == 'folder':
-    auto.leave_open(config)
-  return config
+  # Optimizer; batch and schedule are the presets'.
+  config.epochs = 200
+  config.optimizer = common.optimizer(name='sgd', learning_rate=0.03, momentum=0.9, weight_decay=1e-4)
+  return common.with_preset(config, 'instdisc', PRESETS, preset)
 
 
 def paper(config: ConfigDict) -> None:

@@ -12,45 +12,18 @@ in config.run, which is the encoder's run, or runs/evaluated_NAME.
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from configs import common
+
 PRESETS = ('run', 'imagenet', 'cifar10', 'photos', 'folder')
 
 
 def get_config(preset: str = 'run') -> ConfigDict:
-  """As the run's own config says: of configs/conic.py InstDisc's vote with k of 20 and 200."""
-  if preset not in PRESETS:
-    raise ValueError(f"There is no preset '{preset}' of configs/knn.py; there is: {', '.join(PRESETS)}.")
-  config = ConfigDict()
-  config.task = 'knn'
-  config.result = 'knn' if preset == 'run' else f'knn_{preset}'  # name of the JSON file of figures
-  config.encoder = ''             # a run folder, a file of weights, or random
-  config.run = ''                 # where the result goes; '' is the encoder's run, or runs/evaluated_NAME
-  config.seed = 0
-  config.dtype = 'auto'
-  config.mesh = ConfigDict({'data': -1})
-
-  config.data = ConfigDict({'name': '', 'dir': '', 'train': '', 'test': '', 'cache': ''})
-  config.views = ConfigDict({'size': placeholder(int)})
-  config.eval = ConfigDict({'resize': placeholder(int), 'batch_size': placeholder(int),
-                            'k': placeholder(tuple), 'features': placeholder(str)})
-  config.network = ConfigDict({'name': 'resnet50', 'blocks': (), 'stem': 'imagenet', 'width': 1.0,
-                               'zero_gamma': False, 'output_stride': 32})
-  data_of(config, preset)
-  return config
-
-
-def data_of(config: ConfigDict, preset: str) -> None:
-  """The data set of a preset, with the sizes and the network that suit it."""
-  if preset == 'run':
-    return
-  config.eval.batch_size, config.eval.k, config.eval.features = 512, (20, 200), 'encoder'
-  config.views.size, config.eval.resize = 224, 256
-  config.data.update(name='imagenet2012', train='train', test='validation')
-  if preset == 'folder':
-    config.data.update(name='folder', train='train', test='val')
-  if preset in ('cifar10', 'photos'):
-    config.data.update(name=preset, train='train', test='test')
-    config.views.size, config.eval.resize = 32, 32
-    config.network.update(name='resnet18', stem='cifar')
-  if preset == 'photos':
-    config.network.update(stem='imagenet', blocks=(2, 2), width=0.75)
-    config.eval.batch_size = 128
+  """As the run's own config says: by configs/common.py InstDisc's vote with k of 20 and 200."""
+  common.check('knn', PRESETS, preset)
+  config = common.classification('knn', 'knn' if preset == 'run' else f'knn_{preset}', preset)
+  with config.eval.unlocked():
+    config.eval.k = placeholder(tuple)          # the first is the headline
+    config.eval.features = placeholder(str)     # what is compared: features of the 'encoder' or of the 'head'
+  if preset != 'run':
+    config.eval.k, config.eval.features = (20, 200), 'encoder'
+  return config.lock()

@@ -17,9 +17,8 @@ is printed and written to linear.json (linear_PRESET.json) in config.run, which 
 runs/evaluated_NAME, with a picture of the confusion matrix.
 """
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
-from configs import knn
+from configs import auto, common, knn
 
 RECIPES = {
   'conic': {'learning_rates': (75.0,), 'batch_size': 512, 'schedule': 'cosine', 'milestones': ()},
@@ -30,25 +29,15 @@ PRESETS = (*knn.PRESETS, *RECIPES)
 
 def get_config(preset: str = 'run') -> ConfigDict:
   """As the run's own config says, or a recipe; imagenet is conic."""
-  if preset not in PRESETS:
-    raise ValueError(f"There is no preset '{preset}' of configs/linear.py; there is: {', '.join(PRESETS)}.")
-  config = knn.get_config('imagenet' if preset in RECIPES else preset)
-  config.task = 'linear'
-  config.result = 'linear' if preset == 'run' else f'linear_{preset}'
-  del config.eval.k, config.eval.features
-  config.linear = ConfigDict({
-    'learning_rates': placeholder(tuple),  # several are a sweep
-    'epochs': placeholder(int),
-    'batch_size': placeholder(int),
-    'schedule': placeholder(str),          # cosine, or steps
-    'milestones': placeholder(tuple),      # shares of the training where the rate of steps is divided by 10
-    'normalise': placeholder(str),         # none, l2, standardise (features that are large or small)
-  })
+  common.check('linear', PRESETS, preset)
+  config = common.classification('linear', 'linear' if preset == 'run' else f'linear_{preset}',
+                                 'imagenet' if preset in RECIPES else preset)
+  config.linear = common.linear(epochs=100, normalise='none', **RECIPES.get(preset, RECIPES['conic']))
   if preset == 'run':
-    return config
-  config.linear.update(epochs=100, normalise='none', **RECIPES.get(preset, RECIPES['conic']))
+    for field in config.linear:
+      auto.leave_field_open(config.linear, field)
   if preset in ('cifar10', 'photos'):
     config.linear.learning_rates = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
   if preset == 'photos':
     config.linear.epochs, config.linear.batch_size = 10, 128
-  return config
+  return config.lock()

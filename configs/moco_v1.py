@@ -10,27 +10,34 @@ all that is not named here; and colour is dropped after the jitter, not before i
 """
 from ml_collections import ConfigDict
 
-from configs import auto, moco_v2
+from configs import common, moco_v2
 
 
 def get_config(preset: str = 'imagenet') -> ConfigDict:
   """The settings of the paper and its public code; the presets are those of configs/moco_v2.py."""
-  config = moco_v2.get_config(preset)
-  config.run = config.run.replace('moco_v2', 'moco_v1')
-  first_version(config, preset)
-  if preset == 'folder':
-    auto.leave_open(config)
+  return common.with_preset(setting('moco'), 'moco_v1', PRESETS, preset)
+
+
+def setting(method: str) -> ConfigDict:
+  """What MoCo v1 has other than v2 on every data set."""
+  config = moco_v2.setting(method)
+  config.head.hidden = 0          # one linear layer
+  config.temperature = 0.07
   return config
 
 
-def first_version(config: ConfigDict, preset: str) -> None:
-  """What MoCo v1 has other than v2."""
-  config.head.hidden = 0          # one linear layer
-  config.temperature = 0.07
-  if preset not in ('photos', 'cifar10'):
+def augmented(preset):
+  """A preset of MoCo v2 with the augmentation and the schedule of v1."""
+  def first_version(config: ConfigDict) -> None:
+    preset(config)
     config.views.jitter = 1.0
     config.views.strength = 1.0
     config.views.brightness = config.views.contrast = config.views.saturation = config.views.hue = 0.4
     config.views.blur = 0.0
     config.optimizer.schedule = 'steps'
     config.optimizer.milestones = (120, 160)
+  return first_version
+
+
+PRESETS = {name: preset if name in ('photos', 'cifar10') else augmented(preset)
+           for name, preset in moco_v2.PRESETS.items()}

@@ -8,46 +8,50 @@
 
 The figure is linear top-1 on ImageNet, of 53 hours on 8 V100. Changed: batch norm is over 8 groups of the
 batch on any number of devices, and the keys' groups are shuffled rather than the keys. What is not named here
-is as in configs/conic.py.
+is as in configs/common.py.
 """
 from ml_collections import ConfigDict
 
-from configs import auto, conic
+from configs import common
 
 
 def get_config(preset: str = 'imagenet') -> ConfigDict:
   """The settings of the paper and its public code; a preset changes what its data set needs."""
-  if preset not in PRESETS:
-    raise ValueError(f"There is no preset '{preset}' of configs/moco_v2.py; there is: {', '.join(PRESETS)}.")
-  config = conic.get_config(preset)
-  config.method = 'moco'
-  config.run = 'runs/moco_v2' if preset == 'imagenet' else f'runs/moco_v2_{preset}'
-  del config.alpha, config.alpha_pace
-  del config.classifier
+  return common.with_preset(contrast(setting('moco')), 'moco_v2', PRESETS, preset)
+
+
+def setting(method: str) -> ConfigDict:
+  """All but the loss: queue, momentum encoder and batch norm in groups."""
+  config = common.pretraining(method)
 
   # Head: Linear-ReLU-Linear.
-  config.head.norm = False
+  config.head = common.head(hidden=2048, features=128, norm=False)
 
-  # Contrast (Eq. 1).
-  config.temperature = 0.2
-  config.queue = ConfigDict()
-  config.queue.size = 65_536      # K; no multiple of the batch or of the devices is needed
-  config.queue.mask_own = False   # leave keys of the query's own image out of its negatives
-  config.queue.split = True       # keys split over the devices; False copies them to each
+  # Keys.
+  config.queue = common.group({
+    'size': 65_536,               # K; no multiple of the batch or of the devices is needed
+    'mask_own': False,            # leave keys of the query's own image out of its negatives
+    'split': True,                # keys split over the devices; False copies them to each
+  })
 
   # Momentum encoder.
-  config.momentum = ConfigDict()
-  config.momentum.start = 0.999
-  config.momentum.schedule = 'constant'   # or 'cosine', to 1
+  config.momentum = common.momentum(start=0.999, schedule='constant')
 
   # Batch norm.
-  config.batch_norm = ConfigDict()
-  config.batch_norm.groups = 8    # parts of the global batch with statistics of their own; 0 is all of it
-  config.batch_norm.shuffle = True    # other parts for the keys, in every step
+  config.batch_norm = common.group({
+    'groups': 8,                  # parts of the global batch with statistics of their own; 0 is all of it
+    'shuffle': True,              # other parts for the keys, in every step
+  })
 
-  PRESETS[preset](config)
-  if preset == 'folder':
-    auto.leave_open(config)
+  # Optimizer; batch and rate are the presets'.
+  config.epochs = 200
+  config.optimizer = common.optimizer(name='sgd', schedule='cosine', momentum=0.9, weight_decay=1e-4)
+  return config
+
+
+def contrast(config: ConfigDict) -> ConfigDict:
+  """The loss (Eq. 1)."""
+  config.temperature = 0.2
   return config
 
 

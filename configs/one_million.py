@@ -12,47 +12,54 @@
 The paper trained on 64 V100 with 32 GB, 302 s an epoch of ImageNet-1K (Table 1); the figures are linear top-1
 on ImageNet. Ours to choose, as the paper is silent: batch norm after both layers of the head, as in
 configs/conic.py; crops of at least 15% of the image; SimCLR's colours at full strength. What is not named
-here is as in configs/conic.py.
+here is as in configs/common.py.
 """
 from ml_collections import ConfigDict
 
-from configs import auto, conic
+from configs import common, conic
 
 
 def get_config(preset: str = 'imagenet') -> ConfigDict:
   """The settings of "Implementation details"; a preset changes what its row or data set needs."""
-  if preset not in PRESETS:
-    raise ValueError(f"There is no preset '{preset}' of configs/one_million.py; there is: "
-                     f"{', '.join(PRESETS)}.")
-  config = conic.get_config(preset if preset in conic.PRESETS else 'imagenet')
-  config.method = 'one_million'
-  config.run = 'runs/one_million' if preset == 'imagenet' else f'runs/one_million_{preset}'
-  del config.alpha, config.alpha_pace
+  config = setting('one_million')
 
-  # Loss (Eq. 3) and labels (Eq. 2).
-  config.temperature = 0.15
-  config.smoothing = ConfigDict()
-  config.smoothing.alpha = 0.2    # the label's share of the hardest classes; 0 is without smoothing
-  config.smoothing.k = 100        # hardest classes an image
-  config.smoothing.table = 'auto'  # found at each 'epoch' for all, or for each 'batch' (auto: above 10⁸)
+  # Labels (Eq. 2).
+  config.smoothing = common.group({
+    'alpha': 0.2,                 # the label's share of the hardest classes; 0 is without smoothing
+    'k': 100,                     # hardest classes an image
+    'table': 'auto',              # found at each 'epoch' for all, or for each 'batch' (auto: above 10⁸)
+  })
 
   # Contrastive prior: rows start as the features of the random network.
-  config.prior = ConfigDict()
-  config.prior.batch_norm = 'running'     # or 'frozen' (Figure 4's "fixed BNs"), or 'none' for random rows
-  config.prior.normalise = False          # the raw features
-  config.prior.keep_statistics = True     # the pass's running statistics go on into training
+  config.prior = common.group({
+    'batch_norm': 'running',      # or 'frozen' (Figure 4's "fixed BNs"), or 'none' for random rows
+    'normalise': False,           # the raw features
+    'keep_statistics': True,      # the pass's running statistics go on into training
+  })
 
-  # Negatives: 0 is all, else as many are drawn anew at every step (Table 3).
-  config.classifier.drawn = 0
+  # Negatives (Table 3).
+  config.classifier = common.group({
+    **config.classifier.to_dict(),
+    'drawn': 0,                   # 0 is all, else as many are drawn anew at every step
+  })
+  return common.with_preset(config, 'one_million', PRESETS, preset)
 
-  PRESETS[preset](config)
-  if preset == 'folder':
-    auto.leave_open(config)
+
+def setting(method: str) -> ConfigDict:
+  """The classifier alone (Eq. 3), for the baseline of Table 1 too."""
+  config = common.pretraining(method)
+  config.views = common.views(count=2, size=224)
+  config.encoder = common.encoder(name='resnet50')
+  config.head = common.head(features=128, norm=True)
+  config.temperature = 0.15
+  config.epochs = 200
+  config.optimizer = common.optimizer(name='sgd', schedule='cosine', momentum=0.9, weight_decay=1e-4)
+  config.classifier = common.classifier(momentum=0.9, weight_decay=1e-4)
   return config
 
 
-def paper(config: ConfigDict) -> None:
-  """The paper's optimizer."""
+def optimizer(config: ConfigDict) -> None:
+  """The paper's batch and rates."""
   config.batch_size = 4096
   config.optimizer.learning_rate = 0.48
   config.optimizer.warmup_epochs = 10
@@ -62,7 +69,7 @@ def paper(config: ConfigDict) -> None:
 
 def long(config: ConfigDict) -> None:
   """Table 6."""
-  paper(config)
+  optimizer(config)
   config.epochs = 1000
 
 
@@ -74,13 +81,13 @@ def no_prior(config: ConfigDict) -> None:
 
 def no_smoothing(config: ConfigDict) -> None:
   """Table 2, with the prior alone: 67.6."""
-  paper(config)
+  optimizer(config)
   config.smoothing.alpha = 0.0
 
 
 def no_mlp(config: ConfigDict) -> None:
   """Table 2, one linear layer for the head: 58.6."""
-  paper(config)
+  optimizer(config)
   config.head.hidden = 0
 
 
@@ -93,13 +100,19 @@ def sampled(count: int):
 
 
 def small(config: ConfigDict) -> None:
-  """Data sets of a laptop: what configs/conic.py's preset says, with rows that start at unit norm.
+  """Data sets of a laptop: rows that start at unit norm.
 
   There are few steps, and a row of norm r turns 1/r² as fast.
   """
   config.prior.normalise = True
 
 
-PRESETS = {'imagenet': paper, '1000': long, 'no_prior': no_prior, 'no_smoothing': no_smoothing,
+def photos(config: ConfigDict) -> None:
+  """The rows learn fast as well."""
+  small(config)
+  conic.fast_rows(config)
+
+
+PRESETS = {'imagenet': optimizer, '1000': long, 'no_prior': no_prior, 'no_smoothing': no_smoothing,
            'no_mlp': no_mlp, **{f'sampled_{2 ** power}': sampled(2 ** power) for power in (10, 12, 14, 16)},
-           'imagenet100': paper, 'cifar10': small, 'photos': small, 'folder': small}
+           'imagenet100': optimizer, 'cifar10': small, 'photos': photos, 'folder': small}

@@ -18,50 +18,44 @@ do not overlap as the paper wants; ours do. It has neither recent negative sampl
 ours are ConIC-S's window, exact where float32 is. It passes each view alone through the network, we a group
 of views at once, which shares its batch-norm statistics; and its rows start of unequal norms, N(0, 0.01²) in
 each place, ours of their mean norm. Its warm-up begins at a hundredth of the rate, ours at the first step's
-share of it. The linear protocol is configs/conic.py's, as is what is not named here.
+share of it. The linear protocol is configs/common.py's, as is what is not named here.
 """
 from ml_collections import ConfigDict
 
-from configs import auto, conic
+from configs import common
 
 
 def get_config(preset: str = 'imagenet') -> ConfigDict:
   """The release's settings; a preset changes what its data set needs."""
-  if preset not in PRESETS:
-    raise ValueError(f"There is no preset '{preset}' of configs/pic.py; there is: {', '.join(PRESETS)}.")
-  config = conic.get_config(preset if preset in conic.PRESETS else 'imagenet')
-  config.method = 'pic'
-  config.run = 'runs/pic' if preset == 'imagenet' else f'runs/pic_{preset}'
-  del config.alpha, config.alpha_pace
+  config = common.pretraining('pic')
 
   # One view; small ones beside it where there is a count.
-  config.views.count = 1
-  config.views.crop = (0.08, 1.0)
-  config.small_views = ConfigDict()
-  config.small_views.count = 0
-  config.small_views.size = 96
-  config.small_views.crop = (0.08, 0.14)
+  config.views = common.views(count=1, size=224, crop=(0.08, 1.0))
+  config.small_views = common.group({
+    'count': 0,                   # small views an image
+    'size': 96,                   # pixels a side
+    'crop': (0.08, 0.14),         # area of the crop as a share of the image
+  })
 
   # Network: Linear-ReLU-Linear, and blocks that start as the identity.
-  config.encoder.zero_gamma = True
-  config.head.norm = False
+  config.encoder = common.encoder(name='resnet50', zero_gamma=True)
+  features = 128
+  config.head = common.head(hidden=2048, features=features, norm=False)
 
   # Loss and rows.
   config.temperature = 0.2
-  config.classifier.norm = 0.01 * config.head.features ** 0.5
-  config.classifier.window = 65_536   # most recent classes in the softmax
-  config.classifier.beta = 1.0        # a plain softmax over them
-  config.classifier.store = 'host'    # where the other rows are: 'device', 'host' (memory) or 'disk'
+  config.classifier = common.windowed_classifier(
+    norm=0.01 * features ** 0.5,
+    window=65_536,                # most recent classes in the softmax
+    beta=1.0,                     # a plain softmax over them
+    store='host')                 # where the other rows are
 
   # Optimizer; the sliding windows overlap by 87.5%.
-  config.optimizer.end = 1e-6
-  config.sampler.window = 131_072
-  config.sampler.stride = 16_384
-
-  PRESETS[preset](config)
-  if preset == 'folder':
-    auto.leave_open(config)
-  return config
+  config.epochs = 200
+  config.optimizer = common.optimizer(
+    name='sgd', schedule='cosine', end=1e-6, momentum=0.9, weight_decay=1e-4)
+  config.sampler = common.sampler(window=131_072, stride=16_384)
+  return common.with_preset(config, 'pic', PRESETS, preset)
 
 
 def release(config: ConfigDict) -> None:
@@ -90,7 +84,6 @@ def photos(config: ConfigDict) -> None:
   """Windows of two fifths of the data. Rows of so small a norm turn fast without a rate of their own."""
   config.sampler.window, config.sampler.stride = 1_024, 128
   config.classifier.window = 512
-  config.classifier.lr_scale = 1.0
 
 
 PRESETS = {'imagenet': release, 'multi_crop': multi_crop, 'imagenet100': release, 'cifar10': cifar10,

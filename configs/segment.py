@@ -19,6 +19,9 @@ runs/evaluated_NAME, with a picture of some predictions.
 """
 from ml_collections import ConfigDict
 
+from configs import common
+
+PRESETS = ('cityscapes', 'coco_stuff', 'ade20k', 'voc', 'pascal_context', 'camvid', 'folder')
 CAMVID = ('sky', 'building', 'pole', 'road', 'pavement', 'tree', 'sign', 'fence', 'car', 'pedestrian',
           'cyclist')
 CITYSCAPES = {
@@ -34,42 +37,32 @@ VOC = ('background', 'aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'c
 
 def get_config(preset: str = 'folder') -> ConfigDict:
   """The settings of a data set."""
-  presets = ('cityscapes', 'coco_stuff', 'ade20k', 'voc', 'pascal_context', 'camvid', 'folder')
-  if preset not in presets:
-    raise ValueError(f"There is no preset '{preset}' of configs/segment.py; there is: {', '.join(presets)}.")
-  config = ConfigDict()
-  config.task = 'segment'
-  config.result = f'segment_{preset}'
-  config.encoder = ''             # a run folder, a file of weights, or random
-  config.run = ''                 # where the result goes; '' is the encoder's run
-  config.seed = 0
-  config.dtype = 'auto'
-  config.mesh = ConfigDict({'data': -1})
-  config.data = ConfigDict({'name': 'folder', 'dir': '', 'train': 'train', 'test': 'val', 'cache': ''})
-  config.eval = ConfigDict({'batch_size': 8})
-  config.network = ConfigDict({'name': 'resnet50', 'blocks': (), 'stem': 'imagenet', 'width': 1.0,
-                               'zero_gamma': False, 'output_stride': 32})
-  config.segmentation = ConfigDict({
-    'num_classes': 2,
+  common.check('segment', PRESETS, preset)
+  config = common.evaluation('segment', f'segment_{preset}')
+  config.data.update(name='folder', train='train', test='val')
+  config.eval = common.group({
+    'batch_size': 8,              # images tested at a time
+  })
+  config.segmentation = settings = common.group({
+    'num_classes': 2,             # C
     'classes': (),                # their names
     'ids': (),                    # the id of each class in the masks; () for 0, 1, 2 …
     'ignore': (255,),             # ids that are neither learnt nor counted
-    'iterations': 30_000,
-    'batch_size': 16,
-    'learning_rate': 0.01,
-    'momentum': 0.9,
-    'weight_decay': 1e-4,
-    'power': 0.9,
+    'iterations': 30_000,         # steps
+    'batch_size': 16,             # images a step
+    'learning_rate': 0.01,        # of all layers, at the first step
+    'momentum': 0.9,              # of SGD
+    'weight_decay': 1e-4,         # of all layers
+    'power': 0.9,                 # the rate falls as (1 − i / iterations)^power
     'crop': (520, 520),           # height and width
-    'scale': (0.5, 2.0),
+    'scale': (0.5, 2.0),          # smallest and largest factor on a training image
     'short_side': 520,            # the images' before scaling, and in testing; 0 for their own
     'test_size': (704, 704),      # what a test image must fit on
-    'rates': (12, 24, 36),
-    'channels': 256,
-    'auxiliary_weight': 0.4,
-    'report_every': 50,
+    'rates': (12, 24, 36),        # dilation of each atrous convolution
+    'channels': 256,              # of the head
+    'auxiliary_weight': 0.4,      # of the auxiliary loss, beside 1 for the main one
+    'report_every': 50,           # iterations
   })
-  settings = config.segmentation
 
   if preset == 'cityscapes':
     config.data.update(name='cityscapes/semantic_segmentation', test='validation')
@@ -95,4 +88,4 @@ def get_config(preset: str = 'folder') -> ConfigDict:
     settings.update(num_classes=11, classes=CAMVID, ignore=(11,), iterations=200, batch_size=8)
     settings.update(learning_rate=0.05, crop=(144, 192), short_side=180, test_size=(180, 240))
     settings.update(rates=(3, 6, 9), channels=64)
-  return config
+  return config.lock()

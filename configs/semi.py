@@ -17,7 +17,7 @@ runs/evaluated_NAME.
 """
 from ml_collections import ConfigDict
 
-from configs import finetune
+from configs import common, finetune
 
 SHARES = {'1pct': 0.01, '10pct': 0.1}
 PRESETS = tuple(f'{data}{share}' for data in ('', 'folder_', 'cifar10_', 'photos_') for share in SHARES)
@@ -25,17 +25,13 @@ PRESETS = tuple(f'{data}{share}' for data in ('', 'folder_', 'cifar10_', 'photos
 
 def get_config(preset: str = '1pct') -> ConfigDict:
   """The rates of the paper; a preset is a data set and a share of its labels."""
-  if preset not in PRESETS:
-    raise ValueError(f"There is no preset '{preset}' of configs/semi.py; there is: {', '.join(PRESETS)}.")
+  common.check('semi', PRESETS, preset)
   data, _, share = preset.rpartition('_')
   config = finetune.get_config({'cifar10': 'cifar10_32', '': 'folder'}.get(data, data))
   config.result = f'semi_{preset}'
-  config.finetune.labels = SHARES[share]
-  config.finetune.epochs = 20
-  config.finetune.schedule, config.finetune.milestones = 'steps', (0.6, 0.8)
-  config.finetune.weight_decay = 1e-4
-  config.finetune.learning_rate = 0.001
-  config.finetune.head_learning_rate = 15.0 if share == '1pct' else 10.0
+  config.finetune.update(
+    labels=SHARES[share], epochs=20, schedule='steps', milestones=(0.6, 0.8), weight_decay=1e-4,
+    learning_rate=0.001, head_learning_rate=15.0 if share == '1pct' else 10.0)
   if not data:
     config.data.update(name=f'imagenet2012_subset/{share}', train='train', test='validation')
     config.finetune.labels = 1.0

@@ -17,50 +17,40 @@ Changed: a crop's area is drawn uniformly, as torchvision's, where TensorFlow's 
 to a tenth of the image at least (42% of a square one on average); the blur is mirrored at the border, where
 zeros are blurred in, and its deviation is drawn for every view, not once a batch; kernels start, and padding
 lies, as PyTorch's; the warm-up begins at the first step's share of the rate, not at zero. The linear protocol
-is configs/conic.py's, as is what is not named here.
+is configs/common.py's, as is what is not named here.
 
 The other presets are ours: SGD, torchvision's colours, bilinear crops and the mean of both directions.
 """
 from ml_collections import ConfigDict
 
-from configs import auto, conic
+from configs import common
 
 
 def get_config(preset: str = 'imagenet') -> ConfigDict:
   """The public code's settings; a preset changes what its data set needs."""
-  if preset not in PRESETS:
-    raise ValueError(f"There is no preset '{preset}' of configs/simclr.py; there is: {', '.join(PRESETS)}.")
-  config = conic.get_config(preset)
-  config.method = 'simclr'
-  config.run = 'runs/simclr' if preset == 'imagenet' else f'runs/simclr_{preset}'
-  del config.alpha, config.alpha_pace
-  del config.classifier
+  config = common.pretraining('simclr')
+  config.head = common.head(hidden=2048, features=128, norm=True)
   config.temperature = 0.1
-  config.loss = ConfigDict()
-  config.loss.reduction = 'mean'  # of both directions; or 'sum'
-  PRESETS[preset](config)
-  if preset == 'folder':
-    auto.leave_open(config)
-  return config
+  config.loss = common.group({
+    'reduction': 'mean',          # of both directions; or 'sum'
+  })
+  return common.with_preset(config, 'simclr', PRESETS, preset)
 
 
 def paper(config: ConfigDict) -> None:
   """LARS at 0.3 for 256 images."""
-  config.views.crop = (0.08, 1.0)
-  config.views.interpolation = 'bicubic'
-  config.views.colour = 'tensorflow'
-  config.views.mean = (0.0, 0.0, 0.0)     # pixels stay between 0 and 1
-  config.views.std = (1.0, 1.0, 1.0)
+  config.views = common.views(
+    count=2, size=224, crop=(0.08, 1.0), interpolation='bicubic', flip=0.5, jitter=0.8, strength=1.0,
+    colour='tensorflow', brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, grayscale=0.2, blur=0.5,
+    mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))    # pixels stay between 0 and 1
   config.encoder.zero_gamma = True
   config.head.output_bias = False
   config.loss.reduction = 'sum'
   config.batch_size = 4096
   config.epochs = 1000
-  config.optimizer.name = 'lars'
-  config.optimizer.learning_rate = 4.8
-  config.optimizer.warmup_epochs = 10
-  config.optimizer.weight_decay = 1e-6
-  config.optimizer.decay_vectors = False
+  config.optimizer = common.optimizer(
+    name='lars', learning_rate=4.8, warmup_epochs=10, schedule='cosine', momentum=0.9, weight_decay=1e-6,
+    decay_vectors=False)
 
 
 def small(config: ConfigDict) -> None:

@@ -12,26 +12,24 @@ runs/evaluated_NAME.
 """
 from ml_collections import ConfigDict
 
-from configs import knn
+from configs import common
 
 PRESETS = ('voc07', 'folder', 'cifar10', 'photos')
 
 
 def get_config(preset: str = 'voc07') -> ConfigDict:
   """VISSL's: costs and folds, squared hinge, unit features of the central 224 of 256 pixels."""
-  if preset not in PRESETS:
-    raise ValueError(f"There is no preset '{preset}' of configs/svm.py; there is: {', '.join(PRESETS)}.")
-  config = knn.get_config(preset if preset in knn.PRESETS else 'imagenet')
-  config.task, config.result = 'svm', f'svm_{preset}'
-  del config.eval.k, config.eval.features
-  config.svm = ConfigDict({
+  common.check('svm', PRESETS, preset)
+  config = common.classification('svm', f'svm_{preset}', preset)
+  config.svm = common.group({
+    # Of which each class takes the best.
     'costs': (0.01, 0.1, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 50.0, 100.0, 1000.0),
-    'folds': 3,
-    'max_iterations': 2000,
+    'folds': 3,                   # of the cross-validation
+    'max_iterations': 2000,       # of one SVM
     'labels': 'labels.csv',       # in the folder of each split; '' where its subfolders are the classes
   })
   if preset == 'voc07':
     config.data.update(name='voc/2007', train='train+validation', test='test')
   elif preset == 'folder':
     config.data.test = 'test'
-  return config
+  return config.lock()

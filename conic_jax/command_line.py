@@ -1,8 +1,11 @@
 """Reading the command line so that every mistake is answered with what exists."""
 import argparse
+import difflib
 import functools
+import operator
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -11,6 +14,9 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from conic_jax.errors import Help, Stopped, UserError
+
+# How alike a name must be to be meant, of 0 to 1.
+_ALIKE = 0.7
 
 
 class Parser(argparse.ArgumentParser):
@@ -110,21 +116,46 @@ def load(path: str) -> ConfigDict:
                                            sys_argv=['', f'--config={path}'])
   try:
     values(['', f'--config={path}'])
-  except flags.Error as error:
-    raise UserError(str(_innermost(error))) from error
+  except (flags.Error, AttributeError, KeyError) as error:
+    errors = _chain(error)
+    if answer := next(filter(None, map(_wrong_in_file, errors)), None):
+      raise UserError(answer) from error
+    if not isinstance(error, flags.Error):
+      raise
+    raise UserError(str(errors[-1])) from error
   if not isinstance(holder.value, ConfigDict):
     raise UserError(f"There is no config file '{path.split(':')[0]}'; there is: {_configs()}.")
   return holder.value
 
 
-def _innermost(error: BaseException) -> BaseException:
-  while (cause := error.__cause__ or error.__context__) is not None:
-    error = cause
-  return error
+def _chain(error: BaseException) -> list[BaseException]:
+  """An error and what it came of, the innermost last."""
+  cause = error.__cause__ or error.__context__
+  return [error] if cause is None else [error, *_chain(cause)]
+
+
+def _wrong_in_file(error: BaseException) -> str | None:
+  """What a config's file does to a field that cannot be done; None of any other error."""
+  frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+  inside = frames[-1].f_locals if frames else {}
+  node, name = inside.get('self'), inside.get('attribute', inside.get('key'))
+  if not isinstance(node, ConfigDict) or not isinstance(name, str):
+    return None
+  configs = [value for frame in frames for value in frame.f_locals.values()
+             if isinstance(value, ConfigDict) and 'task' in value]
+  groups, prefix = next(((groups, prefix) for groups in map(_groups, configs) for prefix in groups
+                         if groups[prefix] is node), ({'': node}, ''))
+  if name not in node:
+    return _no_field(groups, prefix, name) + (
+      '' if _nearest(groups, prefix, name) else ' A field is added in `with config.unlocked():` alone.')
+  if isinstance(error, TypeError):
+    return f'{prefix}{name} takes {_a(node.get_type(name))} such as {node[name]!r}, not {inside["value"]!r}.'
+  return f'{prefix}{name} is deleted in `with config.unlocked():` alone.'
 
 
 def _configs() -> str:
-  files = sorted(str(path) for path in Path('configs').glob('*.py') if path.stem != '__init__')
+  files = sorted(str(path) for path in Path('configs').glob('*.py')
+                 if 'def get_config(' in path.read_text(errors='ignore'))
   return ', '.join(files) or 'none in configs/ here (run from the root of the repository)'
 
 
@@ -133,12 +164,36 @@ def _own_flags(flag_values: flags.FlagValues) -> list[str]:
 
 
 def _check_field(config: ConfigDict, path: str) -> None:
-  node, seen = config, 'config'
+  node, prefix, groups = config, 'config.', _groups(config)
   for name in path.split('.'):
-    if not isinstance(node, ConfigDict) or name not in node:
-      fields = f'it has: {", ".join(sorted(node))}' if isinstance(node, ConfigDict) else 'it is a value'
-      raise UserError(f'There is no {seen}.{name}: {seen} has no such field; {fields}.')
-    node, seen = node[name], f'{seen}.{name}'
+    if not isinstance(node, ConfigDict):
+      raise UserError(f'There is no {prefix}{name}; {prefix[:-1]} is a value.')
+    if name not in node:
+      raise UserError(_no_field(groups, prefix, name))
+    node, prefix = node[name], f'{prefix}{name}.'
+
+
+def _groups(node: ConfigDict, prefix: str = 'config.') -> dict[str, ConfigDict]:
+  """A config and all groups in it, by what their fields' names begin with."""
+  inner = (_groups(value, f'{prefix}{name}.') for name, value in node.items()
+           if isinstance(value, ConfigDict))
+  return functools.reduce(operator.or_, inner, {prefix: node})
+
+
+def _no_field(groups: dict[str, ConfigDict], prefix: str, name: str) -> str:
+  """A sentence with what there is instead of a field."""
+  if near := _nearest(groups, prefix, name):
+    return f'There is no {prefix}{name}; did you mean {" or ".join(near)}?'
+  return f'There is no {prefix}{name}; there is: {", ".join(sorted(groups[prefix]))}.'
+
+
+def _nearest(groups: dict[str, ConfigDict], prefix: str, name: str) -> list[str]:
+  """Fields of nearly this name in its group, or else of this name, or nearly, in others; three at most."""
+  if close := difflib.get_close_matches(name, groups[prefix], 3, _ALIKE):
+    return [f'{prefix}{field}' for field in close]
+  known = sorted({field for node in groups.values() for field in node})
+  wanted = [name] if name in known else difflib.get_close_matches(name, known, 3, _ALIKE)
+  return [f'{place}{field}' for field in wanted for place, node in groups.items() if field in node][:3]
 
 
 def _joined(argv: list[str]) -> list[str]:

@@ -1,5 +1,7 @@
 """What a view is: its size, its crop and its augmentation. Methods ask for views, `data` makes them."""
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from conic_jax.errors import UserError
 
@@ -11,10 +13,7 @@ INTERPOLATIONS = ('bilinear', 'bicubic')
 
 @dataclasses.dataclass(frozen=True)
 class Views:
-  """A group of views of one size, all drawn in the same way.
-
-  The colour strengths are SimCLR's at `strength` 1: ConIC says "similar to SimCLR" and its
-  Appendix E is not in the published text, so this is our reading.
+  """A group of views of one size, all drawn in the same way: the group `config.views`.
 
   Attributes:
     count: views an image.
@@ -42,34 +41,50 @@ class Views:
   Raises:
     UserError: for a colour or an interpolation that there is not.
   """
-  count: int = 2
-  size: int = 224
-  interpolation: str = 'bilinear'
-  crop: tuple[float, float] = (0.15, 1.0)
-  aspect: tuple[float, float] = (3 / 4, 4 / 3)
-  overlap: float = 0.0
-  flip: float = 0.5
-  jitter: float = 0.8
-  strength: float = 1.0
-  colour: str = 'torchvision'
-  additive_brightness: bool = False
-  brightness: float = 0.8
-  contrast: float = 0.8
-  saturation: float = 0.8
-  hue: float = 0.2
-  grayscale: float = 0.2
-  blur: float = 0.5
-  blur_sigma: tuple[float, float] = (0.1, 2.0)
-  blur_kernel: float = 0.1
-  solarise: float = 0.0
-  mean: tuple[float, float, float] = IMAGENET_MEAN
-  std: tuple[float, float, float] = IMAGENET_STD
+  count: int
+  size: int
+  interpolation: str
+  crop: tuple[float, float]
+  aspect: tuple[float, float]
+  overlap: float
+  flip: float
+  jitter: float
+  strength: float
+  colour: str
+  additive_brightness: bool
+  brightness: float
+  contrast: float
+  saturation: float
+  hue: float
+  grayscale: float
+  blur: float
+  blur_sigma: tuple[float, float]
+  blur_kernel: float
+  solarise: float
+  mean: tuple[float, float, float]
+  std: tuple[float, float, float]
 
   def __post_init__(self):
     for field, known in (('colour', COLOURS), ('interpolation', INTERPOLATIONS)):
       value = getattr(self, field)
       if value not in known:
         raise UserError(f"config.views.{field} is '{value}'; there is: {', '.join(known)}.")
+
+
+def evaluated(settings: Mapping[str, Any]) -> Views:
+  """An image as an evaluation sees it, of which nothing is drawn.
+
+  Args:
+    settings: of `config.views`, of a run maybe that was begun before it had all fields: its size, aspect and
+      normalisation, or else 224, torchvision's crops and ImageNet's.
+  """
+  own = {name: settings[name] for name in ('size', 'aspect', 'mean', 'std') if name in settings}
+  return Views(**{
+    'count': 1, 'size': 224, 'interpolation': 'bilinear', 'crop': (1.0, 1.0), 'aspect': (3 / 4, 4 / 3),
+    'overlap': 0.0, 'flip': 0.0, 'jitter': 0.0, 'strength': 0.0, 'colour': 'torchvision',
+    'additive_brightness': False, 'brightness': 0.0, 'contrast': 0.0, 'saturation': 0.0, 'hue': 0.0,
+    'grayscale': 0.0, 'blur': 0.0, 'blur_sigma': (0.0, 0.0), 'blur_kernel': 0.0, 'solarise': 0.0,
+    'mean': IMAGENET_MEAN, 'std': IMAGENET_STD, **own})
 
 
 def supervised(views: Views, size: int, crop: tuple[float, float]) -> Views:

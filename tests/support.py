@@ -9,6 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from conic_jax.command_line import load
+from conic_jax.views import Views
 
 _SMALL_QUEUE = {'queue.size': 37, 'batch_norm.groups': 2}
 # What methods need to fit the tiny network, batches of 16 and some forty images.
@@ -17,6 +18,9 @@ _TINY = {
   'instdisc': {'views.count': 1, 'loss.noise': 12}, 'byol': {'views.count': 1, 'predictor.hidden': 16},
   'moco': _SMALL_QUEUE, 'co2': _SMALL_QUEUE, 'align_uniform': _SMALL_QUEUE,
   'inscon': {**_SMALL_QUEUE, 'head.norm': False, 'cell.hidden': 16, 'cell.features': 8, 'cell.queue': 150}}
+
+# Of the views: what methods have in their own way and the tiny config does not shrink.
+_OF_METHODS = ('overlap', 'brightness', 'contrast', 'saturation', 'hue')
 
 
 def config_of(name):
@@ -29,6 +33,8 @@ def as_method(config, name, **changes):
   own = load(config_of(name))
   with config.unlocked():
     _take_fields(config, own)
+  for field in _OF_METHODS:
+    config.views[field] = own.views[field]
   config.method = name
   config.update_from_flattened_dict(changes)
   return config
@@ -48,6 +54,11 @@ def _take_fields(config, own):
       config[field] = value
     elif isinstance(value, ConfigDict):
       _take_fields(config[field], value)
+
+
+def views_of(**changes):
+  """ConIC's views but for these changes."""
+  return Views(**{**load('configs/conic.py').views, **changes})
 
 
 def flags_of(config):

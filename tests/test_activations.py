@@ -10,9 +10,9 @@ from PIL import Image
 from conic_jax import activations, models
 from conic_jax.evals.encoders import Encoder
 from conic_jax.export import targets
-from conic_jax.views import Views
+from conic_jax.views import evaluated
 
-VIEWS = Views(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+VIEWS = evaluated({'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)})
 
 
 @pytest.fixture(scope='module')

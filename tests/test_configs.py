@@ -1,11 +1,25 @@
-"""Every preset of every config loads, and the papers' own are the papers' settings."""
+"""Every preset of every config loads, the papers' own are the papers' settings, and all fields are flags."""
+import ast
+import dataclasses
 import importlib
+import re
+import sys
+from pathlib import Path
 
 import pytest
 
-from conic_jax import methods, optim, recipe
+from conic_jax import main, methods, optim, recipe
 from conic_jax.command_line import load
+from conic_jax.errors import UserError
+from conic_jax.evals.finetune import FinetuneSettings
+from conic_jax.evals.linear import LinearSettings
+from conic_jax.evals.segment import Segmentation
+from conic_jax.evals.svm import SvmSettings
+from conic_jax.memories.instance_rows import RowsSgd
 from conic_jax.pretraining import settings
+from conic_jax.views import Views, evaluated
+
+FILES = sorted((Path(__file__).parent.parent / 'configs').glob('*.py'))
 
 DATA = ('photos', 'cifar10', 'imagenet100', 'folder')
 SAMPLED = tuple(f'sampled_{count}' for count in (1024, 4096, 16384, 65536))
@@ -163,3 +177,98 @@ def test_an_unknown_preset_is_told(name, first):
   module = importlib.import_module(f'configs.{name}')
   with pytest.raises(ValueError, match=f'there is: {first}'):
     module.get_config('nope')
+
+
+# ---- Groups -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda path: path.name)
+def test_nothing_is_deleted(path):
+  assert not [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Delete)]
+  assert not re.search(r'\.(pop|__delattr__|__delitem__)\(', path.read_text())
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda path: path.name)
+def test_every_field_of_a_group_has_its_comment(path):
+  """On its line, or on the one above; what is spread from another group has it there."""
+  lines = path.read_text().splitlines()
+  for call in ast.walk(ast.parse(path.read_text())):
+    named = isinstance(call, ast.Call) and ast.unparse(call.func) in ('group', 'common.group')
+    if named and isinstance(call.args[0], ast.Dict):
+      for key in filter(None, call.args[0].keys):
+        above, line = lines[key.lineno - 2:key.lineno]
+        assert '  # ' in line or above.lstrip().startswith('# '), line
+
+
+@pytest.mark.parametrize(('settings', 'file', 'group'), [
+  (LinearSettings, 'linear', 'linear'), (FinetuneSettings, 'finetune', 'finetune'),
+  (SvmSettings, 'svm', 'svm'), (Segmentation, 'segment', 'segmentation'), (RowsSgd, 'exemplar', 'classifier'),
+  *((kind, name, group) for name in PRESETS for kind, group in ((Views, 'views'), (LinearSettings, 'linear')))
+])
+def test_every_field_of_a_dataclass_is_one_of_its_group_alone(settings, file, group):
+  """So that it is a flag; the dataclass has no value of its own."""
+  fields = dataclasses.fields(settings)
+  assert {field.name for field in fields} <= set(load(f'configs/{file}.py')[group])
+  assert not [field.name for field in fields if field.default is not dataclasses.MISSING]
+
+
+def test_evaluation_normalises_as_the_configs_do_by_default():
+  usual, seen = load('configs/conic.py').views, evaluated({})
+  assert (seen.size, seen.aspect, seen.mean, seen.std) == (usual.size, usual.aspect, usual.mean, usual.std)
+
+
+# ---- A config of one's own ----------------------------------------------------------------------
+
+
+def write_config(folder, *lines, base='conic'):
+  """A user's config of these lines on top of one of ours."""
+  path = folder / 'mine.py'
+  path.write_text('\n  '.join([f'from configs import common, {base}\n\n\ndef get_config(preset="photos"):',
+                               f'config = {base}.get_config(preset)', *lines, 'return config\n']))
+  return str(path)
+
+
+@pytest.mark.parametrize(('line', 'answer'), [
+  ('config.optimizer.learing_rate = 1',
+   'There is no config.optimizer.learing_rate; did you mean config.optimizer.learning_rate?'),
+  ('config.batchsize = 8', 'There is no config.batchsize; did you mean config.batch_size?'),
+  ('config.learning_rate = 1',
+   'There is no config.learning_rate; did you mean config.optimizer.learning_rate?'),
+  ('config.views.update(crp=1)', 'There is no config.views.crp; did you mean config.views.crop?'),
+  ('config.optimiser.end = 1.0', 'There is no config.optimiser; did you mean config.optimizer?'),
+  ('config.update_from_flattened_dict({"views.crp": 1})',
+   'There is no config.views.crp; did you mean config.views.crop?'),
+  ('config.head = common.head(hiden=1)', 'There is no hiden; did you mean hidden?'),
+  ('config.optimizer.end = "late"', "config.optimizer.end takes a number such as 0.0, not 'late'."),
+  ('del config.alpha', 'config.alpha is deleted in `with config.unlocked():` alone.')])
+def test_a_mistake_in_a_file_is_answered_in_one_sentence(line, answer, tmp_path):
+  with pytest.raises(UserError) as error:
+    load(write_config(tmp_path, line))
+  assert str(error.value) == answer
+
+
+def test_a_field_that_is_like_none_is_told_how_to_be_added(tmp_path):
+  with pytest.raises(UserError, match=r'no config\.bank; there is: alpha, .* in `with config\.unlocked'):
+    load(write_config(tmp_path, 'config.bank = common.group({"size": 1})'))
+
+
+def test_a_misspelt_field_of_a_file_prints_no_traceback(tmp_path, monkeypatch):
+  path = write_config(tmp_path, 'config.optimizer.learing_rate = 1', base='knn')
+  monkeypatch.setattr(sys, 'argv', ['conic_jax', f'--config={path}:photos'])
+  with pytest.raises(SystemExit) as exit:
+    main.command()
+  assert str(exit.value).startswith('conic_jax: There is no config.optimizer; ')
+
+
+def test_fields_are_added_on_purpose(tmp_path):
+  config = load(write_config(
+    tmp_path, 'with config.unlocked():', '  config.optimizer.nesterov = True',
+    '  config.bank = common.group({"size": 1})', 'config.bank.size = 2'))
+  assert (config.optimizer.nesterov, config.bank.size, config.views.size) == (True, 2, 32)
+  assert config.is_locked
+  assert config.optimizer.is_locked
+
+
+def test_an_error_of_the_files_own_stays_one(tmp_path):
+  with pytest.raises(KeyError, match='nothing'):
+    load(write_config(tmp_path, '{}["nothing"]'))

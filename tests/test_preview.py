@@ -11,7 +11,7 @@ from support import flags_of, tiny_method
 from conic_jax import methods, preview
 from conic_jax.data import augment, sources
 from conic_jax.hardware import mesh as meshes
-from conic_jax.views import Views
+from conic_jax.views import evaluated
 
 # No colours are changed, so that a pixel tells where it lies, and little is compiled.
 PLAIN = {'views.jitter': 0., 'views.grayscale': 0., 'views.blur': 0.}
@@ -56,7 +56,7 @@ def test_cells_under_flips_by_hand():
                               [[0.45, 0.2, 0.6, 0.5], [0.45, 0.5, 0.6, 0.8]]], atol=1e-6)
 
 
-@pytest.mark.parametrize('spec', [Views(), Views(mean=(0., 0., 0.), std=(1., 1., 1.))])
+@pytest.mark.parametrize('spec', [evaluated({}), evaluated({'mean': (0., 0., 0.), 'std': (1., 1., 1.)})])
 def test_normalisation_is_undone(spec):
   images = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
   np.testing.assert_array_equal(preview.pixels(augment.normalise(images, spec), spec), images)

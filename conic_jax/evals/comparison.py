@@ -10,7 +10,7 @@ from conic_jax.errors import UserError
 from conic_jax.evals import encoders
 from conic_jax.evals.features import Encode, pixels
 from conic_jax.hardware.mesh import replicated
-from conic_jax.views import Views
+from conic_jax.views import evaluated
 
 # The rows' names in the summary; the pretrained network's figures are the summary's own.
 PIXELS, RANDOM, WEIGHTS = 'pixels', 'random_init', 'baseline_weights'
@@ -53,7 +53,7 @@ def published(config: Any, mesh: Mesh) -> tuple[Encode, Any]:
     encoder = encoders.open_encoder(name, dtype=config.dtype)
   except UserError as error:
     raise UserError(f'config.eval.baseline_weights: {error}') from error
-  given, wanted = Views(**config.views), encoder.views
+  given, wanted = evaluated(config.views), encoder.views
   if (given.mean, given.std) == (wanted.mean, wanted.std):
     return encoder.encode, jax.device_put(encoder.variables, replicated(mesh))
 

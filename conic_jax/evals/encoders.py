@@ -15,7 +15,7 @@ from conic_jax.errors import UserError
 from conic_jax.export import read
 from conic_jax.hardware import mesh as meshes
 from conic_jax.run.checkpoints import read_config, restore_encoder, restore_model
-from conic_jax.views import Views
+from conic_jax.views import Views, evaluated
 
 RANDOM = 'random'
 
@@ -56,14 +56,14 @@ def open_encoder(name: str, network: Any = None, dtype: str = 'auto', seed: int 
   """
   if name != RANDOM and not (name and Path(name).exists()):
     raise UserError(f"There is no encoder '{name}': it is the folder of a run, a file of weights, or random.")
-  views, pretraining, variables = Views(), None, None
+  views, pretraining, variables = evaluated({}), None, None
   path = Path(name)
   if name != RANDOM and path.is_file():
     settings, variables = read.load(path)
     network = types.SimpleNamespace(**settings)
   elif name != RANDOM:
     pretraining = pretraining_config(path)
-    network, views = pretraining.encoder, Views(**pretraining.views)
+    network, views = pretraining.encoder, evaluated(pretraining.views)
     variables = restore_encoder(path)
   module = models.build_encoder(network, meshes.compute_dtype(dtype))
   if variables is None:

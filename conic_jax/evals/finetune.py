@@ -18,7 +18,7 @@ from conic_jax.evals import accuracy, encoders, protocols
 from conic_jax.evals.encoders import Encoder
 from conic_jax.evals.features import extract
 from conic_jax.hardware.mesh import batch_sharding, cut_batch_size, process_rows, replicated, to_global
-from conic_jax.views import Views, supervised
+from conic_jax.views import Views, evaluated, supervised
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,16 +38,16 @@ class FinetuneSettings:
     labels: share of the labels that is used: 1 is all images; of less, as many of each class, see
       `data.balanced`.
   """
-  learning_rate: float = 0.01
-  head_learning_rate: float = 0.1
-  epochs: int = 100
-  batch_size: int = 256
-  momentum: float = 0.9
-  weight_decay: float = 1e-4
-  schedule: str = 'cosine'
-  milestones: tuple[float, ...] = ()
-  crop: tuple[float, float] = (0.08, 1.0)
-  labels: float = 1.0
+  learning_rate: float
+  head_learning_rate: float
+  epochs: int
+  batch_size: int
+  momentum: float
+  weight_decay: float
+  schedule: str
+  milestones: tuple[float, ...]
+  crop: tuple[float, float]
+  labels: float
 
   def __post_init__(self):
     optim.check_relative(self.schedule, self.milestones, 'config.finetune')
@@ -95,7 +95,7 @@ def finetune(encoder: Encoder, train_source: Source, test_source: Source, config
     UserError: where the settings are wrong, there are too few images, or the training diverges.
   """
   settings = FinetuneSettings(**config.finetune)
-  spec = Views(**config.views)
+  spec = evaluated(config.views)
   if settings.labels < 1:
     say('Reading the labels to choose from')
     train_source = balanced_subset(train_source, settings.labels, config.seed)

@@ -42,14 +42,14 @@ class LinearSettings:
       feature by statistics gathered in training).
     crop: smallest and largest area of the training crop as a share of the image.
   """
-  learning_rates: tuple[float, ...] = (75.,)
-  epochs: int = 100
-  batch_size: int = 256
-  momentum: float = 0.9
-  schedule: str = 'cosine'
-  milestones: tuple[float, ...] = ()
-  normalise: str = 'none'
-  crop: tuple[float, float] = (0.08, 1.)
+  learning_rates: tuple[float, ...]
+  epochs: int
+  batch_size: int
+  momentum: float
+  schedule: str
+  milestones: tuple[float, ...]
+  normalise: str
+  crop: tuple[float, float]
 
   def __post_init__(self):
     if self.normalise not in ('none', 'l2', 'standardise'):

@@ -21,7 +21,7 @@ from conic_jax.evals.linear import LinearResult, LinearSettings, linear_accuracy
 from conic_jax.evals.probe import Probe
 from conic_jax.evals.probe import measure as measure_probe
 from conic_jax.hardware.mesh import check_batch_size
-from conic_jax.views import Views
+from conic_jax.views import evaluated
 
 Say = Callable[[str], None]
 Draw = Callable[[Path], None]
@@ -99,13 +99,13 @@ def features_name(config: Any) -> str:
 
 
 def linear_settings(config: Any) -> LinearSettings:
-  """The settings of `config.linear`; a field that it lacks has its default."""
+  """The settings of `config.linear`."""
   return LinearSettings(**config.linear)
 
 
 def features_of(encode: Encode, variables: Any, source: Source, config: Any, mesh: Mesh) -> Features:
   """The features of a source's images, at the sizes of `config.views` and `config.eval`."""
-  return extract(encode, variables, source, spec=Views(**config.views), size=config.views.size,
+  return extract(encode, variables, source, spec=evaluated(config.views), size=config.views.size,
                  resize=resize_of(config), batch_size=config.eval.batch_size, mesh=mesh)
 
 
@@ -151,7 +151,7 @@ def linear(encode: Encode, variables: Any, train_source: Source, test_source: So
     report = lambda figures: say('linear  ' + '  '.join(
       f'{name} {value:.4g}' for name, value in figures.items()))
   result = linear_accuracy(
-    encode, variables, train_source, test_source, spec=Views(**config.views),
+    encode, variables, train_source, test_source, spec=evaluated(config.views),
     size=config.views.size, resize=resize_of(config), settings=linear_settings(config), seed=config.seed,
     mesh=mesh, report=report)
   if say is not None:

@@ -13,6 +13,10 @@ from conic_jax.evals.encoders import Encoder
 from conic_jax.hardware import mesh as meshes
 from conic_jax.run.reporter import write_json
 
+# What a run had whose config lacks the field, as it began before there was one.
+_BEFORE = {'linear': {'momentum': 0.9, 'schedule': 'cosine', 'milestones': (), 'normalise': 'none',
+                      'crop': (0.08, 1.0)}}
+
 Task = Callable[[Encoder, Any, Mesh, protocols.Say], protocols.Outcome]
 
 
@@ -80,7 +84,8 @@ def complete(config: Any, encoder: Encoder) -> Any:
     for part in ('eval', 'linear'):
       if part in config:
         given = {name: value for name, value in config[part].items() if value is not None}
-        theirs = {name: value for name, value in pretraining[part].items() if name in config[part]}
+        theirs = {name: value for name, value in (_BEFORE.get(part, {}) | pretraining[part].to_dict()).items()
+                  if name in config[part]}
         config[part] = ConfigDict({**theirs, **given})
   still_open = [name for name, value in _leaves(config) if value is None]
   still_open += [] if config.data.name else ['config.data.name']

@@ -37,9 +37,9 @@ class SvmSettings:
     folds: of the cross-validation.
     max_iterations: of one SVM.
   """
-  costs: tuple[float, ...] = (0.01, 0.1, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 50.0, 100.0, 1000.0)
-  folds: int = 3
-  max_iterations: int = 2000
+  costs: tuple[float, ...]
+  folds: int
+  max_iterations: int
 
   def __post_init__(self):
     if not self.costs or min(self.costs) <= 0:

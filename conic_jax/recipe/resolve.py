@@ -112,7 +112,7 @@ def stored(run: Path, config: Any) -> list[Choice]:
   """The values of open fields that a run was begun with, which it keeps; none where it has not begun.
 
   A run has begun where it has a checkpoint. Before that its choices are kept as long as all that was given is
-  the same.
+  the same, but for fields that there were not yet.
 
   Args:
     run: its folder.
@@ -125,7 +125,8 @@ def stored(run: Path, config: Any) -> list[Choice]:
   begun = any(entry.name.isdigit() for name in ('checkpoints', 'before_training')
               if (run / name).is_dir() for entry in (run / name).iterdir())
   given = [field for field in _fields(config) if not is_open(config, field)]
-  if not begun and any(_value(_find(written, field)) != _value(_get(config, field)) for field in given):
+  if not begun and any(_has(written, field) and _value(_get(written, field)) != _value(_get(config, field))
+                       for field in given):
     return []
   reasons = dict(written.get('recipe', {}).get('reasons', ()))
   return [Choice(field, _value(_get(written, field)), reasons.get(field, 'as before'))

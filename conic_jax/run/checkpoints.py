@@ -116,7 +116,7 @@ class Checkpoints:
     saved = self._manager.restore(
       step, args=ocp.args.Composite(identity=ocp.args.JsonRestore()))['identity']
     differences = [f'{name} was {saved.get(name)!r}, is {value!r}'
-                   for name, value in identity.items() if saved.get(name) != value]
+                   for name, value in identity.items() if _known(saved.get(name), value) != value]
     model, training = _split(shapes)
     metadata = self._manager.item_metadata(step)
     differences += _shape_differences(metadata['model'], model)
@@ -154,6 +154,11 @@ class Checkpoints:
 
   def _fail(self, message: str) -> None:
     self.failure, self._last_failed = message, True
+
+
+def _known(saved: Any, now: Any) -> Any:
+  """A saved value; a group with the fields of now that it lacks, which there were not when it was saved."""
+  return {**now, **saved} if isinstance(saved, dict) and isinstance(now, dict) else saved
 
 
 def _paths(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -9,15 +9,15 @@ import pytest
 import scipy.ndimage
 import skimage.color
 import tensorflow as tf
+from support import views_of
 
 from conic_jax.data import augment as augment_lib
 from conic_jax.data.augment import augment, normalise, view_keys
 from conic_jax.errors import UserError
 from conic_jax.hardware import mesh as meshes
-from conic_jax.views import Views
 
-NOTHING = Views(size=12, jitter=0.0, grayscale=0.0, blur=0.0)
-EVERYTHING = Views(size=12, blur_kernel=0.4, solarise=0.5)
+NOTHING = views_of(size=12, jitter=0.0, grayscale=0.0, blur=0.0)
+EVERYTHING = views_of(size=12, blur_kernel=0.4, solarise=0.5)
 TENSORFLOW = dataclasses.replace(EVERYTHING, colour='tensorflow')
 CHANGES = ('brightness', 'contrast', 'saturation', 'hue')
 
@@ -193,7 +193,7 @@ def test_whole_augmentation(views):
   ('colour', 'opencv', 'torchvision, tensorflow'), ('interpolation', 'nearest', 'bilinear, bicubic')])
 def test_a_setting_that_there_is_not_says_what_there_is(field, value, known):
   with pytest.raises(UserError, match=f"config.views.{field} is '{value}'; there is: {known}"):
-    Views(**{field: value})
+    views_of(**{field: value})
 
 
 def test_every_order_comes_as_often():
@@ -234,7 +234,7 @@ def test_what_has_no_effect_is_not_compiled(views):
 
 def test_the_defaults_are_simclrs():
   """Chen et al. 2020, Appendix A, at strength 1; mean and deviation as torchvision has them."""
-  views = Views()
+  views = views_of()
   assert (views.flip, views.jitter, views.grayscale, views.blur) == (0.5, 0.8, 0.2, 0.5)
   assert (views.brightness, views.contrast, views.saturation, views.hue) == (0.8, 0.8, 0.8, 0.2)
   assert (views.blur_sigma, views.blur_kernel, views.aspect) == ((0.1, 2.0), 0.1, (3 / 4, 4 / 3))
@@ -245,7 +245,7 @@ def test_the_defaults_are_simclrs():
 
 def test_normalise():
   pixels = batch()[0][0, 0]
-  views = Views(mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+  views = views_of(mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
   np.testing.assert_allclose(normalise(pixels, views), (pixels / 255 - views.mean) / views.std,
                              atol=1e-6)
 

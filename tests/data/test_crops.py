@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import FakeSource, encode, smooth
+from support import views_of
 
 from conic_jax.data import crops, pipeline
 from conic_jax.errors import UserError
-from conic_jax.views import Views
 
 
 @pytest.mark.parametrize(('counter', 'key', 'expected'), [
@@ -21,7 +21,7 @@ def test_philox_gives_the_published_answers(counter, key, expected):
 
 
 def test_boxes_lie_inside_with_the_asked_area_and_aspect():
-  views = Views(count=2, crop=(0.2, 0.6), aspect=(0.8, 1.25), flip=0.3)
+  views = views_of(count=2, crop=(0.2, 0.6), aspect=(0.8, 1.25), flip=0.3)
   shapes = np.tile([[300, 400]], (2000, 1))
   boxes, flips = crops.random_views((views,), shapes, np.arange(2000), 0, 0)
   assert boxes.shape == (2000, 2, 4)
@@ -45,13 +45,13 @@ def test_boxes_lie_inside_with_the_asked_area_and_aspect():
 @pytest.mark.parametrize(('shape', 'expected'), [
     ((100, 1000), [0, 433, 100, 133]), ((1000, 100), [433, 0, 133, 100]), ((1, 1), [0, 0, 1, 1])])
 def test_no_try_fits_a_long_image(shape, expected):
-  whole = Views(count=1, crop=(1.0, 1.0))
+  whole = views_of(count=1, crop=(1.0, 1.0))
   boxes, _ = crops.random_views((whole,), np.array([shape]), np.array([5]), 0, 0)
   np.testing.assert_array_equal(boxes[0, 0], expected)
 
 
 def test_a_view_depends_on_nothing_but_seed_epoch_id_and_index():
-  large, small = Views(count=2), Views(count=3, crop=(0.05, 0.15), flip=0.2)
+  large, small = views_of(count=2), views_of(count=3, crop=(0.05, 0.15), flip=0.2)
   shapes = np.array([[200, 300], [300, 200], [256, 256]])
   boxes, flips = crops.random_views((large, small), shapes, np.array([4, 9, 2]), 1, 2)
   alone, alone_flips = crops.random_views((large, small), shapes[1:2], np.array([9]), 1, 2)
@@ -79,7 +79,7 @@ def test_fractions():
 
 # ---- Crops that overlap -------------------------------------------------------------------------
 
-LARGE, SMALL = Views(count=2, crop=(0.08, 0.4), overlap=0.3), Views(count=1, crop=(0.2, 0.5))
+LARGE, SMALL = views_of(count=2, crop=(0.08, 0.4), overlap=0.3), views_of(count=1, crop=(0.2, 0.5))
 SHAPES = np.random.default_rng(0).integers(20, 300, (64, 2))
 
 
@@ -152,9 +152,9 @@ def test_views_that_cannot_overlap_are_told_before_training(changes, shapes, mes
 
 @pytest.mark.parametrize('shapes', [SHAPES, np.array([[32, 32]]), np.empty((0, 2), int)])
 def test_usual_views_can_overlap(shapes):
-  usual = Views(crop=(0.2, 1.0), overlap=1e-6)
+  usual = views_of(crop=(0.2, 1.0), overlap=1e-6)
   crops.check_overlap((usual, SMALL), shapes)
-  crops.check_overlap((Views(count=3),), shapes)
+  crops.check_overlap((views_of(count=3),), shapes)
 
 
 def test_the_sizes_of_a_sample_are_looked_at_where_views_overlap():

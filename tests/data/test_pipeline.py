@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from samples import FakeSource, encode, smooth
+from support import views_of
 
 from conic_jax.data import crops, pipeline
 from conic_jax.data.sampler import Sampler
 from conic_jax.errors import UserError
 from conic_jax.hardware import mesh as meshes
-from conic_jax.views import Views
 
-GROUPS = (Views(count=2, size=16), Views(count=3, size=8, crop=(0.05, 0.3)))
+GROUPS = (views_of(count=2, size=16), views_of(count=3, size=8, crop=(0.05, 0.3)))
 
 
 def batches(source, batch_size=8, start_step=0, count=1, rows=None, seed=0, **options):
@@ -169,7 +169,7 @@ def test_evaluation_cuts_the_centre(size, resize, box):
 @pytest.mark.parametrize(('side', 'antialiased'), [(17, False), (31, False), (33, True), (60, True)])
 def test_training_views_are_antialiased_where_they_shrink_by_more_than_two(side, antialiased):
   noise = np.random.default_rng(side).integers(0, 256, (side, side, 3), np.uint8)
-  whole = (Views(count=1, size=16, crop=(1.0, 1.0), aspect=(1.0, 1.0), flip=0.0),)
+  whole = (views_of(count=1, size=16, crop=(1.0, 1.0), aspect=(1.0, 1.0), flip=0.0),)
   source = FakeSource([encode(noise)] * 4)
   fields = {'batch_size': 4, 'seed': 0, 'start_step': 0, 'rows': np.arange(4)}
   wanted, other = (tf.image.resize(noise, (16, 16), antialias=choice)

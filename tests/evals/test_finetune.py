@@ -43,6 +43,10 @@ def config_of(**finetune):
   return config
 
 
+def settings_of(**changes):
+  return FinetuneSettings(**config_of(**changes).finetune)
+
+
 def unheard(line):
   del line
 
@@ -73,7 +77,7 @@ def patterned(count, seed):
 
 def test_a_trained_encoder_beats_a_random_one_with_few_labels(mesh8, variables):
   """With four labels a class and the encoder nearly still, only what it knows already can help."""
-  many = FinetuneSettings(0.2, 0.2, epochs=15, batch_size=32, crop=(0.5, 1.0))
+  many = settings_of(learning_rate=0.2, head_learning_rate=0.2, epochs=15, batch_size=32, crop=(0.5, 1.0))
   learnt = finetune.train(NETWORK, variables, patterned(128, 0), SPEC, many, 0, mesh8, unheard)
   trained = {'params': learnt.params['encoder'], 'batch_stats': learnt.batch_stats}
   few = config_of(labels=1 / 16, head_learning_rate=0.3)
@@ -86,8 +90,8 @@ def test_a_trained_encoder_beats_a_random_one_with_few_labels(mesh8, variables):
 
 def test_steps_are_those_of_two_optimizers(variables):
   """Encoder and layer each by optax's SGD at its own rate, on the same gradient."""
-  settings = FinetuneSettings(0.02, 0.5, epochs=3, batch_size=8, weight_decay=0.01, schedule='steps',
-                              milestones=(0.5,), crop=(1.0, 1.0))
+  settings = settings_of(learning_rate=0.02, head_learning_rate=0.5, epochs=3, batch_size=8,
+                         weight_decay=0.01, schedule='steps', milestones=(0.5,), crop=(1.0, 1.0))
   view = dataclasses.replace(SPEC, count=1, jitter=0.0, grayscale=0.0, blur=0.0)
   step_fn = jax.jit(finetune.make_step(NETWORK, view, settings, 0, 2))
   state = finetune.init_state(NETWORK, variables, 4, settings)

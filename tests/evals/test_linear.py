@@ -9,6 +9,7 @@ from sklearn.metrics import confusion_matrix
 from tiny import SIZES, SPEC, ArraySource, coloured, mean_colour, on_mesh
 
 from conic_jax import optim
+from conic_jax.command_line import load
 from conic_jax.data import augment
 from conic_jax.errors import UserError
 from conic_jax.evals import linear
@@ -20,13 +21,17 @@ TRAIN_LABELS, TEST_LABELS = np.arange(96) % 4, np.arange(30) % 4
 FEW = {'epochs': 3, 'batch_size': 16}
 
 
+def settings_of(**changes):
+  return LinearSettings(**{**load('configs/conic.py').linear, **changes})
+
+
 def measure(mesh, *, train=TRAIN_LABELS, test=TEST_LABELS, shown=(None, None), scale=1.,
             report=None, **settings):
   """Linear accuracy on coloured images; `shown` has the classes of the images where labels lie."""
   sources = [ArraySource(coloured(labels if classes is None else classes, seed), labels, 4)
              for seed, (labels, classes) in enumerate(zip((train, test), shown))]
   return linear_accuracy(mean_colour, {'scale': jnp.float32(scale)}, *sources, seed=0, mesh=mesh,
-                         settings=LinearSettings(**FEW | settings), report=report, **SIZES)
+                         settings=settings_of(**FEW | settings), report=report, **SIZES)
 
 
 @pytest.mark.slow
@@ -128,7 +133,7 @@ def test_reports_each_epoch(mesh8):
 
 @pytest.mark.slow
 def test_steps_are_those_of_sgd_with_momentum_and_cosine(mesh):
-  rng, steps, settings = np.random.default_rng(0), 5, LinearSettings((0.3, 2.), epochs=1)
+  rng, steps, settings = np.random.default_rng(0), 5, settings_of(learning_rates=(0.3, 2.), epochs=1)
   view = dataclasses.replace(SPEC, count=1, jitter=0., grayscale=0., blur=0.)
   heads, optimizers = linear._init(2, 3, 4), []
   trace = linear._optimizer(settings).init((heads.kernel, heads.bias))
@@ -165,7 +170,7 @@ def test_a_sweep_trains_each_rate_as_if_alone(mesh8):
   source, variables = ArraySource(coloured(TRAIN_LABELS), TRAIN_LABELS, 4), {'scale': np.float32(1)}
   view = dataclasses.replace(SPEC, count=1, jitter=0., grayscale=0., blur=0.)
   def kernels(*rates):
-    settings = LinearSettings(rates, epochs=1, batch_size=16, normalise='standardise')
+    settings = settings_of(learning_rates=rates, epochs=1, batch_size=16, normalise='standardise')
     return np.asarray(linear._train(mean_colour, variables, source, view, settings, 0, mesh8, None).kernel)
   sweep = kernels(0.1, 3.)
   for index, rate in enumerate((0.1, 3.)):
@@ -257,7 +262,7 @@ def test_wrong_settings_are_told(mesh8, settings, message):
 def test_missing_labels_and_too_few_images_are_told(mesh8):
   unlabelled = ArraySource(coloured([0, 1]), [-1, -1])
   labelled = ArraySource(coloured([0, 1]), [0, 1])
-  options = {'settings': LinearSettings((0.1,), 1), 'seed': 0, 'mesh': mesh8, **SIZES}
+  options = {'settings': settings_of(learning_rates=(0.1,), epochs=1), 'seed': 0, 'mesh': mesh8, **SIZES}
   with pytest.raises(UserError, match='training images have no labels'):
     linear_accuracy(mean_colour, {}, unlabelled, labelled, **options)
   with pytest.raises(UserError, match='test images have no labels'):
@@ -269,5 +274,5 @@ def test_missing_labels_and_too_few_images_are_told(mesh8):
 def test_a_large_seed_is_a_seed(mesh8):
   source = ArraySource(coloured(TRAIN_LABELS), TRAIN_LABELS)
   result = linear_accuracy(mean_colour, {}, source, source, seed=2**32 - 1, mesh=mesh8,
-                           settings=LinearSettings((0.5,), **FEW), **SIZES)
+                           settings=settings_of(learning_rates=(0.5,), **FEW), **SIZES)
   assert result.top1 == 1.

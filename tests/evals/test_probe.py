@@ -5,6 +5,7 @@ import types
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import views_of
 from tiny import ArraySource, coloured, mean_colour
 
 from conic_jax import measures
@@ -12,12 +13,11 @@ from conic_jax.command_line import load
 from conic_jax.errors import UserError
 from conic_jax.evals import probe as probes
 from conic_jax.evals.features import pixels
-from conic_jax.views import Views
 
 pytestmark = pytest.mark.slow
 
 LABELS = np.arange(42) % 4
-VIEWS = Views(count=2, size=8, blur=0.0)
+VIEWS = views_of(count=2, size=8, blur=0.0)
 NAMES = ['probe_instance_top1', 'probe_lidar', 'probe_rankme', 'probe_std']
 
 

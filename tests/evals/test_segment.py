@@ -16,13 +16,13 @@ from conic_jax.errors import UserError
 from conic_jax.evals import segment
 from conic_jax.evals.encoders import open_encoder
 from conic_jax.hardware.mesh import make_mesh, replicated, to_global
-from conic_jax.views import Views
+from conic_jax.views import evaluated
 from conic_jax.visualise import segmentation
 
 pytestmark = pytest.mark.slow
 
 VOID = masks.VOID
-PLAIN = Views(mean=(0.0,) * 3, std=(1.0,) * 3)
+PLAIN = evaluated({'mean': (0.0,) * 3, 'std': (1.0,) * 3})
 NETWORK = ConfigDict({'name': 'resnet18', 'blocks': (1, 1), 'stem': 'cifar', 'width': 0.125,
                       'zero_gamma': False, 'output_stride': 32})
 COLOURS = np.array([[200, 60, 60], [60, 200, 60], [60, 60, 200]], np.uint8)
@@ -104,7 +104,8 @@ def test_one_device_and_eight_take_the_same_step(scenes, mesh8):
   for mesh in (make_mesh(devices=jax.devices()[:1]), mesh8):
     model, variables = segment.build(encoder, settings, 0, mesh)
     step = jax.jit(lambda state, batch, model=model: segment._step(
-      state, batch, 20, model=model, settings=settings, spec=Views(), seed=0), out_shardings=replicated(mesh))
+      state, batch, 20, model=model, settings=settings, spec=evaluated({}), seed=0),
+      out_shardings=replicated(mesh))
     momentum = segment._optimizer(settings).init(variables['params'])
     state = segment._State(variables['params'], variables['batch_stats'], momentum)
     taken.append(jax.tree.map(np.array, (step(state, to_global(batch, mesh)), state)))

@@ -12,7 +12,7 @@ from conic_jax.errors import UserError
 from conic_jax.evals import encoders, standalone
 from conic_jax.evals.encoders import Encoder
 from conic_jax.evals.protocols import linear_settings
-from conic_jax.views import Views
+from conic_jax.views import evaluated
 
 TINY = {'name': 'resnet18', 'stem': 'cifar', 'blocks': (1,), 'width': 0.125}
 EVALUATIONS = {
@@ -24,7 +24,7 @@ EVALUATIONS = {
 
 
 def encoder_with(pretraining):
-  return Encoder('runs/x', None, {}, Views(), None, pretraining)
+  return Encoder('runs/x', None, {}, evaluated({}), None, pretraining)
 
 
 @pytest.mark.parametrize(('name', 'preset'), [(name, preset) for name in EVALUATIONS
@@ -75,9 +75,24 @@ def test_what_is_open_is_taken_from_the_run():
 def test_a_run_of_before_a_setting_has_its_default():
   pretraining = load('configs/conic.py:photos')
   with pretraining.unlocked():
-    del pretraining.linear.schedule, pretraining.linear.milestones
-  settings = linear_settings(standalone.complete(load('configs/linear.py'), encoder_with(pretraining)))
+    for field in ('schedule', 'milestones', 'normalise', 'momentum', 'crop'):
+      del pretraining.linear[field]
+    for field in ('aspect', 'brightness', 'mean', 'std'):
+      del pretraining.views[field]
+  config = standalone.complete(load('configs/linear.py'), encoder_with(pretraining))
+  settings = linear_settings(config)
   assert (settings.schedule, settings.milestones, settings.epochs) == ('cosine', (), 10)
+  assert (settings.normalise, settings.momentum, settings.crop) == ('none', 0.9, (0.08, 1.0))
+  assert evaluated(config.views) == evaluated({'size': 32})
+
+
+def test_a_setting_of_the_run_is_taken_and_one_that_is_given_stays():
+  pretraining = load('configs/conic.py:photos')
+  pretraining.linear.momentum, pretraining.linear.crop = 0.8, (0.2, 1.0)
+  config = load('configs/linear.py')
+  config.linear.crop = (0.3, 1.0)
+  settings = linear_settings(standalone.complete(config, encoder_with(pretraining)))
+  assert (settings.momentum, settings.crop) == (0.8, (0.3, 1.0))
 
 
 def test_data_of_its_own_is_not_mixed_with_the_runs():

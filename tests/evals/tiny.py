@@ -7,9 +7,9 @@ from PIL import Image
 
 from conic_jax.evals.features import Features
 from conic_jax.hardware.mesh import to_global
-from conic_jax.views import Views
+from conic_jax.views import evaluated
 
-SPEC = Views(size=8)
+SPEC = evaluated({'size': 8})
 SIZES = {'spec': SPEC, 'size': 8, 'resize': 8}
 
 

@@ -156,6 +156,14 @@ def test_a_run_of_before_the_recipe_keeps_its_settings(tmp_path):
   assert recipe.stored(tmp_path / 'none', config) == []
 
 
+def test_fields_that_there_were_not_yet_do_not_forget_the_choices(tmp_path):
+  config = begin(tmp_path, checkpoint=False)
+  written = json.loads((tmp_path / 'config.json').read_text())
+  del written['views']['hue'], written['linear']['momentum']
+  (tmp_path / 'config.json').write_text(json.dumps(written))
+  assert recipe.apply(config, recipe.stored(tmp_path, config)).epochs == 123
+
+
 def test_choices_are_lines_of_field_value_and_reason():
   text = recipe.describe([Choice('batch_size', 64, 'an eighth'),
                           Choice('views.crop', (0.1, 1.0), 'the paper’s')])

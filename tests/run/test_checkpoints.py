@@ -66,6 +66,15 @@ def test_another_n_is_refused_with_the_difference(checkpoints, mesh8):
   assert 'method_state.rows was (16, 4), is (24, 4)' in str(error.value)
 
 
+def test_a_field_that_there_was_not_yet_is_no_difference(checkpoints, mesh8):
+  checkpoints.save(make_state(mesh8, 1), 1, {'views': {'size': 8, 'crop': [0.1, 1.0]}})
+  checkpoints.wait()
+  now = {'views': {'size': 8, 'crop': [0.1, 1.0], 'hue': 0.2}}
+  assert checkpoints.restore(shapes_of(make_state(mesh8)), now).step == 1
+  with pytest.raises(UserError, match='views was'):
+    checkpoints.restore(shapes_of(make_state(mesh8)), {'views': {**now['views'], 'size': 16}})
+
+
 def test_a_disk_that_is_too_small_is_told_and_the_last_checkpoint_stays(checkpoints, mesh8,
                                                                         monkeypatch):
   checkpoints.save(make_state(mesh8, 1), 1, {})
