@@ -1,4 +1,5 @@
 """Eight CPU devices, strict ranks, and the mesh."""
+import contextlib
 import os
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from PIL import Image
 
 from conic_jax.command_line import load
 from conic_jax.hardware import mesh as meshes
+from conic_jax.run.session import Session
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
@@ -34,6 +36,14 @@ def mesh(request):
 def mesh8():
   """A mesh over eight devices."""
   return meshes.make_mesh()
+
+
+@pytest.fixture
+def open_session(tmp_path):
+  """Opens sessions, each in a folder of its name, which are closed at the end."""
+  with contextlib.ExitStack() as stack:
+    yield lambda mesh, name='session', log=lambda line: None: stack.enter_context(
+      Session(tmp_path / name, mesh, log))
 
 
 @pytest.fixture(scope='session')

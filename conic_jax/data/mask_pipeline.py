@@ -18,7 +18,7 @@ _READERS = 8  # Batches read and decoded at the same time, where there are as ma
 
 def train_batches(pairs: Pairs, table: np.ndarray, *, crop: tuple[int, int], scale: tuple[float, float],
                   short_side: int, fill: tuple[int, int, int], batch_size: int, seed: int, steps: int,
-                  rows: np.ndarray) -> Iterator[dict]:
+                  rows: np.ndarray, first_step: int = 0) -> Iterator[dict]:
   """Batches of random crops at a random scale, half of them mirrored.
 
   Where a crop lies depends on (seed, epoch, id) alone, whatever the batch or the host.
@@ -32,7 +32,7 @@ def train_batches(pairs: Pairs, table: np.ndarray, *, crop: tuple[int, int], sca
     fill: colour of the padding, which is void in the mask.
     batch_size: images of the global batch.
     seed: in [0, 2^32).
-    steps: number of batches.
+    steps: batches up to the last; first_step: the first of them that is read.
     rows: positions of the global batch that this process reads, [b].
 
   Yields:
@@ -65,7 +65,7 @@ def train_batches(pairs: Pairs, table: np.ndarray, *, crop: tuple[int, int], sca
         batch['valid'][i] = True
     return batch
 
-  return _ahead(read, steps)
+  return _ahead(read, range(first_step, steps))
 
 
 def eval_batches(pairs: Pairs, table: np.ndarray, *, canvas: tuple[int, int], short_side: int,
@@ -100,7 +100,7 @@ def eval_batches(pairs: Pairs, table: np.ndarray, *, canvas: tuple[int, int], sh
         batch['valid'][i] = True
     return batch
 
-  return _ahead(read, -(-pairs.num_images // batch_size))
+  return _ahead(read, range(-(-pairs.num_images // batch_size)))
 
 
 def random_crops(shapes: np.ndarray, ids: np.ndarray, seed: int, epoch: int, crop: tuple[int, int],
@@ -160,12 +160,12 @@ def _empty(ids, size, fill):
   return {'image': images, 'id': ids.astype(np.int32), 'valid': np.zeros(len(ids), bool)}
 
 
-def _ahead(read: Callable[[int], dict], steps: int) -> Iterator[dict]:
+def _ahead(read: Callable[[int], dict], steps: range) -> Iterator[dict]:
   """`read(step)` for each of the steps, in order; some are read ahead in threads."""
   readers = min(_READERS, parallel.cores())
   with ThreadPoolExecutor(readers, thread_name_prefix='conic_jax-masks') as pool:
     waiting: deque = deque()
-    upcoming = iter(range(steps))
+    upcoming = iter(steps)
     while True:
       for step in itertools.islice(upcoming, readers + 1 - len(waiting)):
         waiting.append(pool.submit(read, step))

@@ -6,6 +6,7 @@ from typing import Protocol
 import numpy as np
 
 from conic_jax.data import folder, photos, tfds_source
+from conic_jax.extensions import own_module
 
 
 class Source(Protocol):
@@ -44,14 +45,17 @@ def open_source(data, split: str) -> Source:
   """Opens the source that a config names.
 
   Args:
-    data: config node with `name` ('photos', 'folder', or a TFDS name such as 'cifar10' or
-      'name/config:version'), `dir` (the folder of images, or TFDS's data_dir; '' for TFDS's own)
-      and `cache` (the folder of offset indexes; '' for ~/.cache/conic_jax).
+    data: config node with `name` ('photos', 'folder', a TFDS name such as 'cifar10' or
+      'name/config:version', or a module with a function like this one), `dir` (the folder of images, or
+      TFDS's data_dir; '' for TFDS's own) and `cache` (the folder of offset indexes; '' for
+      ~/.cache/conic_jax).
     split: a TFDS split expression, a subfolder ('' for the folder itself), or 'train' or 'test'.
 
   Raises:
     UserError: where there are no such images.
   """
+  if module := own_module(data.name):
+    return module.open_source(data, split)
   if data.name == 'photos':
     return photos.Photos(split)
   if data.name == 'folder':

@@ -1,7 +1,7 @@
 """The encoder that an evaluation is asked for: that of a run, of a file of weights, or a random one."""
 import dataclasses
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class Encoder:
     encode: pure function (variables, images float32 [B, S, S, 3], normalised) -> features float32 [B, F],
       with frozen batch norm.
     pretraining: the config of its run, a ConfigDict; None of a file and of a random one.
+    settings: what `models.build_encoder` takes to make the network again.
   """
   name: str
   network: models.ResNet
@@ -39,6 +40,7 @@ class Encoder:
   views: Views
   encode: Callable[[Any, jax.Array], jax.Array]
   pretraining: Any
+  settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def open_encoder(name: str, network: Any = None, dtype: str = 'auto', seed: int = 0) -> Encoder:
@@ -72,7 +74,8 @@ def open_encoder(name: str, network: Any = None, dtype: str = 'auto', seed: int 
   def encode(variables: Any, images: jax.Array) -> Any:
     return module.apply(variables, images, mode='frozen')
 
-  return Encoder(name, module, variables, views, encode, pretraining)
+  settings = {field: getattr(network, field) for field in models.ENCODER_FIELDS}
+  return Encoder(name, module, variables, views, encode, pretraining, settings)
 
 
 def with_head(encoder: Encoder) -> Encoder:

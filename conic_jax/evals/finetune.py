@@ -1,5 +1,6 @@
 """Fine-tuning: encoder and linear layer trained on labels together, each at its own rate."""
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,10 +15,13 @@ from conic_jax.data import augment, pipeline, sampler
 from conic_jax.data.balanced import balanced_subset
 from conic_jax.data.sources import Source
 from conic_jax.errors import UserError
-from conic_jax.evals import accuracy, encoders, protocols
+from conic_jax.evals import accuracy, encoders, protocols, tuning
 from conic_jax.evals.encoders import Encoder
 from conic_jax.evals.features import extract
-from conic_jax.hardware.mesh import batch_sharding, cut_batch_size, process_rows, replicated, to_global
+from conic_jax.hardware.mesh import batch_sharding, cut_batch_size, process_rows, replicated
+from conic_jax.run.loop import Figures, Phase
+from conic_jax.run.session import Session
+from conic_jax.run.state import TrainState, supervised_state
 from conic_jax.views import Views, evaluated, supervised
 
 
@@ -56,23 +60,10 @@ class FinetuneSettings:
                       'above 0 and up to 1.')
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class FinetuneState:
-  """All that a step reads and writes.
-
-  Attributes:
-    params: {'encoder': …, 'head': {'kernel': [F, C], 'bias': [C]}}.
-    batch_stats: of the encoder.
-    opt_state: velocities.
-  """
-  params: Any
-  batch_stats: Any
-  opt_state: Any
-
-
-def run(encoder: Encoder, config: Any, mesh: Mesh, say: protocols.Say) -> protocols.Outcome:
+def run(encoder: Encoder, config: Any, session: Session) -> protocols.Outcome:
   """Fine-tunes a copy of an encoder on `config.data` by `config.finetune`, and tests it.
+
+  Its state is saved in the session's folder, after each epoch; running it again goes on from there.
 
   Returns:
     The figures of `finetune`.
@@ -80,12 +71,12 @@ def run(encoder: Encoder, config: Any, mesh: Mesh, say: protocols.Say) -> protoc
   Raises:
     UserError: as `finetune`, or where the data has no labels.
   """
-  train_source, test_source = protocols.labelled_sources(config, mesh)
-  return protocols.Outcome(finetune(encoder, train_source, test_source, config, mesh, say))
+  train_source, test_source = protocols.labelled_sources(config, session.mesh)
+  return protocols.Outcome(finetune(encoder, train_source, test_source, config, session))
 
 
-def finetune(encoder: Encoder, train_source: Source, test_source: Source, config: Any, mesh: Mesh,
-             say: protocols.Say) -> dict[str, Any]:
+def finetune(encoder: Encoder, train_source: Source, test_source: Source, config: Any,
+             session: Session) -> dict[str, Any]:
   """Fine-tunes a copy of an encoder by `config.finetune`, and tests it.
 
   Returns:
@@ -97,22 +88,24 @@ def finetune(encoder: Encoder, train_source: Source, test_source: Source, config
   settings = FinetuneSettings(**config.finetune)
   spec = evaluated(config.views)
   if settings.labels < 1:
-    say('Reading the labels to choose from')
+    session.log('Reading the labels to choose from')
     train_source = balanced_subset(train_source, settings.labels, config.seed)
   settings = dataclasses.replace(settings, batch_size=cut_batch_size(
-    settings.batch_size, train_source.num_images, mesh, 'config.finetune.batch_size', 'labelled images'))
-  say(f'{train_source.num_images} labelled images of {train_source.num_classes} classes, '
-      f'{sampler.steps_per_epoch(train_source.num_images, settings.batch_size)} steps an epoch')
+    settings.batch_size, train_source.num_images, session.mesh, 'config.finetune.batch_size',
+    'labelled images'))
+  session.log(f'{train_source.num_images} labelled images of {train_source.num_classes} classes, '
+              f'{sampler.steps_per_epoch(train_source.num_images, settings.batch_size)} steps an epoch')
 
   network = encoders.trainable(encoder)
-  state = train(network, encoder.variables, train_source, spec, settings, config.seed, mesh, say)
+  saved = tuning.open_saved(encoder, config, session)
+  state = train(network, encoder.variables, train_source, spec, settings, config.seed, session, saved)
   top1, top5 = evaluate(network, state, test_source, spec, protocols.resize_of(config),
-                        config.eval.batch_size, mesh)
+                        config.eval.batch_size, session.mesh)
   return {'top1': top1, 'top5': top5, 'num_labels': train_source.num_images}
 
 
 def train(network: models.ResNet, variables: Any, source: Source, spec: Views, settings: FinetuneSettings,
-          seed: int, mesh: Mesh, say: protocols.Say) -> FinetuneState:
+          seed: int, session: Session, saved: tuning.Saved | None = None) -> TrainState:
   """Trains a copy of `variables`, and a linear layer on the features, for all epochs.
 
   Args:
@@ -122,58 +115,60 @@ def train(network: models.ResNet, variables: Any, source: Source, spec: Views, s
     spec: gives size and normalisation.
     settings: how it is trained.
     seed: of the order of the images and their augmentation.
-    mesh: the mesh.
-    say: shows the loss of every epoch.
+    session: shows the loss of every epoch.
+    saved: where the state is saved after every epoch, and resumed from; None for nowhere.
   """
+  mesh = session.mesh
   steps_per_epoch = sampler.steps_per_epoch(source.num_images, settings.batch_size)
   view = supervised(spec, spec.size, settings.crop)
-  step_fn = jax.jit(make_step(network, view, settings, seed, steps_per_epoch), donate_argnums=0,
-                    in_shardings=(replicated(mesh), batch_sharding(mesh), replicated(mesh)),
-                    out_shardings=replicated(mesh))
-  state = jax.device_put(init_state(network, variables, source.num_classes, settings), replicated(mesh))
-  batches = pipeline.train_batches(source, (view,), batch_size=settings.batch_size, seed=seed, start_step=0,
-                                   rows=process_rows(mesh, settings.batch_size))
-  undecodable = pipeline.UndecodableImages(source)
-  for step, batch in zip(range(settings.epochs * steps_per_epoch), batches, strict=False):
-    undecodable.add(batch)
-    state, loss = step_fn(state, to_global(batch, mesh), step)
-    loss.block_until_ready()
-    if (step + 1) % steps_per_epoch == 0:
-      undecodable.check()
-      if not np.isfinite(loss):
-        raise UserError(f'The loss is {float(loss)} after epoch {(step + 1) // steps_per_epoch}: lower '
-                        f'config.finetune.learning_rate {settings.learning_rate} or '
-                        f'config.finetune.head_learning_rate {settings.head_learning_rate}.')
-      say(f'epoch {(step + 1) // steps_per_epoch}/{settings.epochs}  loss {float(loss):.4g}')
-  if report := undecodable.report():
-    say(report)
-  return state
+  everywhere = replicated(mesh)
+  step = jax.jit(make_step(network, view, settings, seed, steps_per_epoch), donate_argnums=0,
+                 in_shardings=(everywhere, batch_sharding(mesh)), out_shardings=everywhere)
+
+  def report(state: TrainState, done: int, figures: Figures) -> None:
+    del state
+    session.log(f'epoch {done // steps_per_epoch}/{settings.epochs}  loss {figures["loss"]:.4g}')
+
+  phase = Phase(
+    name=' of the fine-tuning', step=step, last_step=settings.epochs * steps_per_epoch,
+    batch_size=settings.batch_size,
+    batches=lambda first: pipeline.train_batches(
+      source, (view,), batch_size=settings.batch_size, seed=seed, start_step=first,
+      rows=process_rows(mesh, settings.batch_size)),
+    undecodable=pipeline.UndecodableImages(source), report=report, log_every=steps_per_epoch,
+    steps_per_epoch=steps_per_epoch, save_every=steps_per_epoch,
+    identity={'images': source.num_images, 'config.finetune': tuning.as_json(settings)},
+    advice=f'Lower config.finetune.learning_rate {settings.learning_rate} or '
+           f'config.finetune.head_learning_rate {settings.head_learning_rate}.')
+  begin = functools.partial(init_state, network, variables, source.num_classes, settings)
+  return tuning.train(phase, begin, session, saved)
 
 
 def init_state(network: models.ResNet, variables: Any, num_classes: int,
-               settings: FinetuneSettings) -> FinetuneState:
+               settings: FinetuneSettings) -> TrainState:
   """The state before the first step: copies of the encoder's variables, a linear layer of zeros."""
   head = {'kernel': jnp.zeros((network.num_features, num_classes)), 'bias': jnp.zeros(num_classes)}
   params = {'encoder': jax.tree.map(jnp.array, variables['params']), 'head': head}
-  opt_state = optim.sgd(settings.weight_decay, settings.momentum).init(params)
-  return FinetuneState(params, jax.tree.map(jnp.array, variables['batch_stats']), opt_state)
+  batch_stats = {'encoder': jax.tree.map(jnp.array, variables['batch_stats'])}
+  return supervised_state(params, batch_stats, optim.sgd(settings.weight_decay, settings.momentum))
 
 
 def make_step(network: models.ResNet, view: Views, settings: FinetuneSettings, seed: int,
               steps_per_epoch: int) -> Callable:
-  """The pure step (state, batch, step) -> (state, loss), to be jitted."""
+  """The pure step (state, batch) -> (state, metrics, {}), to be jitted."""
   optimizer = optim.sgd(settings.weight_decay, settings.momentum)
   total_steps = settings.epochs * steps_per_epoch
   schedule = optim.relative_schedule(settings.schedule, settings.milestones, total_steps)
   rates = {'encoder': settings.learning_rate, 'head': settings.head_learning_rate}
 
-  def step_fn(state, batch, step):
+  def step_fn(state, batch):
+    step = state.step
     keys = augment.view_keys(seed, step // steps_per_epoch, batch['id'], 1)
     images = augment.augment(batch['views'][0], batch['flip'], keys, view)[:, 0]
     valid = batch['valid'] & (batch['label'] >= 0)
 
     def loss_fn(params):
-      variables = {'params': params['encoder'], 'batch_stats': state.batch_stats}
+      variables = encoder_of(params, state.batch_stats)
       features, changed = network.apply(variables, images, mode='batch', mask=valid, mutable=['batch_stats'])
       logits = logits_of(params['head'], features)
       losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch['label'])
@@ -182,8 +177,15 @@ def make_step(network: models.ResNet, view: Views, settings: FinetuneSettings, s
     (loss, batch_stats), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, lr=schedule(step))
     updates: Any = jax.tree.map(lambda rate, part: jax.tree.map(lambda u: rate * u, part), rates, updates)
-    return FinetuneState(optax.apply_updates(state.params, updates), batch_stats, opt_state), loss
+    state = state.replace(step=step + 1, updates=step + 1, params=optax.apply_updates(state.params, updates),
+                          batch_stats={'encoder': batch_stats}, opt_state=opt_state)
+    return state, {'loss': loss}, {}
   return step_fn
+
+
+def encoder_of(params: Any, batch_stats: Any) -> dict[str, Any]:
+  """The encoder's variables of a state."""
+  return {'params': params['encoder'], 'batch_stats': batch_stats['encoder']}
 
 
 def logits_of(head: Any, features: Any) -> jax.Array:
@@ -191,15 +193,15 @@ def logits_of(head: Any, features: Any) -> jax.Array:
   return jnp.matmul(features, head['kernel'], precision=jax.lax.Precision.HIGHEST) + head['bias'][None]
 
 
-def evaluate(network: models.ResNet, state: FinetuneState, source: Source, spec: Views, resize: int,
+def evaluate(network: models.ResNet, state: TrainState, source: Source, spec: Views, resize: int,
              batch_size: int, mesh: Mesh) -> tuple[float, float]:
   """Top-1 and top-5 accuracy on the central crops of a source, each image once, with frozen batch norm."""
-  def logits(state: FinetuneState, images: jax.Array) -> jax.Array:
-    variables = {'params': state.params['encoder'], 'batch_stats': state.batch_stats}
-    return logits_of(state.params['head'], network.apply(variables, images, mode='frozen'))
+  def logits(trained: Any, images: jax.Array) -> jax.Array:
+    params, batch_stats = trained
+    return logits_of(params['head'], network.apply(encoder_of(params, batch_stats), images, mode='frozen'))
 
-  found = extract(logits, state, source, spec=spec, size=spec.size, resize=resize, batch_size=batch_size,
-                  mesh=mesh)
+  found = extract(logits, (state.params, state.batch_stats), source, spec=spec, size=spec.size,
+                  resize=resize, batch_size=batch_size, mesh=mesh)
   hits, total = _count(found.features, found.labels, found.valid)
   top1, top5 = np.asarray(hits) / max(int(total), 1)
   return float(top1), float(top5)

@@ -2,6 +2,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,7 +16,9 @@ from conic_jax.data import augment, pipeline, sampler, sources
 from conic_jax.errors import UserError
 from conic_jax.evals import accuracy
 from conic_jax.evals.features import Encode, Features, extract
-from conic_jax.hardware.mesh import cut_batch_size, process_rows, replicated, to_global
+from conic_jax.hardware.mesh import cut_batch_size, process_rows, replicated
+from conic_jax.run.loop import Figures, Phase, run_steps
+from conic_jax.run.session import Session
 from conic_jax.views import Views, supervised
 
 _HELD_OUT = 0.1
@@ -99,6 +102,15 @@ class _Heads:
   variance: jax.Array  # [F]
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _State:
+  """All that a step reads and writes: the steps done, the heads, and their momentum."""
+  step: jax.Array
+  heads: _Heads
+  trace: Any
+
+
 def linear_accuracy(encode: Encode, variables: Any, train_source: sources.Source,
                     test_source: sources.Source, *, spec: Views, size: int, resize: int,
                     settings: LinearSettings, seed: int, mesh: Mesh,
@@ -179,24 +191,24 @@ def _train(encode, variables, source, view, settings, seed, mesh, report):
   images = jax.ShapeDtypeStruct((batch_size, view.size, view.size, 3), jnp.float32)
   width = jax.eval_shape(encode, variables, images).shape[1]
   heads = _init(len(settings.learning_rates), width, source.num_classes)
-  trace = _optimizer(settings).init((heads.kernel, heads.bias))
-  heads, trace = jax.device_put((heads, trace), replicated(mesh))
-  batches = pipeline.train_batches(source, (view,), batch_size=batch_size, seed=seed, start_step=0,
-                                   rows=process_rows(mesh, batch_size))
-  undecodable = pipeline.UndecodableImages(source)
-  for step, batch in zip(range(total_steps), batches, strict=False):
-    epoch, ends = step // steps_per_epoch, (step + 1) % steps_per_epoch == 0
-    undecodable.add(batch)
-    heads, trace, losses = _step(heads, trace, variables, to_global(batch, mesh), step, epoch,
-                                 seed=seed, encode=encode, view=view, settings=settings,
-                                 total_steps=total_steps)
-    if ends:
-      undecodable.check()
-    if report is not None and ends:
-      names = (f'loss_{rate:g}' for rate in settings.learning_rates)
-      report({'epoch': epoch + 1, 'step': step + 1}
-             | dict(zip(names, np.asarray(losses).tolist(), strict=True)))
-  return heads
+  state = _State(jnp.int32(0), heads, _optimizer(settings).init((heads.kernel, heads.bias)))
+
+  def tell(state: _State, done: int, figures: Figures) -> None:
+    del state
+    if report is not None:
+      losses = {name: value for name, value in figures.items() if name.startswith('loss_')}
+      report({'epoch': done // steps_per_epoch, 'step': done, **losses})
+
+  phase = Phase(
+    name=' of the linear protocol', last_step=total_steps, batch_size=batch_size,
+    step=lambda state, batch: _step(state, variables, batch, seed=seed, encode=encode, view=view,
+                                    settings=settings, steps_per_epoch=steps_per_epoch),
+    batches=lambda first: pipeline.train_batches(
+      source, (view,), batch_size=batch_size, seed=seed, start_step=first,
+      rows=process_rows(mesh, batch_size)),
+    undecodable=pipeline.UndecodableImages(source), report=tell, log_every=steps_per_epoch)
+  with Session(Path(), mesh) as session:
+    return run_steps(phase, jax.device_put(state, replicated(mesh)), session).heads
 
 
 def _init(num_rates, width, num_classes):
@@ -208,11 +220,12 @@ def _optimizer(settings):
   return optax.trace(settings.momentum)
 
 
-@functools.partial(jax.jit, static_argnames=('seed', 'encode', 'view', 'settings', 'total_steps'),
-                   donate_argnames=('heads', 'trace'))
-def _step(heads, trace, variables, batch, step, epoch, *, seed, encode, view, settings,
-          total_steps):
-  keys = augment.view_keys(seed, epoch, batch['id'], 1)
+@functools.partial(jax.jit, static_argnames=('seed', 'encode', 'view', 'settings', 'steps_per_epoch'),
+                   donate_argnames='state')
+def _step(state, variables, batch, *, seed, encode, view, settings, steps_per_epoch):
+  """The state after a step, the loss of each rate, and {}: what a `Phase` takes."""
+  step, heads = state.step, state.heads
+  keys = augment.view_keys(seed, step // steps_per_epoch, batch['id'], 1)
   images = augment.augment(batch['views'][0], batch['flip'], keys, view)[:, 0]
   features = jax.lax.stop_gradient(encode(variables, images).astype(jnp.float32))
   valid = batch['valid'] & (batch['label'] >= 0)
@@ -228,13 +241,16 @@ def _step(heads, trace, variables, batch, step, epoch, *, seed, encode, view, se
 
   layer = heads.kernel, heads.bias
   gradients, losses = jax.grad(loss, has_aux=True)(layer)
-  updates, trace = _optimizer(settings).update(gradients, trace)
-  schedule = optim.relative_schedule(settings.schedule, settings.milestones, total_steps)
+  updates, trace = _optimizer(settings).update(gradients, state.trace)
+  schedule = optim.relative_schedule(settings.schedule, settings.milestones,
+                                     settings.epochs * steps_per_epoch)
   rates = jnp.asarray(settings.learning_rates) * schedule(step)
   kernel, bias = jax.tree.leaves(updates)
   updates = -rates[:, None, None] * kernel, -rates[:, None] * bias
   kernel, bias = jax.tree.leaves(optax.apply_updates(layer, updates))
-  return dataclasses.replace(heads, kernel=kernel, bias=bias), trace, losses
+  heads = dataclasses.replace(heads, kernel=kernel, bias=bias)
+  named = {f'loss_{rate:g}': loss for rate, loss in zip(settings.learning_rates, losses, strict=True)}
+  return _State(step + 1, heads, trace), named, {}
 
 
 def _logits(features, kernel, bias):

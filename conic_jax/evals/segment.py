@@ -15,7 +15,7 @@ from PIL import Image
 from conic_jax import visualise
 from conic_jax.data import augment, mask_pipeline, masks, pipeline
 from conic_jax.errors import UserError
-from conic_jax.evals import encoders, protocols
+from conic_jax.evals import encoders, protocols, tuning
 from conic_jax.evals.encoders import Encoder
 from conic_jax.hardware.mesh import (
   batch_sharding,
@@ -27,6 +27,9 @@ from conic_jax.hardware.mesh import (
 )
 from conic_jax.models import DeepLabV3
 from conic_jax.optim import sgd
+from conic_jax.run.loop import Figures, Phase
+from conic_jax.run.session import Session
+from conic_jax.run.state import TrainState, supervised_state
 from conic_jax.views import Views
 
 OUTPUT_STRIDE = 8
@@ -89,14 +92,6 @@ class Segmentation:
     return self.classes or tuple(map(str, range(self.num_classes)))
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _State:
-  params: Any
-  batch_stats: Any
-  momentum: Any
-
-
 @dataclasses.dataclass(frozen=True)
 class Example:
   """A tested image, uint8 [h, w, 3], its truth and its prediction, uint8 [h, w]."""
@@ -105,14 +100,13 @@ class Example:
   prediction: np.ndarray
 
 
-def run(encoder: Encoder, config: Any, mesh: Mesh, say: protocols.Say) -> protocols.Outcome:
+def run(encoder: Encoder, config: Any, session: Session) -> protocols.Outcome:
   """Fine-tunes DeepLabV3 on `config.data.train` and tests it on `config.data.test`.
 
   Args:
     encoder: what the backbone starts from; it stays as it is.
     config: of configs/segment.py.
-    mesh: the mesh that batches are split over.
-    say: prints a line.
+    session: its folder keeps the network; running it again goes on from its last checkpoint.
 
   Returns:
     The figures of `scores`, and the picture of some predictions.
@@ -120,7 +114,7 @@ def run(encoder: Encoder, config: Any, mesh: Mesh, say: protocols.Say) -> protoc
   Raises:
     UserError: where the images, the masks or the settings do not suit.
   """
-  settings = Segmentation(**config.segmentation)
+  settings, mesh = Segmentation(**config.segmentation), session.mesh
   check_batch_size(settings.batch_size, mesh, 'config.segmentation.batch_size')
   check_batch_size(config.eval.batch_size, mesh, 'config.eval.batch_size')
   table = masks.label_table(settings.num_classes, settings.ids, settings.ignore)
@@ -131,9 +125,11 @@ def run(encoder: Encoder, config: Any, mesh: Mesh, say: protocols.Say) -> protoc
   settings = dataclasses.replace(settings, batch_size=cut_batch_size(
     settings.batch_size, train_pairs.num_images, mesh, 'config.segmentation.batch_size', 'images with masks'))
   model, variables = build(encoder, settings, config.seed, mesh)
-  variables = train(model, variables, train_pairs, table, settings, encoder.views, config.seed, mesh, say)
+  saved = tuning.open_saved(encoder, config, session)
+  variables = train(model, variables, train_pairs, table, settings, encoder.views, config.seed, session,
+                    saved)
   confusion, examples = test(model, variables, test_pairs, table, settings, encoder.views,
-                             config.eval.batch_size, mesh, say)
+                             config.eval.batch_size, mesh, session.log)
   pictures = {}
   if examples:
     pictures['predictions'] = functools.partial(
@@ -159,18 +155,18 @@ def build(encoder: Encoder, settings: Segmentation, seed: int, mesh: Mesh) -> tu
 
 
 def train(model: DeepLabV3, variables: Any, pairs: masks.Pairs, table: np.ndarray, settings: Segmentation,
-          spec: Views, seed: int, mesh: Mesh, say: protocols.Say) -> Any:
+          spec: Views, seed: int, session: Session, saved: tuning.Saved | None = None) -> Any:
   """Trains all layers, with batch norm over the global batch.
 
   Args:
-    model, variables: of `build`; the variables are used up.
+    model, variables: of `build`.
     pairs: images and masks.
     table: of `masks.label_table`.
     settings: how it is trained.
     spec: gives the normalisation of the channels.
     seed: of the order of the images, their crops, and what is dropped.
-    mesh: the mesh that batches are split over.
-    say: prints a line.
+    session: of the run.
+    saved: where the state is saved at every report, and resumed from; None for nowhere.
 
   Returns:
     The trained variables.
@@ -178,31 +174,40 @@ def train(model: DeepLabV3, variables: Any, pairs: masks.Pairs, table: np.ndarra
   Raises:
     UserError: where the loss diverges, a mask does not suit, or too many images cannot be decoded.
   """
-  step_fn = jax.jit(functools.partial(_step, model=model, settings=settings, spec=spec, seed=seed),
-                    donate_argnums=0, out_shardings=replicated(mesh))
-  momentum = jax.device_put(_optimizer(settings).init(variables['params']), replicated(mesh))
-  state = _State(variables['params'], variables['batch_stats'], momentum)
-  batches = mask_pipeline.train_batches(
-    pairs, table, crop=settings.crop, scale=settings.scale, short_side=settings.short_side, fill=_fill(spec),
-    batch_size=settings.batch_size, seed=seed, steps=settings.iterations,
-    rows=process_rows(mesh, settings.batch_size))
-  undecodable = pipeline.UndecodableImages(pairs)
-  loss = jnp.zeros(())
-  for step, batch in enumerate(batches):
-    undecodable.add(batch)
-    inputs = to_global({name: batch[name] for name in ('image', 'mask', 'valid')}, mesh)
-    jax.block_until_ready(loss)  # No more than two steps under way.
-    state, loss = step_fn(state, inputs, step)
-    done = step + 1
-    if done % settings.report_every == 0 or done == settings.iterations:
-      undecodable.check()
-      if not np.isfinite(loss):
-        raise UserError(f'The loss of the segmentation was {float(loss)} at iteration {done}: lower '
-                        f'config.segmentation.learning_rate, which is {settings.learning_rate:g}.')
-      say(f'iteration {done}/{settings.iterations}  loss {float(loss):.4g}')
-  if report := undecodable.report():
-    say(report)
-  return {'params': state.params, 'batch_stats': state.batch_stats}
+  mesh = session.mesh
+  step = jax.jit(functools.partial(_step, model=model, settings=settings, spec=spec, seed=seed),
+                 donate_argnums=0, out_shardings=replicated(mesh))
+
+  def report(state: TrainState, done: int, figures: Figures) -> None:
+    del state
+    session.log(f'iteration {done}/{settings.iterations}  loss {figures["loss"]:.4g}')
+
+  phase = Phase(
+    name=' of the segmentation', step=step, last_step=settings.iterations, batch_size=settings.batch_size,
+    batches=lambda first: mask_pipeline.train_batches(
+      pairs, table, crop=settings.crop, scale=settings.scale, short_side=settings.short_side,
+      fill=_fill(spec), batch_size=settings.batch_size, seed=seed, steps=settings.iterations,
+      first_step=first, rows=process_rows(mesh, settings.batch_size)),
+    undecodable=pipeline.UndecodableImages(pairs), unread=('id', 'size'), report=report,
+    log_every=settings.report_every, save_every=settings.report_every,
+    identity={'images': pairs.num_images, 'config.segmentation': tuning.as_json(settings)},
+    advice=f'Lower config.segmentation.learning_rate, which is {settings.learning_rate:g}.')
+  state = tuning.train(phase, lambda: begin(variables, settings), session, saved)
+  return variables_of(state.params, state.batch_stats)
+
+
+def begin(variables: Any, settings: Segmentation) -> TrainState:
+  """The state before the first step; the backbone is its 'encoder', as in every run."""
+  params, batch_stats = ({'encoder': part['backbone'], **{name: leaf for name, leaf in part.items()
+                                                           if name != 'backbone'}}
+                         for part in (variables['params'], variables['batch_stats']))
+  return supervised_state(params, batch_stats, _optimizer(settings))
+
+
+def variables_of(params: Any, batch_stats: Any) -> dict[str, Any]:
+  """The variables of DeepLabV3 of a state."""
+  return {collection: {'backbone' if name == 'encoder' else name: part for name, part in parts.items()}
+          for collection, parts in (('params', params), ('batch_stats', batch_stats))}
 
 
 def test(model: DeepLabV3, variables: Any, pairs: masks.Pairs, table: np.ndarray, settings: Segmentation,
@@ -297,22 +302,26 @@ def pixel_loss(logits: jax.Array, mask: jax.Array) -> jax.Array:
   return jnp.sum(losses, where=known) / jnp.maximum(jnp.sum(known), 1)
 
 
-def _step(state, batch, step, *, model, settings, spec, seed):
+def _step(state, batch, *, model, settings, spec, seed):
+  step = state.step
   images = augment.normalise(batch['image'], spec)
   dropout = jax.random.fold_in(jax.random.key(seed), step)
 
   def loss(params):
     (logits, auxiliary), changed = model.apply(
-      {'params': params, 'batch_stats': state.batch_stats}, images, 'batch', batch['valid'], auxiliary=True,
+      variables_of(params, state.batch_stats), images, 'batch', batch['valid'], auxiliary=True,
       mutable=['batch_stats'], rngs={'dropout': dropout})
     total = pixel_loss(logits, batch['mask'])
     total += settings.auxiliary_weight * pixel_loss(auxiliary, batch['mask'])
-    return total, changed['batch_stats']
+    batch_stats = dict(changed['batch_stats'])
+    return total, {'encoder': batch_stats.pop('backbone'), **batch_stats}
 
   (value, batch_stats), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
   rate = optax.polynomial_schedule(settings.learning_rate, 0.0, settings.power, settings.iterations)(step)
-  updates, momentum = _optimizer(settings).update(gradients, state.momentum, state.params, lr=rate)
-  return _State(optax.apply_updates(state.params, updates), batch_stats, momentum), value
+  updates, momentum = _optimizer(settings).update(gradients, state.opt_state, state.params, lr=rate)
+  state = state.replace(step=step + 1, updates=step + 1, params=optax.apply_updates(state.params, updates),
+                        batch_stats=batch_stats, opt_state=momentum)
+  return state, {'loss': value}, {}
 
 
 def _optimizer(settings):

@@ -4,20 +4,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from conic_jax.errors import UserError
 from conic_jax.evals import encoders, finetune, protocols, segment, svm
 from conic_jax.evals.encoders import Encoder
+from conic_jax.extensions import own_module
 from conic_jax.hardware import mesh as meshes
 from conic_jax.run.reporter import write_json
+from conic_jax.run.session import Session
 
 # What a run had whose config lacks the field, as it began before there was one.
 _BEFORE = {'linear': {'momentum': 0.9, 'schedule': 'cosine', 'milestones': (), 'normalise': 'none',
                       'crop': (0.08, 1.0)}}
 
-Task = Callable[[Encoder, Any, Mesh, protocols.Say], protocols.Outcome]
+Task = Callable[[Encoder, Any, Session], protocols.Outcome]
 
 
 def evaluate(config: Any) -> dict[str, Any]:
@@ -33,8 +34,7 @@ def evaluate(config: Any) -> dict[str, Any]:
     UserError: where there is no such task or encoder, the data does not suit it, or the result cannot be
       written.
   """
-  if config.task not in TASKS:
-    raise UserError(f"config.task is '{config.task}'; there is: pretrain, {', '.join(TASKS)}.")
+  task = task_of(config.task)
   if not config.encoder:
     raise UserError('Which encoder? --config.encoder=RUN, the folder of a pretraining run, or a file of '
                     'weights, or --config.encoder=random.')
@@ -43,21 +43,19 @@ def evaluate(config: Any) -> dict[str, Any]:
   encoder = encoders.open_encoder(config.encoder, config.network, config.dtype, config.seed)
   config = complete(config, encoder)
   run = Path(config.run or own_folder(encoder))
-  first_process = jax.process_index() == 0
-  say = (lambda line: print(line, flush=True)) if first_process else (lambda line: None)
-  if first_process:
-    _write(lambda: run.mkdir(parents=True, exist_ok=True), run)
-
-  outcome = TASKS[config.task](encoder, config, meshes.make_mesh(config.mesh), say)
-  say('\n'.join(f'{name:24}{value}' for name, value in outcome.figures.items()))
-  if first_process:
-    written = run / f'{config.result}.json'
-    _write(lambda: write_json(written, outcome.figures), written)
-    say(f'Written to {written}')
-    for name, draw in outcome.pictures.items():
-      picture = run / 'figures' / f'{config.result}_{name}.png'
-      _write(lambda draw=draw, picture=picture: draw(picture), picture)
-      say(f'Picture: {picture}')
+  with Session(run / config.result, meshes.make_mesh(config.mesh)) as session:
+    if session.first_process:
+      _write(lambda: run.mkdir(parents=True, exist_ok=True), run)
+    outcome = task(encoder, config, session)
+    session.log('\n'.join(f'{name:24}{value}' for name, value in outcome.figures.items()))
+    if session.first_process:
+      written = run / f'{config.result}.json'
+      _write(lambda: write_json(written, outcome.figures), written)
+      session.log(f'Written to {written}')
+      for name, draw in outcome.pictures.items():
+        picture = run / 'figures' / f'{config.result}_{name}.png'
+        _write(lambda draw=draw, picture=picture: draw(picture), picture)
+        session.log(f'Picture: {picture}')
   return outcome.figures
 
 
@@ -111,7 +109,8 @@ def _leaves(node: Any, prefix: str = 'config'):
       yield f'{prefix}.{name}', value
 
 
-def _knn(encoder: Encoder, config: Any, mesh: Mesh, say: protocols.Say) -> protocols.Outcome:
+def _knn(encoder: Encoder, config: Any, session: Session) -> protocols.Outcome:
+  mesh = session.mesh
   train_source, test_source = protocols.labelled_sources(config, mesh)
   if protocols.features_name(config) == 'head':
     encoder = encoders.with_head(encoder)
@@ -119,11 +118,22 @@ def _knn(encoder: Encoder, config: Any, mesh: Mesh, say: protocols.Say) -> proto
   return protocols.Outcome(protocols.knn(encoder.encode, variables, train_source, test_source, config, mesh))
 
 
-def _linear(encoder: Encoder, config: Any, mesh: Mesh, say: protocols.Say) -> protocols.Outcome:
+def _linear(encoder: Encoder, config: Any, session: Session) -> protocols.Outcome:
+  mesh = session.mesh
   train_source, test_source = protocols.labelled_sources(config, mesh)
   variables = jax.device_put(encoder.variables, meshes.replicated(mesh))
-  return protocols.linear(encoder.encode, variables, train_source, test_source, config, mesh, say)
+  return protocols.linear(encoder.encode, variables, train_source, test_source, config, mesh, session.log)
 
 
 TASKS: dict[str, Task] = {'knn': _knn, 'linear': _linear, 'finetune': finetune.run, 'svm': svm.run,
                           'segment': segment.run}
+
+
+def task_of(name: str) -> Task:
+  """The evaluation of a name: one of `TASKS`, or the `run` of a module, such as 'mine.retrieval'."""
+  if module := own_module(name):
+    return module.run
+  if name not in TASKS:
+    raise UserError(f"config.task is '{name}'; available: pretrain, {', '.join(TASKS)}, or a module of "
+                    'yours.')
+  return TASKS[name]

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import precision_recall_curve
 from sklearn.model_selection import cross_val_score
@@ -20,6 +19,7 @@ from conic_jax.evals import protocols
 from conic_jax.evals.encoders import Encoder
 from conic_jax.evals.features import to_host
 from conic_jax.hardware.mesh import replicated
+from conic_jax.run.session import Session
 
 # Of a class with too few positives to choose by: scikit-learn's own.
 _DEFAULT_COST = 1.0
@@ -80,14 +80,13 @@ def average_precision(present: np.ndarray, scores: np.ndarray) -> tuple[float, f
   return float(np.mean(at_points)), float(-np.sum(np.diff(recall) * envelope))
 
 
-def run(encoder: Encoder, config: Any, mesh: Mesh, say: protocols.Say) -> protocols.Outcome:
+def run(encoder: Encoder, config: Any, session: Session) -> protocols.Outcome:
   """The protocol on the data that a config names.
 
   Args:
     encoder: gives the features.
     config: `data`, `views`, `eval` and `svm` of configs/svm.py.
-    mesh: the mesh.
-    say: prints a line.
+    session: of the run.
 
   Returns:
     The figures of `mean_average_precision`.
@@ -95,6 +94,7 @@ def run(encoder: Encoder, config: Any, mesh: Mesh, say: protocols.Say) -> protoc
   Raises:
     UserError: where the data has no labels or the settings make no sense.
   """
+  mesh = session.mesh
   settings = SvmSettings(tuple(config.svm.costs), config.svm.folds, config.svm.max_iterations)
   train, test = multilabel.open_splits(config.data, (config.data.train, config.data.test), config.svm.labels)
   variables = jax.device_put(encoder.variables, replicated(mesh))
@@ -104,7 +104,8 @@ def run(encoder: Encoder, config: Any, mesh: Mesh, say: protocols.Say) -> protoc
     return features, source.targets[ids]
 
   return protocols.Outcome(
-    mean_average_precision(with_targets(train), with_targets(test), train.class_names, settings, say))
+    mean_average_precision(with_targets(train), with_targets(test), train.class_names, settings,
+                           session.log))
 
 
 def mean_average_precision(train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray],

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from conic_jax.errors import UserError
+from conic_jax.extensions import own_module
 from conic_jax.methods.method import Aux, Method, check_positive
 
 __all__ = ['Aux', 'Method', 'available', 'make']
 
 
-_NO_METHODS = ('base', 'instance', 'momentum', 'network')
+_NO_METHODS = ('method', 'instance', 'momentum', 'network')
 
 
 def available() -> list[str]:
@@ -21,7 +22,7 @@ def available() -> list[str]:
 
 
 def make(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype) -> Method:
-  """Makes the method `config.method`: the `make` of conic_jax/methods/<name>.py.
+  """Makes the method `config.method`: the `make` of conic_jax/methods/<name>.py, or of a module of yours.
 
   Args:
     config: the whole config.
@@ -32,9 +33,11 @@ def make(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype) -> Metho
   Raises:
     UserError: where there is no such method, or its settings do not go together.
   """
-  if config.method not in available():
-    raise UserError(f"config.method is '{config.method}'; there is: {', '.join(available())}.")
+  module = own_module(config.method)
+  if module is None and config.method not in available():
+    raise UserError(f"config.method is '{config.method}'; available: {', '.join(available())}, or a module "
+                    'of yours.')
   if 'temperature' in config:
     check_positive(config.temperature, 'config.temperature')
-  return importlib.import_module(f'{__name__}.{config.method}').make(
-    config, num_instances, mesh, dtype)
+  module = module or importlib.import_module(f'{__name__}.{config.method}')
+  return module.make(config, num_instances, mesh, dtype)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from conic_jax.errors import UserError
+from conic_jax.extensions import own_module
 from conic_jax.models.normalisation import BatchNorm
 
 # Blocks of each stage, and whether they are bottlenecks (He et al. 2016, table 1).
@@ -19,6 +20,8 @@ ARCHITECTURES = {
 }
 STEMS = ('imagenet', 'cifar')
 STRIDES = (8, 16, 32)
+# What `build_encoder` reads.
+ENCODER_FIELDS = ('name', 'blocks', 'stem', 'width', 'zero_gamma', 'output_stride')
 EXPANSION = 4
 
 
@@ -26,14 +29,16 @@ def build_encoder(config: Any, dtype: Any, groups: int = 8) -> 'ResNet':
   """Builds the encoder that `config.encoder` describes.
 
   Args:
-    config: has `name`, `blocks` (blocks of each stage, () for those of the name), `stem`, `width`,
-      `zero_gamma` and `output_stride`.
+    config: has `name` (an architecture, or a module with `build(config, dtype, groups)`), `blocks` (blocks of
+      each stage, () for those of the name), `stem`, `width`, `zero_gamma` and `output_stride`.
     dtype: type of the computation; parameters and statistics are float32.
     groups: batch-norm groups in mode 'grouped'.
 
   Raises:
     UserError: where the name, the stem or the output stride is unknown.
   """
+  if module := own_module(config.name):
+    return module.build(config, dtype, groups)
   for field, known in (('name', tuple(ARCHITECTURES)), ('stem', STEMS), ('output_stride', STRIDES)):
     value = getattr(config, field)
     if value not in known:

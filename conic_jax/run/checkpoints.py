@@ -39,6 +39,9 @@ def _manager(folder: Path, keep: int | None, read_only: bool = False,
   return ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handlers)
 
 
+_REMEDY = 'Set config.run to another folder, or go back to the settings in its config.json.'
+
+
 class Checkpoints:
   """The checkpoints of one run: asynchronous, atomic, the last `keep` kept.
 
@@ -100,12 +103,14 @@ class Checkpoints:
     self.wait()
     self._guard(lambda: self._manager.close())
 
-  def restore(self, shapes: TrainState, identity: Mapping[str, Any]) -> TrainState | None:
+  def restore(self, shapes: TrainState, identity: Mapping[str, Any], remedy: str = _REMEDY
+              ) -> TrainState | None:
     """Reads the last checkpoint, or gives None where there is none.
 
     Args:
       shapes: the state's shapes, types and shardings.
       identity: what the checkpoint must have been made with.
+      remedy: what to do where it was not.
 
     Raises:
       UserError: naming each difference, where the checkpoint is of another run.
@@ -123,8 +128,7 @@ class Checkpoints:
     differences += _shape_differences(metadata['training'], training)
     if differences:
       raise UserError(f'The checkpoint {self.last_path()} does not fit this configuration: '
-                      f'{"; ".join(differences[:5])}. Set config.run to another folder, or go back '
-                      'to the settings in its config.json.')
+                      f'{"; ".join(differences[:5])}. {remedy}')
     restored = self._manager.restore(step, args=ocp.args.Composite(
       model=ocp.args.StandardRestore(model), training=ocp.args.StandardRestore(training)))
     training = {name: restored['training'][_STORED_NAMES.get(name, name)]

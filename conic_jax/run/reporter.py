@@ -67,14 +67,22 @@ class Reporter:
       self._bar.update(step - self._bar.n)
 
   def report(self, step: int, epoch: float, figures: Mapping[str, float | str]) -> None:
-    """Writes one object of metrics.jsonl and its line on the terminal; nothing where there are no figures.
+    """Records figures and prints them in a line; words are not on it. Nothing where there are no figures."""
+    if self._active and figures:
+      self.record(step, epoch, figures)
+      numbers = {name: value for name, value in figures.items() if not isinstance(value, str)}
+      values = '  '.join(f'{name} {value:.4g}' for name, value in numbers.items())
+      self.say(f'step {step}/{self._total}  epoch {epoch:.2f}  {values}')
+
+  def record(self, step: int, epoch: float, figures: Mapping[str, float | str]) -> None:
+    """Writes one object of metrics.jsonl, and to TensorBoard.
 
     Args:
       step: steps done.
       epoch: epochs done.
-      figures: scalars and words by name; words are not on the line.
+      figures: scalars and words by name.
     """
-    if not (self._active and figures):
+    if not self._active:
       return
     self.reports.append({'step': step, 'epoch': round(epoch, 4), **figures})
     try:
@@ -86,8 +94,6 @@ class Reporter:
           self._tensorboard.add_scalar(name, value, step)
     except OSError as error:
       self.failure = str(error)
-    values = '  '.join(f'{name} {value:.4g}' for name, value in figures.items() if not isinstance(value, str))
-    self.say(f'step {step}/{self._total}  epoch {epoch:.2f}  {values}')
 
   def say(self, line: str) -> None:
     """Prints a line, above the progress bar where there is one."""

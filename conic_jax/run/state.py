@@ -60,3 +60,11 @@ class TrainState:
   def skipped(self) -> jax.Array:
     """int32 [], steps that an overflow skipped."""
     return self.step - self.updates
+
+
+def supervised_state(params: Any, batch_stats: Any, optimizer: Any) -> TrainState:
+  """The state before the first step of a training on labels: no memories, no loss scale."""
+  return TrainState(
+    step=jnp.int32(0), updates=jnp.int32(0), params=params, batch_stats=batch_stats,
+    opt_state=optimizer.init(params), memories={}, loss_scale=LossScale.create(jnp.dtype(jnp.float32)),
+    rng=jax.random.key(0))

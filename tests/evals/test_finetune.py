@@ -17,6 +17,7 @@ from conic_jax.evals.features import to_host
 from conic_jax.evals.finetune import FinetuneSettings
 from conic_jax.hardware.mesh import make_mesh
 from conic_jax.models import ResNet
+from conic_jax.run.state import supervised_state
 
 pytestmark = pytest.mark.slow
 
@@ -47,18 +48,15 @@ def settings_of(**changes):
   return FinetuneSettings(**config_of(**changes).finetune)
 
 
-def unheard(line):
-  del line
-
-
 def source(labels, seed=0, **kinds):
   return ArraySource(coloured(labels, seed), labels, 4, **kinds)
 
 
-def test_learns_and_leaves_the_encoder_alone(mesh, variables):
+def test_learns_and_leaves_the_encoder_alone(mesh, variables, open_session):
   before, said = jax.tree.map(np.copy, variables), []
   test = source(LABELS[:30], 1)
-  figures = finetune.finetune(encoder_of(variables), source(LABELS), test, config_of(), mesh, said.append)
+  session = open_session(mesh, log=said.append)
+  figures = finetune.finetune(encoder_of(variables), source(LABELS), test, config_of(), session)
   assert figures == {'top1': 1.0, 'top5': 1.0, 'num_labels': 40}
   assert said[0] == '40 labelled images of 4 classes, 2 steps an epoch'
   assert len(said) == 7
@@ -75,15 +73,16 @@ def patterned(count, seed):
   return ArraySource(images.astype(np.uint8), labels)
 
 
-def test_a_trained_encoder_beats_a_random_one_with_few_labels(mesh8, variables):
+def test_a_trained_encoder_beats_a_random_one_with_few_labels(mesh8, variables, open_session):
   """With four labels a class and the encoder nearly still, only what it knows already can help."""
   many = settings_of(learning_rate=0.2, head_learning_rate=0.2, epochs=15, batch_size=32, crop=(0.5, 1.0))
-  learnt = finetune.train(NETWORK, variables, patterned(128, 0), SPEC, many, 0, mesh8, unheard)
-  trained = {'params': learnt.params['encoder'], 'batch_stats': learnt.batch_stats}
+  learnt = finetune.train(NETWORK, variables, patterned(128, 0), SPEC, many, 0, open_session(mesh8))
+  trained = finetune.encoder_of(learnt.params, learnt.batch_stats)
   few = config_of(labels=1 / 16, head_learning_rate=0.3)
   few.finetune.learning_rate = 1e-4
-  reached = [finetune.finetune(encoder_of(each), patterned(128, 1), patterned(64, 2), few, mesh8, unheard)
-             for each in (trained, variables)]
+  reached = [finetune.finetune(encoder_of(each), patterned(128, 1), patterned(64, 2), few,
+                               open_session(mesh8, name))
+             for name, each in (('trained', trained), ('random', variables))]
   assert [figures['num_labels'] for figures in reached] == [8, 8]
   assert reached[0]['top1'] > reached[1]['top1'] + 0.2
 
@@ -100,7 +99,7 @@ def test_steps_are_those_of_two_optimizers(variables):
     return optax.chain(optax.add_decayed_weights(0.01), optax.sgd(schedule, momentum=0.9))
   optimizer = optax.multi_transform({'encoder': sgd(0.02), 'head': sgd(0.5)},
                                     {'encoder': 'encoder', 'head': 'head'})
-  params, batch_stats = state.params, state.batch_stats
+  params, batch_stats = state.params, state.batch_stats['encoder']
   opt_state, rng = optimizer.init(params), np.random.default_rng(0)
 
   @jax.jit
@@ -119,12 +118,12 @@ def test_steps_are_those_of_two_optimizers(variables):
     labels[7] = -1  # One without a label stands for every image that does not count.
     batch = {'views': (images[:, None],), 'flip': np.zeros((8, 1), bool), 'valid': np.arange(8) != 6,
              'id': np.arange(8, dtype=np.int32), 'label': labels}
-    state, _ = step_fn(state, batch, step)
+    state, _, _ = step_fn(state, batch)
     gradients, batch_stats = gradient(params, batch_stats, augment.normalise(images[:6], SPEC), labels[:6])
     updates, opt_state = optimizer.update(gradients, opt_state, params)
     params = optax.apply_updates(params, updates)
   assert np.abs(params['head']['kernel']).max() > 0.1
-  for ours, theirs in ((state.params, params), (state.batch_stats, batch_stats)):
+  for ours, theirs in ((state.params, params), (state.batch_stats['encoder'], batch_stats)):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-5), ours, theirs)
 
 
@@ -137,7 +136,7 @@ def test_every_image_is_evaluated_once(mesh, variables, monkeypatch):
   monkeypatch.setattr(finetune, 'extract', seen)
   head = {'kernel': jnp.zeros((8, 6)), 'bias': jnp.array([0.0, 5.0, 4.0, 3.0, 2.0, 1.0])}
   params = {'encoder': variables['params'], 'head': head}
-  state = finetune.FinetuneState(params, variables['batch_stats'], None)
+  state = supervised_state(params, {'encoder': variables['batch_stats']}, optax.sgd(0.1))
   images = ArraySource(coloured(labels % 4), labels, 6, broken=[1])
   found = finetune.evaluate(NETWORK, state, images, SPEC, 8, 16, mesh)
   assert found == pytest.approx((((labels == 1).sum() - 1) / 26, 1 - (labels == 0).sum() / 26))
@@ -154,28 +153,30 @@ def test_half_precision_is_trained_in_float32(variables):
   ({'schedule': 'plateau'}, "is 'plateau'; there is: cosine, steps"),
   ({'milestones': (60, 80)}, 'share of the training between 0 and 1'),
   ({'labels': 0.0}, 'share of the labels'), ({'labels': 1.5}, 'share of the labels'),
-  ({'head_learning_rate': 3e38}, 'lower config.finetune.learning_rate'),
+  ({'head_learning_rate': 3e38}, 'Lower config.finetune.learning_rate'),
   ({'batch_size': 12}, 'cannot be split over 8 devices')])
-def test_what_cannot_be_is_told(variables, changes, message):
+def test_what_cannot_be_is_told(variables, changes, message, open_session):
   config = config_of()
   config.finetune.update(changes)
   with pytest.raises(UserError, match=message):
-    finetune.finetune(encoder_of(variables), source(LABELS), source(LABELS), config, make_mesh(), unheard)
+    finetune.finetune(encoder_of(variables), source(LABELS), source(LABELS), config,
+                      open_session(make_mesh()))
 
 
-def test_all_labels_are_all_images_of_unequal_classes(mesh8, variables):
+def test_all_labels_are_all_images_of_unequal_classes(mesh8, variables, open_session):
   unequal = source(np.repeat(np.arange(4), [20, 6, 4, 2]))
   config = config_of(epochs=1)
-  figures = finetune.finetune(encoder_of(variables), unequal, source(LABELS), config, mesh8, unheard)
+  figures = finetune.finetune(encoder_of(variables), unequal, source(LABELS), config, open_session(mesh8))
   assert figures['num_labels'] == 32
 
 
-def test_images_that_cannot_be_decoded_stop_the_training(mesh8, variables):
+def test_images_that_cannot_be_decoded_stop_the_training(mesh8, variables, open_session):
   with pytest.raises(UserError, match=r'\d\d of 40 images cannot be decoded'):
     finetune.finetune(encoder_of(variables), source(LABELS, broken=range(20)), source(LABELS),
-                      config_of(epochs=1), mesh8, unheard)
+                      config_of(epochs=1), open_session(mesh8))
 
 
-def test_too_few_labels_are_told(mesh8, variables):
+def test_too_few_labels_are_told(mesh8, variables, open_session):
   with pytest.raises(UserError, match='4 labelled images are too few to train on 8 devices'):
-    finetune.finetune(encoder_of(variables), source(LABELS[:4]), source(LABELS), config_of(), mesh8, print)
+    finetune.finetune(encoder_of(variables), source(LABELS[:4]), source(LABELS), config_of(),
+                      open_session(mesh8))

@@ -137,6 +137,7 @@ def test_steps_are_those_of_sgd_with_momentum_and_cosine(mesh):
   view = dataclasses.replace(SPEC, count=1, jitter=0., grayscale=0., blur=0.)
   heads, optimizers = linear._init(2, 3, 4), []
   trace = linear._optimizer(settings).init((heads.kernel, heads.bias))
+  state = linear._State(jnp.int32(0), heads, trace)
   layers = [{'kernel': jnp.zeros((3, 4)), 'bias': jnp.zeros(4)} for _ in settings.learning_rates]
   for rate in settings.learning_rates:
     optimizers.append(optax.sgd(optax.cosine_decay_schedule(rate, steps), momentum=0.9))
@@ -147,9 +148,8 @@ def test_steps_are_those_of_sgd_with_momentum_and_cosine(mesh):
     valid = rng.random(16) < 0.8
     batch = {'views': (images[:, None],), 'flip': np.zeros((16, 1), bool), 'valid': valid,
              'id': np.arange(16, dtype=np.int32), 'label': labels}
-    heads, trace, _ = linear._step(heads, trace, {}, to_global(batch, mesh), step, 0, seed=0,
-                                   encode=mean_colour, view=view, settings=settings,
-                                   total_steps=steps)
+    state, *_ = linear._step(state, {}, to_global(batch, mesh), seed=0, encode=mean_colour, view=view,
+                             settings=settings, steps_per_epoch=steps)
     used = valid & (labels >= 0)
     features = mean_colour({}, augment.normalise(images, SPEC))[used]
     targets = jax.nn.one_hot(labels[used], 4)
@@ -160,8 +160,8 @@ def test_steps_are_those_of_sgd_with_momentum_and_cosine(mesh):
       updates, states[index] = optimizer.update(jax.grad(loss)(layers[index]), states[index])
       layers[index] = optax.apply_updates(layers[index], updates)
   for index, layer in enumerate(layers):
-    np.testing.assert_allclose(heads.kernel[index], layer['kernel'], atol=2e-5)
-    np.testing.assert_allclose(heads.bias[index], layer['bias'], atol=2e-5)
+    np.testing.assert_allclose(state.heads.kernel[index], layer['kernel'], atol=2e-5)
+    np.testing.assert_allclose(state.heads.bias[index], layer['bias'], atol=2e-5)
   assert np.abs(layers[0]['kernel'] - layers[1]['kernel']).max() > 0.1
 
 

@@ -66,13 +66,14 @@ def tiny(scenes):
   return config
 
 
-def test_training_beats_chance_and_a_trained_encoder_a_random_one(scenes, mesh8, tmp_path):
+def test_training_beats_chance_and_a_trained_encoder_a_random_one(scenes, mesh8, tmp_path, open_session):
   """A long training, and the same in a few iterations from its backbone and from a fresh one."""
   config, fresh, lines = tiny(scenes), open_encoder('random', NETWORK), []
   settings, table = segment.Segmentation(**config.segmentation), masks.label_table(3, (), (255,))
   train_pairs, test_pairs = (masks.open_pairs(config.data, split) for split in ('train', 'val'))
   model, variables = segment.build(fresh, settings, 0, mesh8)
-  learnt = segment.train(model, variables, train_pairs, table, settings, fresh.views, 0, mesh8, lines.append)
+  learnt = segment.train(model, variables, train_pairs, table, settings, fresh.views, 0,
+                         open_session(mesh8, log=lines.append))
   confusion, _ = segment.test(model, learnt, test_pairs, table, settings, fresh.views, 8, mesh8, lines.append)
   # One class everywhere would reach about a third in that class, and nothing in the two others.
   assert segment.scores(confusion, settings.class_names)['miou'] > 0.75
@@ -83,7 +84,8 @@ def test_training_beats_chance_and_a_trained_encoder_a_random_one(scenes, mesh8,
                                                   for name, part in learnt.items()})
   before = jax.tree.map(np.copy, trained.variables)
   config.segmentation.update(iterations=6, learning_rate=0.02)
-  reached, unaided = (segment.run(encoder, config, mesh8, lambda line: None) for encoder in (trained, fresh))
+  reached, unaided = (segment.run(encoder, config, open_session(mesh8, name))
+                      for name, encoder in (('trained', trained), ('fresh', fresh)))
   jax.tree.map(np.testing.assert_array_equal, trained.variables, before)
   assert reached.figures['miou'] > unaided.figures['miou'] + 0.1
   assert reached.figures['miou'] == pytest.approx(np.mean(list(reached.figures['iou'].values())))
@@ -104,19 +106,19 @@ def test_one_device_and_eight_take_the_same_step(scenes, mesh8):
   for mesh in (make_mesh(devices=jax.devices()[:1]), mesh8):
     model, variables = segment.build(encoder, settings, 0, mesh)
     step = jax.jit(lambda state, batch, model=model: segment._step(
-      state, batch, 20, model=model, settings=settings, spec=evaluated({}), seed=0),
+      state, batch, model=model, settings=settings, spec=evaluated({}), seed=0)[:2],
       out_shardings=replicated(mesh))
-    momentum = segment._optimizer(settings).init(variables['params'])
-    state = segment._State(variables['params'], variables['batch_stats'], momentum)
+    state = segment.begin(variables, settings).replace(step=jnp.int32(20), rng=None)
     taken.append(jax.tree.map(np.array, (step(state, to_global(batch, mesh)), state)))
-  (one, one_loss), before = taken[0]
-  (eight, eight_loss), _ = taken[1]
+  (one, one_metrics), before = taken[0]
+  (eight, eight_metrics), _ = taken[1]
+  one_loss, eight_loss = one_metrics['loss'], eight_metrics['loss']
   assert one_loss == pytest.approx(eight_loss, rel=1e-5)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, eight)
   # Bare SGD: the first velocity is the gradient with decay, and it moves the weights by the poly rate.
   rate = settings.learning_rate * (1 - 20 / 40) ** 0.9
   jax.tree.map(lambda new, old, velocity: np.testing.assert_allclose(new, old - rate * velocity, atol=1e-6),
-               one.params, before.params, one.momentum[1].trace)
+               one.params, before.params, one.opt_state[1].trace)
 
 
 class Brightest:
@@ -193,15 +195,16 @@ def test_the_loss_is_the_mean_over_known_pixels():
   assert float(segment.pixel_loss(jnp.float32(logits), np.full_like(mask, VOID))) == 0
 
 
-def test_a_loss_that_diverges_is_told(scenes, mesh8):
+def test_a_loss_that_diverges_is_told(scenes, mesh8, open_session):
   diverged = types.SimpleNamespace(apply=lambda variables, images, *args, **kwargs: (
-    (images * variables['params'] * jnp.nan,) * 2, {'batch_stats': {}}))
+    (images * variables['params']['backbone'] * jnp.nan,) * 2, {'batch_stats': {'backbone': {}}}))
   config = tiny(scenes)
   config.segmentation.report_every = 1
   settings, pairs = segment.Segmentation(**config.segmentation), masks.open_pairs(config.data, 'train')
-  with pytest.raises(UserError, match=r'nan at iteration 1: lower .*learning_rate, which is 0\.1'):
-    segment.train(diverged, {'params': jnp.ones(()), 'batch_stats': {}}, pairs,
-                  masks.label_table(3, (), (255,)), settings, PLAIN, 0, mesh8, lambda line: None)
+  message = r'loss was nan at step 1 of the segmentation.*Lower .*learning_rate, which is 0\.1'
+  with pytest.raises(UserError, match=message):
+    segment.train(diverged, {'params': {'backbone': jnp.ones(())}, 'batch_stats': {'backbone': {}}}, pairs,
+                  masks.label_table(3, (), (255,)), settings, PLAIN, 0, open_session(mesh8))
 
 
 @pytest.mark.parametrize(('changes', 'words'), [
@@ -210,11 +213,11 @@ def test_a_loss_that_diverges_is_told(scenes, mesh8):
   ({'crop': (0, 32)}, 'are at least 1'), ({'rates': ()}, 'at least one rate'),
   ({'scale': (0, 2)}, 'above 0'), ({'batch_size': 12}, 'cannot be split over 8 devices'),
 ])
-def test_wrong_settings_are_told_before_training(changes, words, scenes, mesh8):
+def test_wrong_settings_are_told_before_training(changes, words, scenes, mesh8, open_session):
   config = tiny(scenes)
   config.segmentation.update(changes)
   with pytest.raises(UserError, match=words):
-    segment.run(open_encoder('random', NETWORK), config, mesh8, lambda line: None)
+    segment.run(open_encoder('random', NETWORK), config, open_session(mesh8))
 
 
 @pytest.mark.parametrize('preset', [

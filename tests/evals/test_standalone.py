@@ -118,7 +118,8 @@ def test_a_random_encoder_is_fine_tuned_as_a_task(image_folder, tmp_path, capsys
 
 
 @pytest.mark.slow
-def test_the_linear_task_leaves_the_encoder_alone_and_draws_its_confusion(image_folder, mesh8, tmp_path):
+def test_the_linear_task_leaves_the_encoder_alone_and_draws_its_confusion(
+    image_folder, mesh8, tmp_path, open_session):
   config = load('configs/linear.py:folder')
   config.network.update(TINY)
   config.data.update(dir=str(image_folder), test='test')
@@ -126,7 +127,7 @@ def test_the_linear_task_leaves_the_encoder_alone_and_draws_its_confusion(image_
   config.linear.update(learning_rates=(0.1, 1.0), epochs=1, batch_size=16)
   encoder, said = encoders.open_encoder('random', config.network), []
   before = jax.tree.map(np.copy, encoder.variables)
-  outcome = standalone.TASKS['linear'](encoder, config, mesh8, said.append)
+  outcome = standalone.TASKS['linear'](encoder, config, open_session(mesh8, log=said.append))
   figures = outcome.figures
   jax.tree.map(np.testing.assert_array_equal, encoder.variables, before)
   assert 0 <= figures['linear_top1'] <= figures['linear_top5'] == 1
@@ -138,7 +139,7 @@ def test_the_linear_task_leaves_the_encoder_alone_and_draws_its_confusion(image_
 
 @pytest.mark.slow
 @pytest.mark.parametrize(('changes', 'message'), [
-  ({'task': 'detect'}, "'detect'; there is: pretrain, knn, linear, finetune, svm, segment"),
+  ({'task': 'detect'}, "'detect'; available: pretrain, knn, linear, finetune, svm, segment"),
   ({'encoder': ''}, 'Which encoder'), ({'encoder': 'runs/nowhere'}, "no encoder 'runs/nowhere'"),
   ({'encoder': 'configs'}, "'configs' is no run"),
   ({'encoder': 'random', 'run': 'gs://bucket/run'}, 'not a bucket'),

@@ -15,6 +15,7 @@ from conic_jax.errors import UserError
 from conic_jax.evals import svm
 from conic_jax.evals.encoders import open_encoder
 from conic_jax.evals.svm import SvmSettings, average_precision, mean_average_precision
+from conic_jax.run.session import Session
 
 NAMES = ('a', 'b', 'c')
 FEW = SvmSettings(costs=(0.01, 1.0, 100.0), folds=3, max_iterations=2000)
@@ -166,7 +167,7 @@ def measure(folder, mesh, encode=None):
   if encode is not None:
     encoder = dataclasses.replace(encoder, encode=encode)
   before = jax.tree.map(np.array, encoder.variables)
-  figures = svm.run(encoder, config, mesh, lambda line: None).figures
+  figures = svm.run(encoder, config, Session(folder, mesh)).figures
   jax.tree.map(np.testing.assert_array_equal, encoder.variables, before)
   return figures
 

@@ -1,0 +1,107 @@
+"""What evaluations that train an encoder further share: checkpoints, reports, and a run of their own."""
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from conic_jax.evals.encoders import Encoder
+from conic_jax.hardware import mesh as meshes
+from conic_jax.run.checkpoints import Checkpoints
+from conic_jax.run.loop import Figures, Phase, run_steps
+from conic_jax.run.reporter import Reporter, write_json
+from conic_jax.run.session import Session
+from conic_jax.run.state import TrainState
+
+_REMEDY = 'Set config.result to another name, or go back to the settings in its config.json.'
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+  """Where a training is saved, and what a run that resumes it must agree with."""
+  checkpoints: Checkpoints
+  identity: Mapping[str, Any]
+
+
+def open_saved(encoder: Encoder, config: Any, session: Session) -> Saved:
+  """Opens the checkpoints of the session's folder, which becomes a run that `open_encoder` and `export` take.
+
+  Args:
+    encoder: what is trained further.
+    config: of the evaluation.
+    session: its folder is the run's.
+  """
+  session.make_folder()
+  if session.first_process:
+    write_json(session.folder / 'config.json', description(encoder, config))
+  identity = {'config.encoder': encoder.name, 'the encoder\'s weights': digest(encoder.variables),
+              'config.seed': config.seed, 'config.data.name': config.data.name,
+              'config.data.train': config.data.train}
+  return Saved(session.checkpoints('checkpoints', keep=2), identity)
+
+
+def digest(variables: Any) -> str:
+  """A short hash of all arrays of a tree."""
+  found = hashlib.sha256()
+  for leaf in jax.tree.leaves(variables):
+    found.update(np.ascontiguousarray(leaf).tobytes())
+  return found.hexdigest()[:16]
+
+
+def as_json(settings: Any) -> dict[str, Any]:
+  """The fields of a dataclass as JSON holds them."""
+  return json.loads(json.dumps(dataclasses.asdict(settings)))
+
+
+def description(encoder: Encoder, config: Any) -> dict[str, Any]:
+  """What config.json of a run says that trains an encoder further."""
+  pretraining = {} if encoder.pretraining is None else encoder.pretraining.to_dict()
+  return {**pretraining, **config.to_dict(), 'method': config.task, 'started_from': encoder.name,
+          'views': {**pretraining.get('views', {}), **dataclasses.asdict(encoder.views)},
+          'encoder': dict(encoder.settings)}
+
+
+def train(phase: Phase, begin: Callable[[], TrainState], session: Session, saved: Saved | None) -> TrainState:
+  """Takes the steps of a phase, from where it was saved, and says what was left out.
+
+  Args:
+    phase: without checkpoints; its identity has the settings of the training.
+    begin: makes the state before the first step.
+    session: of the run.
+    saved: where the state is saved; None for nowhere.
+  """
+  everywhere = meshes.replicated(session.mesh)
+  state = None
+  if saved is not None:
+    phase = dataclasses.replace(phase, checkpoints=saved.checkpoints,
+                                identity={**saved.identity, **phase.identity})
+    shapes = jax.eval_shape(begin)
+    placed = meshes.placed(shapes, jax.tree.map(lambda _: everywhere, shapes))
+    state = saved.checkpoints.restore(placed, phase.identity, _REMEDY)
+    phase = _reporting(phase, 0 if state is None else int(state.step), session)
+  if state is None:
+    state = jax.device_put(begin(), everywhere)
+  else:
+    session.log(f'Going on from step {int(state.step)}{phase.name}')
+  state = run_steps(phase, state, session)
+  if left_out := phase.undecodable.report():
+    session.log(left_out)
+  if saved is not None and saved.checkpoints.failure:
+    session.log(f'The network could not be saved ({saved.checkpoints.failure}): free room on the disk and '
+                'run the same command again to keep it.')
+  return state
+
+
+def _reporting(phase: Phase, first_step: int, session: Session) -> Phase:
+  """The phase with its reports in the run's metrics.jsonl and TensorBoard too."""
+  reporter = session.keep_open(Reporter(session.folder, first_step=first_step, total_steps=phase.last_step,
+                                        active=session.first_process))
+
+  def report(state: TrainState, done: int, figures: Figures) -> None:
+    phase.report(state, done, figures)
+    reporter.record(done, done / phase.steps_per_epoch, figures)
+
+  return dataclasses.replace(phase, report=report, progress=reporter.advance)

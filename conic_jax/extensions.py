@@ -1,0 +1,25 @@
+"""Methods, sources, encoders and evaluations of a user's own, by the names of their modules."""
+import importlib
+import re
+from types import ModuleType
+
+from conic_jax.errors import UserError
+
+_DOTTED = re.compile(r'[A-Za-z_]\w*(\.[A-Za-z_]\w*)+')
+
+
+def own_module(name: str) -> ModuleType | None:
+  """The module that a setting names, such as 'mine.vicreg'; None for a name without a dot, which is ours.
+
+  Raises:
+    UserError: where there is no such module.
+  """
+  if not _DOTTED.fullmatch(name):
+    return None
+  try:
+    return importlib.import_module(name)
+  except ModuleNotFoundError as error:
+    if error.name is None or not f'{name}.'.startswith(f'{error.name}.'):
+      raise  # The module is there; what it imports is not.
+    raise UserError(f"There is no module '{name}': give the name that Python imports it by, from the folder "
+                    'where the command is started.') from error
