@@ -45,13 +45,15 @@ def test_the_share_counts_modules_as_they_have_faults_and_leaves_old_versions_ou
   assert '- `memory.py`: `if a:` → `if not a:`: no reason' in shown
 
 
-def test_faults_are_those_of_the_tool_but_for_annotations(tmp_path):
+def test_faults_are_those_of_the_tool_but_for_annotations_and_stars_that_unpack(tmp_path):
   pytest.importorskip('cosmic_ray')
   from tests.mutation.faults import faults
-  source = 'def f(x: int | None = 3) -> int | None:\n  y: int | str = x + 1\n  return y\n'
+  source = ('def f(x: int | None = 3, *, z=None) -> int | None:\n  y: int | str = x + 1\n'
+            '  return {**z, y: y * y, **z}\n')
   Path(tmp_path / 'm.py').write_text(source)
   found = list(faults(tmp_path, 'm.py', 1.0))
   assert {(fault.line, fault.after) for fault in found} == {
-    (1, 'def f(x: int | None = 4) -> int | None:'), (1, 'def f(x: int | None = 2) -> int | None:'),
-    (2, 'y: int | str = x - 1'), (2, 'y: int | str = x + 2'), (2, 'y: int | str = x + 0')}
+    (1, 'def f(x: int | None = 4, *, z=None) -> int | None:'),
+    (1, 'def f(x: int | None = 2, *, z=None) -> int | None:'), (2, 'y: int | str = x - 1'),
+    (2, 'y: int | str = x + 2'), (2, 'y: int | str = x + 0'), (3, 'return {**z, y: y / y, **z}')}
   assert all(fault.text.splitlines()[fault.line - 1].strip() == fault.after for fault in found)
