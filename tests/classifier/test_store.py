@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from conic_jax.classifier import journal
 from conic_jax.classifier.store import Layout, open_store, shortage
 from conic_jax.errors import UserError
 
@@ -51,6 +52,15 @@ def test_rows_come_back_as_written_and_the_rest_as_never_written(kind, tmp_path)
   write(store, [], 5)
   assert store.read(np.zeros(0, np.int64)).rows.shape == (0, 2, 3)
   store.close()
+
+
+@KINDS
+def test_the_names_of_all_folders_that_are_made_are_brought_to_the_disk(kind, tmp_path, monkeypatch):
+  """That of the run, which holds the store's, too."""
+  synced, folder = [], tmp_path / 'run' / 'store'
+  monkeypatch.setattr(journal, 'sync_folder', synced.append)
+  open_store(kind, folder, LAYOUT).close()
+  assert {folder / 'process-0', folder, folder.parent} <= set(synced)
 
 
 @KINDS
