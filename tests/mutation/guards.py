@@ -6,7 +6,7 @@ GUARDS: dict[str, tuple[str, ...]] = {
   'losses': ('tests/test_losses.py',),
   'memory': ('tests/test_memory.py', 'tests/oracle/test_oracle_momentum.py'),
   'optim': ('tests/test_optim.py',),
-  'state': ('tests/test_train.py', 'tests/oracle/test_oracle_conic.py'),
+  'state': ('tests/test_optim.py', 'tests/test_train.py', 'tests/oracle/test_oracle_conic.py'),
   'train': ('tests/oracle/test_oracle_conic.py', 'tests/test_train.py',
             'tests/oracle/test_oracle_one_million.py', 'tests/methods/test_one_million.py'),
   'train_step': ('tests/oracle/test_oracle_conic.py', 'tests/test_train.py'),
