@@ -1,11 +1,12 @@
 """That the count of unnoticed faults is of the whole, and that its page agrees with its lines."""
+from itertools import chain
 from pathlib import Path
 
 import pytest
 
 from tests.checkout import ROOT
 from tests.mutation import table
-from tests.mutation.guards import GUARDS
+from tests.mutation.guards import GUARDS, files_of
 from tests.mutation.survivors import EQUIVALENT
 
 
@@ -15,7 +16,11 @@ def test_every_module_of_the_core_has_guards_that_exist():
   for folder in ('classifier', 'methods'):
     wanted |= {f'{folder}/{path.stem}' for path in (ROOT / 'conic_jax' / folder).glob('[a-z]*.py')}
   assert set(GUARDS) == wanted
-  assert all((ROOT / test).is_file() for tests in GUARDS.values() for test in tests)
+  assert all((ROOT / file).is_file() for module in GUARDS for file in files_of(module))
+  walk = (ROOT / 'tests/methods/test_all.py').read_text()
+  for test in chain.from_iterable(GUARDS.values()):
+    name = test.partition('::')[2].partition('[')[0]
+    assert not name or f'def {name}(' in walk
 
 
 def test_what_is_said_to_be_equivalent_still_stands():
