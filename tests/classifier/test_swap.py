@@ -239,7 +239,7 @@ def test_the_store_is_closed_when_the_worker_is_done_with_it(mesh8, tmp_path, mo
     return batch_ids(step)
   monkeypatch.setattr(HostStore, 'close', lambda self: done_at_close.extend(done))
   trainer = Trainer(tmp_path, mesh8, 'host', slow_ids).start()
-  at_work.wait()
+  assert at_work.wait(60)
   trainer.companion.close()
   assert done_at_close == begun != []
 
