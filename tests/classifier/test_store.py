@@ -306,6 +306,16 @@ def test_a_disk_that_is_too_small_is_told_with_the_size_needed(kind, tmp_path, m
       assert 'its disk has 1.0 MiB' in message
 
 
+@pytest.mark.parametrize(('kind', 'needed'), [
+  ('disk', 1e6 * (20 + 2 * 28)), ('host', 1e6 * 2 * 28)])  # Rows and two journals; two copies.
+def test_of_small_rows_the_places_are_counted_too(kind, needed, tmp_path, monkeypatch):
+  """A million rows of one dimension have 20 bytes each, and 8 more in a journal or a copy."""
+  usage = collections.namedtuple('usage', 'total used free')
+  monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage(0, 0, 0))
+  message = shortage(tmp_path, kind, Layout(10**6, 1, seed=0), 10**6, 10**6, keep=1)
+  assert f' needs {needed / 2**20:,.1f} MiB ' in message
+
+
 @KINDS
 def test_the_size_needed_is_an_upper_bound_near_the_size_taken(kind, tmp_path, monkeypatch):
   """Two checkpoints kept and 6 a third of the run apart, all rows of a store visited at random."""
