@@ -39,13 +39,6 @@ EQUIVALENT: dict[tuple[str, str, str, str], str] = {
   ('classifier/swap', 'NumberReplacer', 'self._forget(step - HOST_LAG - 1)',
    'self._forget(step - HOST_LAG - 0)'):
     'what left so long ago is in the store by then, too',
-  ('methods/momentum', 'NumberReplacer',
-   "params, batch_stats = self.network.init(encoder_rng, head_rng, batch['views'][0][:, 0])",
-   "params, batch_stats = self.network.init(encoder_rng, head_rng, batch['views'][0][:, 1])"):
-    'only the shape of the images is read, and both views have the same',
-  ('methods/byol', 'NumberReplacer', 'self.network = Network(config, dtype, groups=2, norm_output=False)',
-   'self.network = Network(config, dtype, groups= 3, norm_output=False)'):
-    'a group without images counts for nothing',
   ('evals/linear', 'NumberReplacer', "keys = augment.view_keys(seed, epoch, batch['id'], 1)",
    "keys = augment.view_keys(seed, epoch, batch['id'], 0)"):
     'of such a view nothing is drawn from the keys'}
