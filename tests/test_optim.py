@@ -131,6 +131,18 @@ def test_a_milestone_after_the_end_is_named():
     rates(1, schedule='steps', milestones=(3, 8, 9))
 
 
+@pytest.mark.parametrize('share', [-0.1, 0.0, 1.0, 60])
+def test_milestones_that_are_no_shares_are_refused(share):
+  with pytest.raises(UserError, match=r'config\.linear\.milestones is .*: each is a share of the training'):
+    optim.check_relative('steps', (0.6, share), 'config.linear')
+
+
+def test_shares_between_0_and_1_are_milestones():
+  optim.check_relative('steps', (0.001, 0.6, 0.999), 'config.linear')
+  with pytest.raises(UserError, match=r"config\.linear\.schedule is 'poly'; there is: cosine, steps"):
+    optim.check_relative('poly', (), 'config.linear')
+
+
 def test_conics_schedule_is_a_bare_cosine():
   schedule = optim.cosine_schedule(0.06, 100)
   expected = [0.03 * (1 + np.cos(np.pi * step / 100)) for step in range(100)]

@@ -29,7 +29,7 @@ def test_rows_are_written_where_they_lie(mesh, is_split):
     rows = jax.block_until_ready(write(rows, places, values))
     inside = (places >= 0) & (places < 24)
     expected[places[inside]] = values[inside]
-  np.testing.assert_array_equal(rows, expected)
+    np.testing.assert_array_equal(rows, expected)
   assert rows.sharding.is_equivalent_to(sharding, 2)
 
 

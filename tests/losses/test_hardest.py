@@ -1,5 +1,6 @@
 """The hardest classes equal a brute force in float64, whatever the mesh."""
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -160,6 +161,26 @@ def test_factors_of_half_precision_find_nearly_the_same(mesh8, dtype):
   atol = 4 * jnp.finfo(dtype).eps
   assert_hardest(find_table(rows, 40, mesh8, dtype), rows, np.arange(NUM_INSTANCES), atol)
   assert_hardest(find_for_batch(rows, 40, mesh8, ids, dtype), rows, ids, atol)
+
+
+@pytest.mark.parametrize(('dtype', 'precision'), [(jnp.float32, 'HIGHEST'), (jnp.bfloat16, 'DEFAULT')])
+def test_products_of_float32_are_asked_for_in_full(mesh8, dtype, precision):
+  """Else a TPU or a GPU would round the factors."""
+  rows = padded(random_rows(61), mesh8)
+  for find, *ids in ((hardest.table,), (hardest.for_batch, np.zeros(8, np.int32))):
+    text = jitted(find, 61, 3, mesh8, dtype).lower(rows, *ids).as_text()
+    products = re.findall(r'dot_general.* precision = \[(\w+), (\w+)\]', text)
+    assert set(products) == {(precision, precision)}
+
+
+@pytest.mark.parametrize('num_instances', [2 ** 24, 1_281_167, 65_536])
+def test_no_more_than_a_few_columns_are_selected_from_at_once(num_instances, monkeypatch):
+  monkeypatch.undo()
+  width, k = hardest._chunk_size(num_instances), 100
+  program = jax.make_jaxpr(lambda values: hardest._largest(values, k))(jnp.zeros((1, width)))
+  columns = [call.invars[0].aval.shape[1] for call in program.eqns if call.primitive.name == 'top_k']
+  assert len(columns) > 1
+  assert max(columns) <= 12 * k
 
 
 def compiled(function, mesh, num_instances, dim, k, *ids):

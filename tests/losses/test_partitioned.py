@@ -1,4 +1,6 @@
 """The partitioned, chunked classifier equals the dense softmax with SGD in float64."""
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +9,9 @@ from support import collective_sizes
 
 from conic_jax import losses
 from conic_jax.errors import UserError
+from conic_jax.hardware import local_rows
 from conic_jax.hardware.mesh import batch_sharding
-from conic_jax.losses import negatives, partitioned
+from conic_jax.losses import negatives, partitioned, smoothing
 from conic_jax.memories import instance_rows
 
 DIM, IMAGES, VIEWS = 16, 16, 2
@@ -186,6 +189,14 @@ def test_correct_and_an_id_out_of_range(mesh8, dtype):
   assert np.isfinite(scores.loss).sum() == FEATURES - 1
 
 
+def test_ids_of_no_class_have_no_loss(mesh8):
+  features, _ = make_features(0, 61)
+  ids = jnp.array([0, 60, -1, 61, 8, 0, 59, 60], jnp.int32)
+  softmax = partitioned.Softmax(61, 0.1, mesh8)
+  loss = partitioned.scores(make_rows(61, mesh8).weights, features[:8], ids, softmax).loss
+  assert np.flatnonzero(np.isnan(loss)).tolist() == [2, 3]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(('dtype', 'tolerance'), [(jnp.bfloat16, 3e-2), (jnp.float16, 1e-2)])
 @pytest.mark.parametrize('beta', [1.0, 1e-3, 1e-7])
@@ -280,3 +291,29 @@ def test_an_exact_tie_counts_as_correct(mesh8):
   assert scores.correct.all()
   nearer = weights.at[60].set(jnp.array([1.0, 1e-3, 0.0, 0.0])).at[:60].set(jnp.array([1.0, 1e-2, 0.0, 0.0]))
   assert not partitioned.scores(nearer, features, ids, partitioned.Softmax(61, 0.1, mesh8)).correct.any()
+
+
+@pytest.mark.parametrize(('platform', 'num_features', 'expected'), [
+  ('cpu', 64, 2048), ('tpu', 64, 65536), ('gpu', 8192, 8192), ('gpu', 2 ** 20, 2048)])
+def test_a_chunk_is_as_large_as_suits_the_device(platform, num_features, expected):
+  """2²⁶ logits, 256 MiB, at a time; fewer on a CPU, for its caches."""
+  mesh = SimpleNamespace(devices=np.array([SimpleNamespace(platform=platform)]))
+  softmax = partitioned.Softmax(10 ** 6, 0.1, mesh)
+  assert partitioned.chunk_size(num_features, 10 ** 6, softmax) == expected
+  assert partitioned.chunk_size(num_features, 100, softmax) == 100
+
+
+def test_a_table_is_looked_up_wherever_its_entries_lie(mesh):
+  """Among them the first and the last of each of eight devices."""
+  table = np.random.default_rng(0).integers(1, 1000, (64, 5)).astype(np.int32)
+  ids = np.array([0, 7, 8, 15, 16, 23, 24, 31, 32, 39, 40, 47, 48, 55, 56, 63], np.int32)[::-1]
+  found = local_rows.read(*jax.device_put((table, ids), batch_sharding(mesh)), mesh)
+  np.testing.assert_array_equal(found, table[ids])
+  assert found.sharding.is_equivalent_to(batch_sharding(mesh), 2)
+
+
+@pytest.mark.parametrize(('images', 'expected'), [(256, (1, 256)), (4096, (16, 256)), (7, (1, 7))])
+def test_images_are_gathered_for_in_as_few_blocks_as_16_mib_allow(images, expected):
+  """Of 100 rows of 128 each 327 images fit; blocks are of equal size."""
+  blocks, = smoothing._blocks((jnp.zeros((images, 3)),), 100 * 128)
+  assert blocks.shape == (*expected, 3)

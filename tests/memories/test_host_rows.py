@@ -3,6 +3,8 @@ import functools
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -225,6 +227,35 @@ def test_an_error_of_the_worker_reaches_the_loop_as_it_is(mesh8, tmp_path):
   with pytest.raises(UserError, match='step 5 holds id 61'):
     trainer.save()
   trainer.host.close()
+
+
+def test_the_store_is_closed_when_the_worker_is_done_with_it(mesh8, tmp_path, monkeypatch):
+  at_work, begun, done, done_at_close = threading.Event(), [], [], []
+
+  def slow_ids(step):
+    begun.append(step)
+    at_work.set()
+    time.sleep(0.2)
+    done.append(step)
+    return batch_ids(step)
+  monkeypatch.setattr(HostStore, 'close', lambda self: done_at_close.extend(done))
+  trainer = Trainer(tmp_path, mesh8, 'host', slow_ids).start()
+  assert at_work.wait(60)
+  trainer.companion.close()
+  assert done_at_close == begun != []
+
+
+def test_a_process_that_keeps_no_row_has_nothing_to_tell(mesh8, tmp_path):
+  """As of 61 rows the last of 32 processes; it needs no rates either."""
+  trainer, saved = Trainer(tmp_path, mesh8, 'host'), None
+  for _ in range(2):
+    trainer.companion._layout = Layout(N, DIM, SEED, process_index=31, process_count=32)
+    trainer.start(saved)
+    inputs = trainer.companion.prepare(trainer.steps_done)
+    assert not any(np.any(inputs[name]) for name in ('origin', 'missing', 'products', 'rows'))
+    saved = trainer.save()
+    trainer.companion.close()
+    trainer = Trainer(tmp_path, mesh8, 'host')
 
 
 def test_a_store_that_cannot_be_written_is_told_before_the_next_checkpoint(mesh8, tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from conic_jax.errors import UserError
+from conic_jax.memories import journal
 from conic_jax.memories.store import Layout, open_store, shortage
 
 LAYOUT = Layout(num_instances=37, dim=3, seed=5)
@@ -51,6 +52,15 @@ def test_rows_come_back_as_written_and_the_rest_as_never_written(kind, tmp_path)
   write(store, [], 5)
   assert store.read(np.zeros(0, np.int64)).rows.shape == (0, 2, 3)
   store.close()
+
+
+@KINDS
+def test_the_names_of_all_folders_that_are_made_are_brought_to_the_disk(kind, tmp_path, monkeypatch):
+  """That of the run, which holds the store's, too."""
+  synced, folder = [], tmp_path / 'run' / 'store'
+  monkeypatch.setattr(journal, 'sync_folder', synced.append)
+  open_store(kind, folder, LAYOUT).close()
+  assert {folder / 'process-0', folder, folder.parent} <= set(synced)
 
 
 @KINDS
@@ -294,6 +304,16 @@ def test_a_disk_that_is_too_small_is_told_with_the_size_needed(kind, tmp_path, m
       assert 'store needs ' in message
       assert 'GiB for the rows' in message
       assert 'its disk has 1.0 MiB' in message
+
+
+@pytest.mark.parametrize(('kind', 'needed'), [
+  ('disk', 1e6 * (20 + 2 * 28)), ('host', 1e6 * 2 * 28)])  # Rows and two journals; two copies.
+def test_of_small_rows_the_places_are_counted_too(kind, needed, tmp_path, monkeypatch):
+  """A million rows of one dimension have 20 bytes each, and 8 more in a journal or a copy."""
+  usage = collections.namedtuple('usage', 'total used free')
+  monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage(0, 0, 0))
+  message = shortage(tmp_path, kind, Layout(10**6, 1, seed=0), 10**6, 10**6, keep=1)
+  assert f' needs {needed / 2**20:,.1f} MiB ' in message
 
 
 @KINDS

@@ -1,4 +1,5 @@
 """The baseline learns what the split rows learn, from the same rows."""
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,12 +19,14 @@ def test_loss_and_gradients_are_those_of_split_rows(tiny_config, mesh8):
   method = methods.make(as_method(tiny_config, 'data_parallel'), N, mesh8, jnp.dtype(jnp.float32))
   rows = instance_rows.init(jax.random.key(0), N, 8, 1.0, 8)
   features = losses.normalise(jax.random.normal(jax.random.key(1), (32, 8)))
+  features = features.at[:9].set(rows.weights[jnp.arange(9) // 2 * 3])
   batch = {'id': jnp.arange(16, dtype=jnp.int32) * 3, 'valid': jnp.arange(16) != 5}
 
   def copied(weights, features):
     classified = method.classify({'classifier': weights}, {}, features, batch, None)
-    return jnp.sum(classified.scores.loss * classified.sample_weights)
-  loss, (row_gradient, gradient) = jax.value_and_grad(copied, argnums=(0, 1))(rows.weights[:N], features)
+    return jnp.sum(classified.scores.loss * classified.sample_weights), classified.scores
+  (loss, scores), (row_gradient, gradient) = jax.value_and_grad(copied, argnums=(0, 1), has_aux=True)(
+    rows.weights[:N], features)
 
   def split(features):
     ids = jnp.repeat(batch['id'], 2)
@@ -33,6 +36,8 @@ def test_loss_and_gradients_are_those_of_split_rows(tiny_config, mesh8):
   (wanted, update), wanted_gradient = jax.value_and_grad(split, has_aux=True)(features)
   after = instance_rows.update(rows, update, jnp.float32(1), method.softmax, momentum=0.0, weight_decay=0.0)
   np.testing.assert_allclose(loss, wanted, rtol=1e-5)
+  assert 9 <= scores.correct.sum() < 32
+  chex.assert_trees_all_close(scores, update.scores, rtol=1e-4, atol=1e-6)
   np.testing.assert_allclose(gradient, wanted_gradient, rtol=1e-4, atol=1e-6)
   np.testing.assert_allclose(row_gradient, after.momentum[:N], rtol=1e-4, atol=1e-6)
 

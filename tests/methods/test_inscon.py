@@ -146,6 +146,8 @@ def test_a_step_is_that_of_plain_passes(make):
   ({'views.size': 15}, r'config.views.size, 15, of 2'),
   ({'views.size': 8, 'encoder.stem': 'imagenet'},
    r'The map of stage1 is 2×2 for views of 8 pixels, too small for 3×3'),
+  ({'views.size': 4, 'encoder.stem': 'imagenet', 'cell.enabled': False},
+   r'The map of stage1 is 1×1 for views of 4 pixels, too small for 2×2'),
 ])
 def test_bad_settings_are_told_before_training(make, changes, message):
   with pytest.raises(UserError, match=message):

@@ -21,7 +21,8 @@ def test_the_loss_is_a_cross_entropy_over_all_other_views(tiny_config, mesh8):
   views = jnp.asarray(rng.normal(size=(6, 2, 16, 16, 3)), jnp.float32)
   params, stats, state = jax.jit(lambda: method.init(jax.random.key(0), {'views': (views[:1],)}))()
   valid = jnp.ones(6, bool)
-  loss, _ = jax.jit(method.loss)(params, stats, state, {'views': (views,), 'valid': valid}, jax.random.key(0))
+  loss, aux = jax.jit(method.loss)(
+    params, stats, state, {'views': (views,), 'valid': valid}, jax.random.key(0))
 
   first_then_second = jnp.concatenate([views[:, 0], views[:, 1]])
   features, _ = jax.jit(method.network.project, static_argnums=4)(
@@ -29,6 +30,10 @@ def test_the_loss_is_a_cross_entropy_over_all_other_views(tiny_config, mesh8):
   unit = F.normalize(torch.tensor(np.float64(features)))
   logits = (unit @ unit.T / 0.2).fill_diagonal_(-torch.inf)
   np.testing.assert_allclose(loss, F.cross_entropy(logits, (torch.arange(12) + 6) % 12), rtol=1e-4)
+  alignment = (unit[:6] - unit[6:]).pow(2).sum(1).mean()
+  np.testing.assert_allclose(aux.metrics['alignment'], alignment, rtol=1e-4)
+  uniformity = torch.pdist(unit[:6]).pow(2).mul(-2).exp().mean().log()
+  np.testing.assert_allclose(aux.metrics['uniformity'], uniformity, rtol=1e-4)
 
 
 @pytest.mark.slow

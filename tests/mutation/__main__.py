@@ -28,7 +28,7 @@ from typing import Any
 
 from tests.checkout import COMPILED, copy_checkout
 from tests.mutation.faults import Fault, faults
-from tests.mutation.guards import GUARDS
+from tests.mutation.guards import GUARDS, files_of
 from tests.mutation.table import RESULTS, read_results, write_page
 
 _AT_LEAST_SECONDS, _TIMES_LONGER = 60.0, 4.0
@@ -103,7 +103,7 @@ def version_of(copy: Path, module: str) -> str:
   shared = [path for path in (copy / 'tests').rglob('*.py')
             if not path.name.startswith('test_') and path.parent.name not in ('mutation', 'mutants')]
   texts = [path.read_bytes() for path in (
-    copy / f'conic_jax/{module}.py', *(copy / test for test in GUARDS[module]), *sorted(shared))]
+    copy / f'conic_jax/{module}.py', *(copy / file for file in files_of(module)), *sorted(shared))]
   return hashlib.sha256(b'\0'.join(texts)).hexdigest()[:12]
 
 

@@ -39,13 +39,13 @@ class Fault(NamedTuple):
 
 
 def faults(root: Path, module: str, share: float) -> Iterator[Fault]:
-  """A share of the faults of a module, drawn by chance; those in annotations, which do nothing, left out."""
+  """A share of the faults of a module, drawn by chance; none in annotations, and of no star that unpacks."""
   source = (root / module).read_text()
   lines, tree = source.splitlines(), get_ast(source)
   for name in OPERATORS:
     operator = cosmic_ray.plugins.get_operator(name)()
-    for occurrence, annotates in enumerate(_places(tree, operator)):
-      if annotates or zlib.crc32(f'{module} {name} {occurrence}'.encode()) >= share * 2 ** 32:
+    for occurrence, computes in enumerate(_places(tree, operator)):
+      if not computes or zlib.crc32(f'{module} {name} {occurrence}'.encode()) >= share * 2 ** 32:
         continue
       text = mutate_code(source, operator, occurrence)
       assert text is not None
@@ -55,9 +55,9 @@ def faults(root: Path, module: str, share: float) -> Iterator[Fault]:
 
 
 def _places(node, operator) -> Iterator[bool]:
-  """For each place where an operator applies, in its order, whether it is in an annotation."""
+  """For each place where an operator applies, in its order, whether something is computed there."""
   for _ in operator.mutation_positions(node):
-    yield _annotates(node)
+    yield not (_annotates(node) or _unpacks(node))
   for child in getattr(node, 'children', ()):
     yield from _places(child, operator)
 
@@ -69,3 +69,8 @@ def _annotates(node) -> bool:
       return True
     node = parent
   return False
+
+
+def _unpacks(node) -> bool:
+  """Whether a node is the star of `def f(a, *, b)` or of `{**a}`."""
+  return node.type == 'operator' and node.parent.type in ('parameters', 'dictorsetmaker')

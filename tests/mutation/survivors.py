@@ -30,4 +30,15 @@ EQUIVALENT: dict[tuple[str, str, str, str], str] = {
     'whatever is read there is replaced by NaN',
   ('losses/nce', 'ReplaceComparisonOperator_Lt_LtE',
    'held = (places < len(bank)).sum(axis=1).max()', 'held = (places <= len(bank)).sum(axis=1).max()'):
-    'a block too many, which adds nothing'}
+    'a block too many, which adds nothing',
+  ('losses/hardest', 'NumberReplacer', '_COLUMNS_AT_ONCE = 12', '_COLUMNS_AT_ONCE = 13'):
+    'the same is found, by a group of columns more',
+  ('memories/host_rows', 'NumberReplacer', "'entering': filled(swaps.entering, 0)}",
+   "'entering': filled(swaps.entering, 1)}"):
+    'where there is no swap, whatever would enter is dropped',
+  ('memories/host_rows', 'NumberReplacer', 'self._forget(step - HOST_LAG - 1)',
+   'self._forget(step - HOST_LAG - 0)'):
+    'what left so long ago is in the store by then, too',
+  ('evals/linear', 'NumberReplacer', "keys = augment.view_keys(seed, epoch, batch['id'], 1)",
+   "keys = augment.view_keys(seed, epoch, batch['id'], 0)"):
+    'of such a view nothing is drawn from the keys'}

@@ -1,9 +1,12 @@
 """The loop in one process: the road, resuming, bad numbers, float16."""
+import io
 import json
 import re
 import shutil
 import signal
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import chex
 import jax
@@ -14,12 +17,14 @@ from support import losses_by_step, reports_of, tiny_method
 
 from conic_jax import methods, optim
 from conic_jax.command_line import load
+from conic_jax.data import pipeline
 from conic_jax.data.sampler import Sampler
 from conic_jax.errors import Stopped, UserError
 from conic_jax.evals import encoders, standalone
 from conic_jax.hardware import mesh as meshes
 from conic_jax.pretraining import train_step, training
 from conic_jax.pretraining.identity import run_identity
+from conic_jax.run import loop
 from conic_jax.run.signals import StopRequest
 from conic_jax.run.state import LossScale
 
@@ -62,6 +67,45 @@ def test_the_whole_road_leaves_figures_pictures_and_checkpoints(tiny_config, cap
   assert 'pretrained' in shown
   assert shown.count('The run is ') == len(set(words))
   assert summary['verdict_sentence'] in shown or words[0] == words[1]
+
+
+def test_the_images_per_second_are_those_since_the_last_pause(tiny_config, monkeypatch):
+  """Batch k takes k seconds, nothing else any. The first step compiles; kNN is measured after the third."""
+  now, batches = [0.0], pipeline.train_batches
+
+  def slow(*arguments, **options):
+    for count, batch in enumerate(batches(*arguments, **options), start=1):
+      now[0] += count
+      yield batch
+  monkeypatch.setattr(pipeline, 'train_batches', slow)
+  monkeypatch.setattr(loop, 'time', SimpleNamespace(perf_counter=lambda: now[0]))
+  tiny_config.log_every, tiny_config.knn_every = 2, 1
+  tiny_config.eval.knn = tiny_config.eval.linear = False
+  training.pretrain(tiny_config)
+  reports = [report for report in reports_of(tiny_config.run) if 'loss' in report]
+  assert [report['step'] for report in reports] == [1, 2, 4, 6]
+  assert 'images_per_second' not in reports[0]
+  found = [report['images_per_second'] for report in reports[1:]]
+  assert found == pytest.approx([16 / 2, 16 / 4, 32 / (5 + 6)])
+  assert [report['waiting_for_data'] for report in reports[1:]] == [1, 1, 1]
+
+
+def test_what_the_settings_became_is_seen_at_once(tiny_config, monkeypatch):
+  """In a file or a pipe too, which would be filled first."""
+  class Pipe(io.StringIO):
+    seen = ''
+
+    def flush(self):
+      self.seen = self.getvalue()
+
+  def settle(config, source, labelled, mesh, say, splits):
+    say('a choice')
+    raise UserError('the end')
+  monkeypatch.setattr(training.settings, 'settle', settle)
+  monkeypatch.setattr(sys, 'stdout', pipe := Pipe())
+  with pytest.raises(UserError, match='the end'):
+    training.pretrain(tiny_config)
+  assert pipe.seen == 'a choice\n'
 
 
 @pytest.mark.parametrize('name', ['instdisc', 'byol'])
