@@ -80,7 +80,7 @@ def complete(config: Any, encoder: Encoder) -> Any:
     if 'views' in config:
       config.views = ConfigDict({**pretraining.views, 'size': config.views.size or pretraining.views.size})
     for part in ('eval', 'linear'):
-      if part in config:
+      if part in config and part in pretraining:
         given = {name: value for name, value in config[part].items() if value is not None}
         theirs = {name: value for name, value in (_BEFORE.get(part, {}) | pretraining[part].to_dict()).items()
                   if name in config[part]}

@@ -85,24 +85,35 @@ class Origin:
 
 
 def of_run(run: Path, config: Mapping[str, Any]) -> Origin:
-  """The origin of a pretraining's encoder, from its folder and its config.json.
+  """The origin of a run's encoder, from its folder and its config.json.
+
+  A run is a pretraining, or the fine-tuning or segmentation that trained an encoder further.
 
   Raises:
     UserError: where a file of figures cannot be read.
   """
   settings, figures, views = _settings(config), read_figures(run), config['views']
   data, images = settings['data'], figures.get(('summary', 'num_images'))
-  amount = f'{config["max_steps"]} steps' if config.get('max_steps') else f'{config["epochs"]} epochs'
   mean, std = views.get('mean', IMAGENET_MEAN), views.get('std', IMAGENET_STD)
   facts = {
     'data': ', '.join([data['name'], *([data['dir']] if data.get('dir') else []), f'split {data["train"]!r}',
                        *([f'{images:,} images'] if images else [])]),
     'method': config['method'],
-    'training': f'without labels, {amount}, batch {config["batch_size"]}, seed {config["seed"]}; '
-                f'conic_jax {config.get("versions", {}).get("conic_jax", "")}'.rstrip(),
+    'training': _training(config),
     'input': f'RGB in 0 … 1, less {tuple(mean)}, over {tuple(std)}; {views["size"]} × {views["size"]} pixels '
              'in pretraining'}
-  return Origin(f'pretrained with {config["method"]}', facts, figures, settings, tuple(mean), tuple(std))
+  how = 'trained further by' if 'started_from' in config else 'pretrained with'
+  return Origin(f'{how} {config["method"]}', facts, figures, settings, tuple(mean), tuple(std))
+
+
+def _training(config: Mapping[str, Any]) -> str:
+  """What the card says of how the encoder was trained."""
+  version = f'conic_jax {config.get("versions", {}).get("conic_jax", "")}'.rstrip()
+  if 'started_from' in config:
+    start = Path(config['started_from']).name
+    return f'on labels, from the encoder {start}, seed {config["seed"]}; {version}'
+  amount = f'{config["max_steps"]} steps' if config.get('max_steps') else f'{config["epochs"]} epochs'
+  return f'without labels, {amount}, batch {config["batch_size"]}, seed {config["seed"]}; {version}'
 
 
 def of_file(path: Path) -> Origin:

@@ -1,0 +1,124 @@
+"""Fine-tuning and segmentation as runs: killed, resumed, opened and exported."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+from support import losses_by_step
+
+from conic_jax.command_line import load
+from conic_jax.errors import UserError
+from conic_jax.evals import standalone
+from conic_jax.evals.encoders import open_encoder
+from conic_jax.export.__main__ import export
+from conic_jax.run.checkpoints import restore_model
+
+pytestmark = pytest.mark.slow
+
+FINETUNE = {
+  'config.network.stem': 'cifar', 'config.network.blocks': (1,), 'config.network.width': 0.125,
+  'config.network.name': 'resnet18', 'config.views.size': 16, 'config.eval.resize': 16,
+  'config.eval.batch_size': 16, 'config.finetune.epochs': 40, 'config.finetune.batch_size': 16,
+  'config.data.test': 'test', 'config.encoder': 'random'}
+SEGMENT = {
+  'config.network.stem': 'cifar', 'config.network.blocks': (1,), 'config.network.width': 0.125,
+  'config.network.name': 'resnet18', 'config.eval.batch_size': 8, 'config.segmentation.num_classes': 2,
+  'config.segmentation.iterations': 60, 'config.segmentation.report_every': 4,
+  'config.segmentation.batch_size': 8, 'config.segmentation.crop': (16, 16),
+  'config.segmentation.short_side': 16, 'config.segmentation.test_size': (16, 16),
+  'config.segmentation.rates': (1,), 'config.segmentation.channels': 8, 'config.encoder': 'random'}
+
+
+@pytest.fixture(scope='module')
+def masked_folder(tmp_path_factory):
+  """train/ and val/ with images of 16 pixels, bright where the mask is 1."""
+  root, rng = tmp_path_factory.mktemp('masked'), np.random.default_rng(0)
+  for split, count in (('train', 16), ('val', 8)):
+    for part in ('images', 'masks'):
+      (root / split / part).mkdir(parents=True)
+    for index in range(count):
+      mask = np.repeat(np.repeat(rng.integers(0, 2, (2, 2), np.uint8), 8, axis=0), 8, axis=1)
+      image = np.uint8(mask[..., None] * 150 + rng.integers(0, 60, (16, 16, 3)))
+      Image.fromarray(image).save(root / split / 'images' / f'{index}.png')
+      Image.fromarray(mask).save(root / split / 'masks' / f'{index}.png')
+  return root
+
+
+@pytest.fixture(params=['finetune', 'segment'])
+def task(request, image_folder, masked_folder):
+  """(the config's file, its fields) of a small task."""
+  fields = {'finetune': FINETUNE, 'segment': SEGMENT}[request.param]
+  data = {'finetune': image_folder, 'segment': masked_folder}[request.param]
+  return f'configs/{request.param}.py:folder', {**fields, 'config.data.dir': str(data)}
+
+
+def config_of(task, run):
+  file, fields = task
+  config = load(file)
+  config.update_from_flattened_dict({name.removeprefix('config.'): value for name, value in fields.items()})
+  config.run = str(run)
+  return config
+
+
+def test_after_kill_9_it_ends_in_the_same_bits(task, tmp_path):
+  file, fields = task
+  undisturbed = config_of(task, tmp_path / 'undisturbed')
+  expected = standalone.evaluate(undisturbed)
+
+  run = tmp_path / 'killed'
+  saved = run / undisturbed.result
+  command = [sys.executable, '-W', 'ignore', '-m', 'conic_jax.main', f'--config={file}',
+             f'--config.run={run}', *(f'--{name}={value}' for name, value in fields.items())]
+  process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                             cwd=Path(__file__).parents[2], env=os.environ)
+  try:
+    while len(list(saved.glob('checkpoints/[0-9]*'))) < 2:
+      assert process.poll() is None, process.communicate()[0]
+      time.sleep(0.02)
+  finally:
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+  killed_at = max(losses_by_step(saved))
+  figures = standalone.evaluate(config_of(task, run))
+  assert killed_at < max(losses_by_step(saved)), 'it was not over when it was killed'
+  assert figures == expected
+  assert losses_by_step(saved) == losses_by_step(tmp_path / 'undisturbed' / undisturbed.result)
+  jax.tree.map(np.testing.assert_array_equal, restore_model(saved),
+               restore_model(tmp_path / 'undisturbed' / undisturbed.result))
+
+
+def test_the_network_is_a_run_that_is_opened_exported_and_not_trained_again(task, tmp_path, capsys):
+  config = config_of(task, tmp_path / 'run')
+  figures = standalone.evaluate(config)
+  saved = tmp_path / 'run' / config.result
+  encoder = open_encoder(str(saved))
+  before = open_encoder('random', config.network, seed=config.seed)
+  assert jax.tree.structure(encoder.variables) == jax.tree.structure(before.variables)
+  moved = jax.tree.map(lambda new, old: not np.array_equal(new, old), encoder.variables, before.variables)
+  assert all(jax.tree.leaves(moved['params']))
+  export(saved, 'safetensors', tmp_path / 'encoder.safetensors')
+  assert load_file(tmp_path / 'encoder.safetensors')
+  card = (tmp_path / 'encoder.safetensors.md').read_text()
+  assert 'on labels, from the encoder random' in card
+  capsys.readouterr()
+  assert standalone.evaluate(config) == figures
+  assert 'loss' not in capsys.readouterr().out
+
+
+def test_other_settings_or_weights_do_not_go_on_with_it(task, tmp_path):
+  config = config_of(task, tmp_path / 'run')
+  standalone.evaluate(config)
+  with pytest.raises(UserError, match=r"the encoder's weights was .* Set config.result to another name"):
+    standalone.evaluate(config_of((task[0], {**task[1], 'config.seed': 1}), tmp_path / 'run'))
+  config.result = 'other'
+  standalone.evaluate(config)
+  written = json.loads((tmp_path / 'run' / 'other' / 'config.json').read_text())
+  assert (written['started_from'], written['result']) == ('random', 'other')
