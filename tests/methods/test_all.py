@@ -177,8 +177,8 @@ def test_encode_and_embed_give_finite_features(settings, name, mesh8):
   """What embed gives is the head of what encode gives, whatever the head."""
   setting = settings(mesh8)
   variables, images = train_step.variables(setting.state), jnp.linspace(0, 1, 2 * 768).reshape(2, 16, 16, 3)
-  features = jax.jit(setting.method.encode)(variables, images)
-  embedded = jax.jit(setting.method.embed)(variables, images)
+  features = jax.jit(setting.method.network.encode)(variables, images)
+  embedded = jax.jit(setting.method.network.embed)(variables, images)
   head = {collection: parts['head'] for collection, parts in variables.items()}
   chex.assert_shape(embedded, (2, 8))
   assert features.dtype == embedded.dtype == jnp.float32
