@@ -14,7 +14,8 @@ encoders of ImageNet.
 
 --config.encoder=random is from scratch: it wants a higher rate (--config.finetune.learning_rate=0.1). The
 result is printed and written to finetune_PRESET.json in config.run, which is the encoder's run, or
-runs/evaluated_NAME.
+runs/evaluated_NAME. The network is kept beside it, in finetune_PRESET/, a run that every command takes; one
+that was stopped goes on with the same command.
 """
 from ml_collections import ConfigDict
 

@@ -15,7 +15,8 @@ those of openseg.pytorch, where that name comes from; scales of 0.5 to 2 and mir
 rates 12, 24, 36 at output stride 8; a test image that fits on the canvas keeps its size.
 
 The result is printed and written to segment_PRESET.json in config.run, which is the encoder's run, or
-runs/evaluated_NAME, with a picture of some predictions.
+runs/evaluated_NAME, with a picture of some predictions. The network is kept beside it, in segment_PRESET/, a
+run that every command takes; one that was stopped goes on with the same command.
 """
 from ml_collections import ConfigDict
 
