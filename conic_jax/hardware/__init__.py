@@ -1,1 +1,1 @@
-"""The devices: the mesh, hardware that need not be here, and what a compiled program costs on it."""
+"""The devices: the mesh, data on hardware that may be absent, and the cost of a compiled program on it."""

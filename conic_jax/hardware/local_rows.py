@@ -1,4 +1,4 @@
-"""Rows that are split over the devices, read and written where they lie: no row moves to another device."""
+"""Rows split over the devices, read and written where they are stored: no row moves to another device."""
 import functools
 
 import jax
@@ -7,20 +7,20 @@ from jax.sharding import Mesh
 
 from conic_jax.hardware.mesh import replicated, split
 
-# ---- Of one device, inside a shard_map ------------------------------------------------------------
+# ---- On one device, inside a shard_map ------------------------------------------------------------
 
 
 def first_row(num_rows: int, mesh: Mesh) -> jax.Array:
-  """The global index of this device's first row, where each device has `num_rows`: int32 []."""
+  """Global index of this device's first row, if each device has `num_rows`: int32 []."""
   return jax.lax.axis_index(mesh.axis_names) * num_rows
 
 
 def local_places(indices: jax.Array, first: jax.Array, num_rows: int) -> jax.Array:
-  """Where this device has rows, by their global indices; `num_rows`, beyond its last, where it has not.
+  """Local positions of rows given by global index; `num_rows`, past the last, for rows of other devices.
 
   Args:
     indices: int32, of any shape.
-    first: int32 [], of `first_row`.
+    first: int32 [], from `first_row`.
     num_rows: rows of this device.
   """
   place = indices - first
@@ -28,15 +28,15 @@ def local_places(indices: jax.Array, first: jax.Array, num_rows: int) -> jax.Arr
 
 
 def take(rows: jax.Array, places: jax.Array) -> jax.Array:
-  """This device's rows at `places`, zeros where the place is beyond the last."""
+  """This device's rows at `places`; zeros for places past the last row."""
   return rows.at[places].get(mode='fill', fill_value=0)
 
 
-# ---- Of all devices -------------------------------------------------------------------------------
+# ---- On all devices -------------------------------------------------------------------------------
 
 
 def read(rows: jax.Array, indices: jax.Array, mesh: Mesh) -> jax.Array:
-  """The rows at these indices.
+  """Rows at these indices.
 
   Args:
     rows: [N', ...], split over the mesh.
@@ -57,11 +57,11 @@ def read(rows: jax.Array, indices: jax.Array, mesh: Mesh) -> jax.Array:
 
 def write(rows: jax.Array, indices: jax.Array, values: jax.Array, mesh: Mesh,
           is_split: bool = True) -> jax.Array:
-  """The rows with these values at these indices.
+  """`rows` with these values at these indices.
 
   Args:
-    rows: [N', ...], split over the mesh, or everywhere.
-    indices: int32 [B], no two alike within [0, N'); what is outside is dropped.
+    rows: [N', ...], split over the mesh, or replicated.
+    indices: int32 [B], unique within [0, N'); those outside are dropped.
     values: [B, ...], split over the mesh.
     mesh: the mesh.
     is_split: whether `rows` is split.

@@ -1,4 +1,4 @@
-"""The mesh, how the state and the batch lie on it, and how a process adds its rows to a batch."""
+"""The mesh, the layout of the state and the batch on it, and how a process adds its rows to a batch."""
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,14 +12,14 @@ from conic_jax.errors import UserError
 
 
 def make_mesh(axes: Mapping[str, int] | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:  # pyright: ignore[reportInvalidTypeForm]
-  """Makes the mesh; by default one axis, 'data', over all devices.
+  """Creates the mesh; by default one axis, 'data', over all devices.
 
   Args:
-    axes: size of each axis by name, the slowest first; one of them may be -1, for what is left.
-    devices: the devices to use, all of them by default.
+    axes: size of each axis by name, the slowest first; one of them may be -1, for the rest.
+    devices: the devices to use, by default all.
 
   Raises:
-    UserError: where the axes do not multiply to the number of devices.
+    UserError: if the axes do not multiply to the number of devices.
   """
   devices = list(jax.devices() if devices is None else devices)
   sizes = dict(axes or {'data': -1})
@@ -33,28 +33,28 @@ def make_mesh(axes: Mapping[str, int] | None = None, devices: Sequence[jax.Devic
 
 
 def split(mesh: Mesh) -> PartitionSpec:
-  """The first axis split over every device: what the batch and the classifier's rows have."""
+  """First axis split over every device, as for the batch and the classifier's rows."""
   return PartitionSpec(mesh.axis_names)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """The first axis of a batch split over every device of the mesh."""
+  """First axis of a batch split over every device of the mesh."""
   return NamedSharding(mesh, split(mesh))
 
 
 def placed(shapes: Any, shardings: Any) -> Any:
-  """Shapes with where their arrays lie, what a checkpoint is restored into; both trees are alike."""
+  """Shapes with their shardings, as a checkpoint is restored into; both trees have the same structure."""
   return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
                       shapes, shardings)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """The same array on every device."""
+  """A copy of the array on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, field: str = 'config.batch_size') -> None:
-  """Raises a UserError, with the nearest sizes that do, where the mesh cannot split the batch."""
+  """Raises a UserError, with the nearest sizes that work, if the mesh cannot split the batch."""
   if batch_size < 1 or batch_size % mesh.size:
     below = batch_size // mesh.size * mesh.size
     nearest = [size for size in (below, below + mesh.size) if size > 0]
@@ -63,10 +63,10 @@ def check_batch_size(batch_size: int, mesh: Mesh, field: str = 'config.batch_siz
 
 
 def cut_batch_size(batch_size: int, num_images: int, mesh: Mesh, field: str, what: str = 'images') -> int:
-  """The batch size, or the largest that the images fill and the mesh splits, for sets smaller than a batch.
+  """The batch size; for sets smaller than a batch, the largest that the images fill and the mesh splits.
 
   Raises:
-    UserError: where the images are fewer than the devices, or the mesh cannot split the batch.
+    UserError: if there are fewer images than devices, or the mesh cannot split the batch.
   """
   largest = num_images // mesh.size * mesh.size
   if not largest:
@@ -77,24 +77,24 @@ def cut_batch_size(batch_size: int, num_images: int, mesh: Mesh, field: str, wha
 
 
 def process_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
-  """Positions of the global batch whose rows lie on this process's devices, in ascending order."""
+  """Positions in the global batch of the rows on this process's devices, in ascending order."""
   index_map = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
   return np.unique(np.concatenate([np.arange(batch_size)[index[0]] for index in index_map.values()]))  # pyright: ignore[reportOptionalSubscript]
 
 
 def to_global(batch: Any, mesh: Mesh) -> Any:
-  """Makes global arrays, split over the mesh, of the rows that each process has read."""
+  """Global arrays, split over the mesh, from the rows that each process has read."""
   sharding = batch_sharding(mesh)
   return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch)
 
 
 def shardings(tree: Any, rules: Sequence[tuple[str, PartitionSpec]], mesh: Mesh) -> Any:
-  """Gives each leaf the sharding of the first rule whose pattern its path matches.
+  """Sharding of each leaf: that of the first rule whose pattern matches its path.
 
   Args:
     tree: arrays or shapes.
-    rules: (regular expression searched in the path 'a/b/c', partition) pairs; a leaf that none of
-      them matches is replicated.
+    rules: (regular expression searched in the path 'a/b/c', partition) pairs; a leaf that matches none is
+      replicated.
     mesh: the mesh.
 
   Returns:
@@ -108,7 +108,7 @@ def shardings(tree: Any, rules: Sequence[tuple[str, PartitionSpec]], mesh: Mesh)
 
 
 def compute_dtype(name: str, device: jax.Device | None = None) -> jnp.dtype:  # pyright: ignore[reportInvalidTypeForm]
-  """The type of activations and products; 'auto' is what the device (the first by default) computes fast."""
+  """Type of activations and products; 'auto' is what the device (by default the first) computes fast."""
   if name == 'auto':
     chosen = jax.devices()[0] if device is None else device
     name = 'float32'

@@ -1,4 +1,4 @@
-"""What the processes of a cluster must do alike."""
+"""What all processes of a cluster must do together."""
 from collections.abc import Callable
 
 import jax
@@ -9,10 +9,10 @@ from conic_jax.errors import UserError
 
 
 def run_everywhere(action: Callable[[], None]) -> None:
-  """Runs an action of the host on every process; where it fails on one, all of them stop.
+  """Runs a host action on every process; if it fails on one, all of them stop.
 
   Raises:
-    UserError: on the others; on the one, what the action raised.
+    UserError: on the other processes; the failing one raises the action's own error.
   """
   failure: Exception | None = None
   try:

@@ -1,7 +1,7 @@
-"""What a compiled program costs a device, read from its text: products, bytes moved, collectives.
+"""Cost of a compiled program on one device, read from its text: products, bytes moved, collectives.
 
-XLA's own cost analysis counts the body of a loop once and knows nothing of a GPU's library calls; here a
-body counts as often as it runs, and every backend is read alike.
+XLA's own cost analysis counts the body of a loop once and does not see into a GPU's library calls; here a
+body counts as often as it runs, and all backends are read alike.
 """
 import collections
 import dataclasses
@@ -16,7 +16,7 @@ _ITEMSIZE = {'pred': 1, 'token': 0, 'opaque': 0, 'c64': 8, 'c128': 16}
 _SIXTEEN_BIT = ('f16', 'bf16')
 _COLLECTIVES = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute',
                 'ragged-all-to-all', 'collective-broadcast')
-# They name a value that lies in memory already, or run what other computations hold.
+# These name a value that is in memory already, or run other computations.
 _FREE = {'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'while', 'call', 'conditional',
          'after-all', 'partition-id', 'replica-id', 'async-start', 'async-update', 'async-done',
          'opt-barrier', 'domain', 'add-dependency'}
@@ -28,12 +28,12 @@ _ARRAY = re.compile(r'([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?')
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-  """What one launch of a kernel does.
+  """Work of one kernel launch.
 
   Attributes:
-    half_flops, single_flops: of products whose factors have 16 bits, or more.
+    half_flops, single_flops: FLOPs of products with 16-bit factors, and with wider ones.
     bytes: read from and written to the device's memory.
-    count: launches a step.
+    count: launches per step.
   """
   half_flops: float
   single_flops: float
@@ -43,7 +43,7 @@ class Kernel:
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-  """A collective: its kind, the bytes of the whole array on a device, and how often a step has it."""
+  """A collective: its kind, the bytes of the whole array on a device, and how often a step runs it."""
   kind: str
   bytes: int
   count: int
@@ -51,12 +51,12 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-  """What a step costs a device.
+  """Cost of a step on one device.
 
   Attributes:
-    kernels: all that runs.
-    collectives: all that is communicated, the largest first.
-    unknown_loops: loops whose length the text does not tell; their bodies count once.
+    kernels: all kernels that run.
+    collectives: all communication, the largest first.
+    unknown_loops: loops whose length the text does not give; their bodies count once.
   """
   kernels: tuple[Kernel, ...]
   collectives: tuple[Collective, ...]
@@ -75,7 +75,7 @@ class Cost:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-  """A line of a computation; `attributes` is what stands after the operands."""
+  """A line of a computation; `attributes` is the text after the operands."""
   name: str
   shape: str
   opcode: str
@@ -94,10 +94,10 @@ Computation = dict[str, Instruction]
 
 
 def analyse(text: str) -> Cost:
-  """Reads the cost of a program.
+  """Cost of a program.
 
   Args:
-    text: of the compiled module, as `jax.stages.Compiled.as_text` gives it: the program of one device.
+    text: the compiled module's text from `jax.stages.Compiled.as_text`: the program of one device.
   """
   computations, entry = parse(text)
   kernels: list[Kernel] = []
@@ -129,10 +129,10 @@ def analyse(text: str) -> Cost:
 
 
 def parse(text: str) -> tuple[dict[str, Computation], str]:
-  """Reads a module.
+  """Parses a module.
 
   Returns:
-    Its computations by name, each its instructions by name in order; the name of the entry.
+    Its computations by name, each a mapping of its instructions by name, in order; the name of the entry.
   """
   computations: dict[str, Computation] = {}
   entry, current = '', None
@@ -165,7 +165,7 @@ def _instruction(line: str) -> Instruction | None:
 
 
 def _closing(text: str) -> int:
-  """The place after the bracket that closes the first one."""
+  """Position after the bracket that closes the first one."""
   depth = 0
   for place, letter in enumerate(text):
     depth += (letter == '(') - (letter == ')')
@@ -186,7 +186,7 @@ def _itemsize(kind: str) -> float:
 
 
 def _size(shape: str, in_memory: bool = True) -> int:
-  """Bytes of a shape; without what lies on chip where only the device's memory counts."""
+  """Bytes of a shape; `in_memory` leaves out arrays on chip, to count the device's memory alone."""
   return int(sum(_itemsize(kind) * math.prod(dims) for kind, dims, layout in _arrays(shape)
                  if not (in_memory and _ON_CHIP.search(layout))))
 
@@ -215,12 +215,12 @@ def trip_count(loop: Instruction, computation: Computation,
                computations: dict[str, Computation]) -> int | None:
   """How often the body of a `while` runs.
 
-  As XLA noted it; where it did not, from the bound and the stride of a counter from 0 as JAX's loops have
-  it. None for another loop.
+  As noted by XLA; otherwise from the bound and stride of a counter that starts at 0, as in JAX's loops. None
+  for other loops.
 
   Args:
     loop: the `while`, an instruction of `computation`.
-    computations: of the module.
+    computations: those of the module.
   """
   noted = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
   if noted:
@@ -228,7 +228,7 @@ def trip_count(loop: Instruction, computation: Computation,
   start = computation[loop.operands[0]]
 
   def constant(value: Instruction) -> int | None:
-    """The value of a scalar, written in the loop or handed to it unchanged."""
+    """Value of a scalar that is written in the loop or passed to it unchanged."""
     if value.opcode == 'get-tuple-element' and start.opcode == 'tuple':
       value = _original(start.operands[_tuple_index(value)], computation)
     return int(value.argument) if value.opcode == 'constant' and value.argument.isdigit() else None
@@ -251,7 +251,7 @@ def trip_count(loop: Instruction, computation: Computation,
 
 
 def _original(name: str, computation: Computation) -> Instruction:
-  """The instruction that made a value, seen through its copies."""
+  """The instruction that produced a value, seen through copies."""
   instruction = computation[name]
   while instruction.opcode in ('copy', 'copy-done', 'copy-start'):
     instruction = computation[instruction.operands[0]]
@@ -272,7 +272,7 @@ def _tuple_index(instruction: Instruction) -> int:
 
 def _flops(instruction: Instruction, computation: Computation,
            computations: dict[str, Computation]) -> tuple[float, float]:
-  """Operations of the products in an instruction: of 16-bit factors, and of wider ones."""
+  """FLOPs of an instruction's products: with 16-bit factors, and with wider ones."""
   if instruction.opcode == 'fusion':
     inner = computations[_called(instruction, 'calls')]
     parts = [_flops(each, inner, computations) for each in inner.values()]
@@ -294,7 +294,7 @@ def _dot_flops(instruction: Instruction, operands: list[str]) -> float:
   contracting = re.search(r'lhs_contracting_dims=\{([\d,]*)\}', instruction.attributes)
   if contracting:
     axes = [int(axis) for axis in contracting.group(1).split(',') if axis]
-  else:  # A library call keeps the numbers in its configuration.
+  else:  # A library call has the numbers in its configuration.
     numbers = re.search(r'"lhs_contracting_dimensions":(\[[^\]]*\])', instruction.attributes)
     axes = [int(axis) for axis in json.loads(numbers.group(1))] if numbers else []
   depth = math.prod(_dims(operands[0])[axis] for axis in axes)
@@ -302,10 +302,10 @@ def _dot_flops(instruction: Instruction, operands: list[str]) -> float:
 
 
 def _convolution_flops(instruction: Instruction, operands: list[str], target: str) -> float:
-  """Two for every product of an input and a kernel entry that is not padding.
+  """Two per product of an input entry and a kernel entry, padding excluded.
 
-  The calls for a gradient carry the numbers of the convolution that they belong to, and have its output
-  or its kernel as an operand.
+  Gradient calls carry the numbers of the convolution that they belong to, and have its output or its kernel
+  as an operand.
   """
   result = instruction.shape
   if target == '__cudnn$convBackwardFilter':
@@ -327,7 +327,7 @@ def _convolution_flops(instruction: Instruction, operands: list[str], target: st
 
 
 def _window(attributes: str) -> dict[str, list[tuple[int, ...]]]:
-  """The window's settings by name, for each of its axes."""
+  """Settings of the window by name, for each of its axes."""
   found = re.search(r'window=\{([^}]*)\}', attributes)
   fields = dict(part.split('=') for part in found.group(1).split()) if found else {}
   names = {'stride': 'stride', 'pad': 'pad', 'lhs_dilate': 'image_dilation', 'rhs_dilate': 'kernel_dilation'}
@@ -338,7 +338,7 @@ def _window(attributes: str) -> dict[str, list[tuple[int, ...]]]:
 def _overlaps(image: int, kernel: int, output: int, stride: tuple[int, ...] = (1,),
               pad: tuple[int, ...] = (0, 0), image_dilation: tuple[int, ...] = (1,),
               kernel_dilation: tuple[int, ...] = (1,)) -> int:
-  """Pairs of an output and a kernel entry, along one axis, that meet an entry of the image."""
+  """Pairs of an output entry and a kernel entry, along one axis, that meet an image entry."""
   places = (np.arange(output)[:, None] * stride[0] + np.arange(kernel) * kernel_dilation[0] - pad[0])
   inside = (places >= 0) & (places <= (image - 1) * image_dilation[0]) & (places % image_dilation[0] == 0)
   return int(inside.sum())
@@ -349,7 +349,7 @@ def _overlaps(image: int, kernel: int, output: int, stride: tuple[int, ...] = (1
 
 def _bytes_moved(instruction: Instruction, computation: Computation,
                  computations: dict[str, Computation]) -> int:
-  """Bytes that an instruction reads and writes; slices and writes in place count what they touch."""
+  """Bytes that an instruction reads and writes; slices and in-place writes count only what they touch."""
   shapes = [computation[name].shape for name in instruction.operands]
   if instruction.opcode == 'fusion':
     inner = computations[_called(instruction, 'calls')]
@@ -360,7 +360,7 @@ def _bytes_moved(instruction: Instruction, computation: Computation,
     return 2 * _size(shapes[1])
   if instruction.opcode == 'scatter':
     return 3 * _size(shapes[-1])
-  if instruction.opcode.endswith('-done'):  # What was started: a copy, a slice, a collective.
+  if instruction.opcode.endswith('-done'):  # Completes a copy, a slice or a collective.
     started = computation[instruction.operands[0]]
     source = _size(computation[started.operands[0]].shape)
     return _size(instruction.shape, in_memory=False) * (bool(source) + bool(_size(instruction.shape)))
@@ -368,7 +368,7 @@ def _bytes_moved(instruction: Instruction, computation: Computation,
 
 
 def _bytes_read(fused: Computation) -> int:
-  """Bytes that a fusion reads of its parameters."""
+  """Bytes that a fusion reads from its parameters."""
   total = 0
   for parameter in fused.values():
     if parameter.opcode != 'parameter':
@@ -384,7 +384,7 @@ def _bytes_read(fused: Computation) -> int:
 
 
 def _users(name: str, fused: Computation) -> Iterator[tuple[Instruction, bool]]:
-  """Who reads a value, seen through bitcasts, and whether only as the first operand."""
+  """Users of a value, seen through bitcasts, and whether it is only their first operand."""
   for user in fused.values():
     if name in user.operands:
       if user.opcode == 'bitcast':
@@ -411,7 +411,7 @@ def _bytes_written(fused: Computation) -> int:
 
 def _collectives(instruction: Instruction, computation: Computation,
                  computations: dict[str, Computation]) -> Iterator[tuple[str, int]]:
-  """(kind, bytes) of the collectives in an instruction, those inside a fusion too."""
+  """(kind, bytes) of the collectives in an instruction, including those inside a fusion."""
   if instruction.opcode == 'fusion':
     inner = computations[_called(instruction, 'calls')]
     for each in inner.values():
@@ -420,6 +420,6 @@ def _collectives(instruction: Instruction, computation: Computation,
   if kind in _COLLECTIVES:
     given = sum(_size(computation[name].shape, in_memory=False) for name in instruction.operands)
     result = _size(instruction.shape, in_memory=False)
-    if instruction.opcode.endswith('-start') and result > given:  # Some list the operands too.
+    if instruction.opcode.endswith('-start') and result > given:  # Some results include the operands.
       result = max(result - given, given)
     yield kind, max(given, result)

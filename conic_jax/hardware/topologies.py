@@ -1,4 +1,4 @@
-"""Hardware that need not be here: what is known of it, and devices that a program is compiled for."""
+"""Hardware that may be absent: its data, and devices to compile programs for."""
 import dataclasses
 import importlib.util
 import math
@@ -11,25 +11,25 @@ from jax.experimental import topologies
 from conic_jax.errors import UserError
 
 GIB = 2**30
-# Memory that libraries, communication and fragmentation take.
+# Share of memory that libraries, communication and fragmentation take.
 KEPT_BACK = 0.08
 _GPUS_A_HOST = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Hardware:
-  """One kind of device, after its maker's data sheet.
+  """One kind of device, from its maker's data sheet.
 
   Attributes:
     memory: bytes.
-    bandwidth: of the memory, bytes/s; 0 where nothing is known.
-    half_flops, single_flops: dense products a second, of 16-bit factors and of float32 ones.
+    bandwidth: of the memory, bytes/s; 0 if unknown.
+    half_flops, single_flops: FLOP/s of dense products, with 16-bit factors and with float32 ones.
     link: bytes/s that a device sends to the others of its host (NVLink) or slice (ICI).
-    network: bytes/s that a host sends to other hosts, as the large clouds' machines of this kind do.
-    capability: CUDA's; 0 for others.
-    cores, units: multiprocessors of a GPU, and float32 units of each.
-    shared: bytes of shared memory of a multiprocessor.
-    cache: bytes of the last cache.
+    network: bytes/s that a host sends to other hosts, as for the large clouds' machines of this kind.
+    capability: CUDA compute capability; 0 for others.
+    cores, units: multiprocessors of a GPU, and float32 units per multiprocessor.
+    shared: bytes of shared memory per multiprocessor.
+    cache: bytes of the last-level cache.
     clock: GHz.
   """
   memory: int
@@ -57,7 +57,7 @@ GPUS = {
   'H100-80GB': _H100,
   'H200-141GB': dataclasses.replace(_H100, memory=141 * GIB, bandwidth=4800e9),
 }
-# A float32 product at full precision is six passes of bfloat16.
+# A float32 product at full precision takes six passes of bfloat16.
 TPUS = {
   'v4': Hardware(32 * GIB, 1228e9, 275e12, 275e12 / 6, 300e9),
   'v5e': Hardware(16 * GIB, 819e9, 197e12, 197e12 / 6, 200e9),
@@ -70,14 +70,14 @@ _INSTALL = {'cuda': 'plan-gpu', 'tpu': 'tpu'}
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-  """Devices of one kind, connected.
+  """Connected devices of one kind.
 
   Attributes:
-    name: as it was asked for.
+    name: as requested.
     platform: 'cuda', 'tpu' or 'cpu', as the compiler calls it.
-    num_devices: devices, one program each.
-    hosts: machines that share them, 1 where the devices are all linked to each other.
-    hardware: what a device is.
+    num_devices: number of devices, each with one program.
+    hosts: machines that share them; 1 if all devices are linked to each other.
+    hardware: the kind of device.
   """
   name: str
   platform: str
@@ -87,15 +87,15 @@ class Topology:
 
   @property
   def limit_bytes(self) -> int:
-    """Memory of a device that a program may use."""
+    """Device memory that a program may use."""
     return int(self.hardware.memory * (1 - KEPT_BACK))
 
 
 def parse(name: str) -> Topology:
-  """Reads a topology: '64xV100-32GB', 'v5e:8x8', or 'cpu:8' for devices of this machine.
+  """Parses a topology: '64xV100-32GB', 'v5e:8x8', or 'cpu:8' for devices of this machine.
 
   Raises:
-    UserError: where the name is none; it says which there are.
+    UserError: for an unknown name; lists the available ones.
   """
   gpu = re.fullmatch(r'([1-9]\d*)x(.+)', name)
   if gpu and gpu.group(2) in GPUS:
@@ -118,13 +118,13 @@ def parse(name: str) -> Topology:
 
 
 def prepare(topology: Topology) -> None:
-  """Makes this process a compiler for the topology; called before anything else uses JAX.
+  """Makes this process a compiler for the topology; must run before anything else uses JAX.
 
-  The accelerators that this machine may have are left alone: the CPU is the only device.
+  Accelerators of this machine are left alone: the CPU is the only device.
   """
-  # libtpu would ask the cloud's metadata server which TPU this is, and keep other processes out.
+  # libtpu would ask the cloud's metadata server which TPU this is, and lock out other processes.
   os.environ.update(TPU_SKIP_MDS_QUERY='1', TPU_WORKER_HOSTNAMES='localhost', ALLOW_MULTIPLE_LIBTPU_LOAD='1')
-  # XLA warns of programs that are too large, and of a GPU that is not there.
+  # XLA warns about programs that are too large, and about a missing GPU.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   jax.config.update('jax_platforms', 'cpu')
   if topology.platform == 'cpu':
@@ -132,10 +132,10 @@ def prepare(topology: Topology) -> None:
 
 
 def devices(topology: Topology) -> list[jax.Device]:  # pyright: ignore[reportInvalidTypeForm]
-  """The devices to compile for: they have a compiler, but nothing runs on them.
+  """The devices to compile for; nothing runs on them.
 
   Raises:
-    UserError: where the compiler is not installed or knows no such topology.
+    UserError: if the compiler is not installed or does not know the topology.
   """
   if topology.platform == 'cpu':
     local = jax.devices('cpu')
@@ -152,7 +152,7 @@ def devices(topology: Topology) -> list[jax.Device]:  # pyright: ignore[reportIn
 
 
 def check_compiler(topology: Topology) -> None:
-  """Raises a UserError where the topology's compiler is not installed."""
+  """Raises a UserError if the topology's compiler is not installed."""
   needs = {'cuda': ('jax_plugins.xla_cuda12', 'nvidia.cuda_nvcc'), 'tpu': ('libtpu',)}[topology.platform]
   if not all(map(_is_installed, needs)):
     extra = _INSTALL[topology.platform]
@@ -169,7 +169,7 @@ def _is_installed(module: str) -> bool:
 
 def _description(topology: Topology):
   if topology.platform == 'tpu':
-    # v4 and v5p have two cores a chip, that are one device in use.
+    # v4 and v5p have two cores per chip, which act as one device.
     cores = {'chip_config_name': 'megacore'} if topology.name.startswith(('v4', 'v5p')) else {}
     return topologies.get_topology_desc(platform='tpu', topology_name=topology.name, **cores)
   hosts = topology.hosts if topology.num_devices % topology.hosts == 0 else 1
@@ -179,10 +179,10 @@ def _description(topology: Topology):
 
 
 def target_config(topology: Topology) -> str:
-  """What XLA's compiler for GPUs wants to know of one, as a text proto."""
+  """A GPU's description for XLA's compiler, as a text proto."""
   gpu, major = topology.hardware, int(topology.hardware.capability)
   name = topology.name.split('x', 1)[1]
-  # A block may have all shared memory but one KiB, since Ampere.
+  # Since Ampere, a block may use all shared memory but one KiB.
   block = gpu.shared - (1024 if major >= 8 else 0)
   extension = 'feature_extension: ACCELERATED_FEATURES' if major >= 9 else ''
   return f'''

@@ -8,16 +8,16 @@ import jax
 import jax.numpy as jnp
 
 _HIGHEST = jax.lax.Precision.HIGHEST
-# The logit of what does not count: its share of any softmax is zero, and all stays finite.
+# The logit of masked entries: their share of any softmax is zero, and everything stays finite.
 MASKED = -1e9
 
 
 def normalise(vectors: jax.Array, epsilon: float = 1e-12) -> jax.Array:
-  """x̄ = x / ‖x‖ along the last axis, finite with its gradient at x = 0 too.
+  """x̄ = x / ‖x‖ along the last axis; finite at x = 0, with a finite gradient.
 
   Args:
     vectors: [..., D].
-    epsilon: the smallest squared norm that is divided by.
+    epsilon: lower bound of the squared norm in the division.
 
   Returns:
     [..., D] in float32 (float64 stays), of unit norm.
@@ -28,14 +28,14 @@ def normalise(vectors: jax.Array, epsilon: float = 1e-12) -> jax.Array:
 
 
 def masked_mean(values: jax.Array, valid: jax.Array) -> jax.Array:
-  """The mean of `values` where `valid`, zero where nothing is."""
+  """Mean of `values` where `valid`; zero if nothing is valid."""
   weights = jnp.broadcast_to(valid, values.shape).astype(values.dtype)
   return jnp.sum(jnp.where(weights > 0, values, 0)) / jnp.maximum(jnp.sum(weights), 1)
 
 
 def instance_classification(features: jax.Array, rows: jax.Array, ids: jax.Array,
                             temperature: float) -> jax.Array:
-  """Cosine softmax over all instances: the readable reference of `classifier`.
+  """Cosine softmax over all instances: the readable reference of `partitioned.scores`.
 
   ℓs(xₙᵏ) = −log [ e^{w̄ₙᵀx̄ₙᵏ/τ} / Σⱼ e^{w̄ⱼᵀx̄ₙᵏ/τ} ]
 
@@ -57,7 +57,7 @@ def instance_classification(features: jax.Array, rows: jax.Array, ids: jax.Array
 
 
 def consistency(views: jax.Array) -> jax.Array:
-  """The squared cosine distance of the views of an image, over all ordered pairs.
+  """Squared cosine distance between the views of an image, over all ordered pairs.
 
   ℓc = mean over i ≠ j of (1 − x̄ᵢᵀx̄ⱼ)²
 
@@ -68,10 +68,10 @@ def consistency(views: jax.Array) -> jax.Array:
     [B], each image's mean over its V(V − 1) ordered pairs.
 
   Raises:
-    ValueError: where there is one view only.
+    ValueError: if there is only one view.
 
-  Source: ConIC, Eq. 2 and 3 (a mean here where the paper sums: with two views ℓs averaged over the
-  views and ℓc over the pairs keep the paper's ratio).
+  Source: ConIC, Eq. 2 and 3 (a mean here, a sum in the paper: with two views, averaging ℓs over the views and
+  ℓc over the pairs keeps the paper's ratio).
 
   >>> import jax.numpy as jnp
   >>> consistency(jnp.array([[[1., 0.], [0., 1.]]]))
@@ -88,18 +88,18 @@ def consistency(views: jax.Array) -> jax.Array:
 
 
 def paced_weight(alpha: float, pace: float, loss: jax.Array, chance: float) -> jax.Array:
-  """The weight of the consistency loss, held back until instances are told apart.
+  """Weight of the consistency loss, held back until the instance loss falls.
 
   α · min(1, c · max(0, 1 − ℓs/ℓ₀))
 
-  Consistency alone is least where all features are the same point. Early in a training nothing holds against
-  that: the rows are random, and ℓs stays at ℓ₀. The full weight is reached when ℓs has fallen by 1/c of ℓ₀.
+  Consistency alone is minimal if all features are the same point. Early in training nothing prevents that:
+  the rows are random, and ℓs stays at ℓ₀. The full weight is reached when ℓs has fallen by 1/c of ℓ₀.
 
   Args:
     alpha: α, the full weight.
     pace: c; 0 gives α from the start.
-    loss: [], ℓs, the instance loss of the batch; no gradient goes through it.
-    chance: ℓ₀, its value where nothing is told apart: log N over all classes.
+    loss: [], ℓs, the instance loss of the batch; no gradient flows through it.
+    chance: ℓ₀, its value at chance: log N over all classes.
 
   Returns:
     [], between 0 and α.
@@ -129,13 +129,13 @@ def conic(views: jax.Array, rows: jax.Array, ids: jax.Array, temperature: float,
 
 
 def alignment(views: jax.Array, valid: jax.Array) -> jax.Array:
-  """The mean squared distance of the views of an image: E ‖x̄ᵢ − x̄ⱼ‖², over unordered pairs.
+  """Mean squared distance between the views of an image: E ‖x̄ᵢ − x̄ⱼ‖², over unordered pairs.
 
   Args:
     views: [B, V, D], normalised here; valid: bool [B].
 
   Returns:
-    [], between 0 (all views alike) and 4.
+    [], between 0 (all views equal) and 4.
 
   Source: Wang and Isola (2020), with their α = 2.
   """
@@ -165,9 +165,9 @@ def uniformity(features: jax.Array, valid: jax.Array, t: float = 2.0) -> jax.Arr
 
 
 def feature_std(features: jax.Array, valid: jax.Array) -> jax.Array:
-  """The standard deviation over the images of each dimension of x̄·√D, averaged over dimensions.
+  """Standard deviation over the images of each dimension of x̄·√D, averaged over dimensions.
 
-  Near 1 where features spread over the sphere, 0 where they collapsed to a point.
+  Near 1 if features spread over the sphere, 0 if they collapsed to a point.
 
   Args:
     features: [M, D], normalised here; valid: bool [M].
@@ -179,17 +179,17 @@ def feature_std(features: jax.Array, valid: jax.Array) -> jax.Array:
 
 
 def contrast(positives: jax.Array, negatives: jax.Array) -> jax.Array:
-  """InfoNCE, of one or several queries together: −log [Σᵢ e^{pᵢ} / (Σᵢ e^{pᵢ} + Σᵢ Σⱼ e^{nᵢⱼ})].
+  """InfoNCE of one or several queries together: −log [Σᵢ e^{pᵢ} / (Σᵢ e^{pᵢ} + Σᵢ Σⱼ e^{nᵢⱼ})].
 
   Args:
     positives: [B, P], logits qᵢ·kᵢ/τ of P queries with their own keys; with P = 1 it is InfoNCE.
-    negatives: [B, P, K], logits qᵢ·kⱼ/τ of each with the keys of others.
+    negatives: [B, P, K], logits qᵢ·kⱼ/τ of each query with other images' keys.
 
   Returns:
     [B].
 
-  Source: MoCo (He et al. 2020), Eq. 1; InsCon, Eq. 2 and 3, where every negative is counted for each of
-  the P queries and τ stands everywhere.
+  Source: MoCo (He et al. 2020), Eq. 1; InsCon, Eq. 2 and 3, with every negative counted for each of the P
+  queries and τ applied everywhere.
 
   >>> import jax.numpy as jnp
   >>> contrast(jnp.zeros((1, 1)), jnp.zeros((1, 1, 3)))  # log 4
@@ -217,13 +217,13 @@ def symmetric_kl(p_logits: jax.Array, q_logits: jax.Array) -> jax.Array:
 
 
 def nt_xent(views: jax.Array, valid: jax.Array, temperature: float, reduction: str = 'mean') -> jax.Array:
-  """Each view among all other views of the batch: the normalised temperature-scaled cross entropy.
+  """Contrast of each view with all other views of the batch: normalised temperature-scaled cross entropy.
 
   ℓ(i, j) = −log [e^{x̄ᵢᵀx̄ⱼ/τ} / Σ_{k≠i} e^{x̄ᵢᵀx̄ₖ/τ}]
 
   Args:
     views: [B, 2, D], normalised here.
-    valid: bool [B]; an image that is not is no negative either.
+    valid: bool [B]; an invalid image is not a negative either.
     temperature: τ.
     reduction: over the two orders, 'mean' or 'sum'.
 
@@ -253,11 +253,12 @@ def negative_cosine(predictions: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 def queue_uniformity(queries: jax.Array, valid: jax.Array, key_logits: jax.Array, t: float) -> jax.Array:
-  """log of the mean of e^{−t ‖q − y‖²} over queries q with keys y of the queue and with each other.
+  """Log of the mean of e^{−t ‖q − y‖²} over pairs of a query q with a key y of the queue or another query.
 
   Args:
     queries: [B, D] of unit norm; valid: bool [B].
-    key_logits: [B, K], 2t·q·k, so that e^{key_logits − 2t} is the kernel; `MASKED` for what does not count.
+    key_logits: [B, K], 2t·q·k, so that e^{key_logits − 2t} is the kernel; `MASKED` for pairs that do not
+      count.
     t: the inverse width of the kernel.
 
   Returns:

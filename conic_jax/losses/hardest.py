@@ -1,8 +1,8 @@
-"""The hardest classes of each image: the K other rows that have the largest cosine with its own.
+"""The hardest classes of each image: the K other rows with the largest cosine to its own.
 
-Rows pass by as keys in chunks, in ascending order of their ids, and every query keeps the K best seen so
-far, as One-Million has it: exact, with no more than a block of queries × a chunk of keys at a time. Equal
-cosines go to the smaller id, so that the number of devices does not change what is found.
+Rows pass as keys in chunks, in ascending order of their ids, and every query keeps its K best so far, as in
+One-Million: exact, with no more than a block of queries × a chunk of keys in memory. Ties go to the smaller
+id, so the result does not depend on the number of devices.
 """
 import functools
 from typing import NamedTuple
@@ -18,12 +18,12 @@ from conic_jax.losses import normalise
 
 _CHUNK_SIZE = 65536
 _GROUP = 8
-# A chunk is a whole number of groups of groups of groups.
+# Chunk sizes are multiples of this, so that groups of groups of groups come out even.
 _CHUNK_UNIT = _GROUP ** 3
-# Columns for each one to be found, up to which they are selected from at once; at least _GROUP, so that there
-# are as many groups as are to be found.
+# Up to this many columns for each result, all are searched at once; at least _GROUP, so that there are as
+# many groups as results.
 _COLUMNS_AT_ONCE = 12
-# Numbers of keys for which a chunk's selection is compiled beside K: late chunks bring few.
+# Besides K, the numbers of new keys that a chunk's selection is compiled for: late chunks bring few.
 _FEW = (0, 8, 32)
 
 
@@ -40,8 +40,8 @@ def table(weights: jax.Array, *, num_instances: int, k: int, mesh: Mesh,
   H(n) = the K classes j ≠ n of the largest w̄ₙᵀw̄ⱼ
 
   Each device keeps its own rows as queries. A step broadcasts a chunk of C = 65,536 keys, [C, D] in `dtype`,
-  as a sum over the devices; all steps together send the rows once. A device holds a cosine and an id for
-  each of its N'/T × K entries, a chunk of keys and a block of cosines.
+  as a sum over the devices; all steps together send the rows once. A device holds a cosine and an id for each
+  of its N'/T × K entries, a chunk of keys and a block of cosines.
 
   Args:
     weights: float32 [N', D], split over the mesh; rows from N on are padding.
@@ -51,11 +51,11 @@ def table(weights: jax.Array, *, num_instances: int, k: int, mesh: Mesh,
     dtype: the type of the factors of the cosines; sums are float32.
 
   Returns:
-    int32 [N', K], split over the mesh like `weights`, the hardest first. The entries of padded rows are
-    classes of no meaning.
+    int32 [N', K], split over the mesh like `weights`, the hardest first. The entries of padding rows are
+    meaningless.
 
   Raises:
-    UserError: where K is not in [1, N − 1].
+    UserError: if K is not in [1, N − 1].
 
   Source: One-Million, Eq. 2.
   """
@@ -81,10 +81,10 @@ def table(weights: jax.Array, *, num_instances: int, k: int, mesh: Mesh,
 
 def for_batch(weights: jax.Array, ids: jax.Array, *, num_instances: int, k: int, mesh: Mesh,
               dtype: jnp.dtype = jnp.float32) -> jax.Array:
-  """The K hardest classes of the classes of a batch: the rows of `table` that it needs, and no others.
+  """The K hardest classes of the classes in a batch: the rows of `table` for the batch alone.
 
-  Each device finds the K best of its own rows for the whole batch; then the devices exchange them, so that
-  each merges those of its share. The rows of the batch, [B, D], and the K best, [B, K], are all that is
+  Each device finds the K best of its own rows for the whole batch; then the devices exchange these, and each
+  merges the candidates for its share. Only the rows of the batch, [B, D], and the K best, [B, K], are
   communicated.
 
   Args:
@@ -99,7 +99,7 @@ def for_batch(weights: jax.Array, ids: jax.Array, *, num_instances: int, k: int,
     int32 [B, K], split over the mesh like `ids`, the hardest first.
 
   Raises:
-    UserError: where K is not in [1, N − 1].
+    UserError: if K is not in [1, N − 1].
 
   Source: One-Million, Eq. 2.
   """
@@ -139,30 +139,30 @@ def _check(k, num_instances):
 
 
 def _chunk_size(num_rows):
-  """Keys a chunk, about the same in each."""
+  """Keys per chunk, about the same in each."""
   chunks = -(-num_rows // _CHUNK_SIZE)
   return -(-num_rows // (chunks * _CHUNK_UNIT)) * _CHUNK_UNIT
 
 
 def _block_size(num_queries, mesh):
-  """Queries a block: 16 MiB of cosines for the caches of a CPU, 256 MiB for a device of many cores."""
+  """Queries per block: 16 MiB of cosines to fit a CPU's caches, 256 MiB for a device with many cores."""
   return min(64 if mesh.devices.flat[0].platform == 'cpu' else 1024, num_queries)
 
 
 def _rows_of(ids, weights, first):
-  """The unit rows [M, D] of these ids, zero where another device holds them."""
+  """Unit rows [M, D] of these ids; zero if another device holds them."""
   return normalise(local_rows.take(weights, local_rows.local_places(ids, first, len(weights))))
 
 
 def _nothing(num_queries, k, block, mesh):
-  """No keys yet, for whole blocks of queries."""
+  """Results before any key, for whole blocks of queries."""
   shape = (-(-num_queries // block) * block, k)
   nothing = _Best(jnp.full(shape, -jnp.inf), jnp.zeros(shape, jnp.int32))
   return jax.lax.pcast(nothing, mesh.axis_names, to='varying')
 
 
 def _absorb(best, queries, query_ids, keys, key_ids, end, block):
-  """The best with a chunk of keys, of larger ids than all before; those from `end` on do not exist."""
+  """`best` updated with a chunk of keys of larger ids than all before; ids from `end` on do not exist."""
   def step(index, best):
     start = index * block
     places = jnp.minimum(start + jnp.arange(block), len(queries) - 1)
@@ -196,19 +196,19 @@ def _merge(best, cosines, first_key):
 
 
 def _largest_of(candidates, k):
-  """The K best of each row's candidates, the first of those that are equal."""
+  """The K best of each row's candidates; the first ones among equals."""
   cosines, places = jax.lax.top_k(candidates.cosines, k)
   return _Best(cosines, jnp.take_along_axis(candidates.ids, places, axis=1))
 
 
 def _largest(values, count):
-  """`jax.lax.top_k`, by way of the groups that have the largest maxima, since no other can hold one."""
+  """`jax.lax.top_k` by way of the groups with the largest maxima, since no other group can hold a result."""
   width = values.shape[1]
   if width <= _COLUMNS_AT_ONCE * count or width % _GROUP:
     return jax.lax.top_k(values, count)
   grouped = values.reshape(len(values), -1, _GROUP)
   _, groups = _largest(grouped.max(axis=2), count)
-  # In order of their places, since the first of equal values is to be found first.
+  # In order of position, so that the first of equal values is found first.
   groups = jnp.sort(groups, axis=1)
   candidates = jnp.take_along_axis(grouped, groups[:, :, None], axis=1).reshape(len(values), -1)
   largest, places = jax.lax.top_k(candidates, count)

@@ -1,18 +1,18 @@
-"""Losses whose gradient is computed beside them."""
+"""Losses whose gradient is computed alongside."""
 import jax
 
 
 @jax.custom_vjp
 def with_gradient(loss: jax.Array, features: jax.Array, gradient: jax.Array) -> jax.Array:
-  """The loss as it is, with this gradient for autodiff.
+  """The loss unchanged, with this gradient for autodiff.
 
   Args:
     loss: float32 [M].
-    features: [M, D], what the loss is differentiated by.
+    features: [M, D], what the loss is differentiated with respect to.
     gradient: [M, D], ∂lossₘ/∂featuresₘ.
 
   Returns:
-    `loss`, differentiable once in `features` and constant in all else.
+    `loss`, differentiable once in `features` and constant in everything else.
   """
   del features, gradient
   return loss

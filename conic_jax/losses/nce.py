@@ -1,8 +1,8 @@
-"""Noise-contrastive estimation over a bank of rows, scored where they lie.
+"""Noise-contrastive estimation over a bank of rows, scored where they are stored.
 
-The features are gathered (B × D is small); every device then scores those of the noise rows that it holds,
-a block of them at a time, and what is summed over the devices is a loss and a gradient a feature. Rows are
-never gathered, and memory does not grow with the noise by more than its ids.
+The features are gathered (B × D is small); every device then scores the noise rows that it holds, one block
+at a time, and a loss and a gradient per feature are summed over the devices. Rows are never gathered, and
+memory grows with the noise by its ids only.
 
 Source: InstDisc (Wu et al. 2018), §3.2, Eq. 4 to 8, without the proximal term.
 """
@@ -19,7 +19,7 @@ from conic_jax.hardware.mesh import split
 from conic_jax.losses.known_gradient import with_gradient
 
 _HIGHEST = jax.lax.Precision.HIGHEST
-# Numbers of the noise rows that are read at a time: 16 MiB.
+# Elements of the noise rows read at a time: 16 MiB.
 _BLOCK_NUMBERS = 2 ** 22
 
 
@@ -29,7 +29,7 @@ class NceSettings:
 
   Attributes:
     num_instances: N.
-    samples: m, noise samples an image.
+    samples: m, noise samples per image.
     temperature: τ.
     mesh: the mesh that features and bank are split over.
   """
@@ -40,7 +40,7 @@ class NceSettings:
 
 
 class NceLoss(NamedTuple):
-  """What `nce` gives.
+  """Result of `nce`.
 
   Attributes:
     loss: float32 [B], differentiable in the features.
@@ -51,10 +51,10 @@ class NceLoss(NamedTuple):
 
 
 def draw_noise(key: jax.Array, num_images: int, noise: NceSettings) -> jax.Array:
-  """The noise of each image of a batch, uniform over 0 … N − 1 with replacement: int32 [B, m].
+  """Noise of each image in a batch, uniform over 0 … N − 1 with replacement: int32 [B, m].
 
-  A function of the key and the image's position in the batch. An image may be among its own noise, as it
-  may in the paper, whose noise is uniform over all.
+  Depends on the key and the image's position in the batch. An image may be in its own noise, as in the paper,
+  whose noise is uniform over all images.
   """
   return jax.random.randint(key, (num_images, noise.samples), 0, noise.num_instances)
 
@@ -69,15 +69,15 @@ def nce(bank: jax.Array, features: jax.Array, ids: jax.Array, valid: jax.Array, 
   The bank gets no gradient.
 
   Args:
-    bank: float32 [N', D], split over the mesh; its rows v as they are.
+    bank: float32 [N', D], split over the mesh; its rows v are used as they are.
     features: f, float32 [B, D] of unit norm, split over the mesh.
-    ids: int32 [B], the own row of each feature; valid: bool [B]. Both split over the mesh.
-    normaliser: Z, float32 []; 0 to estimate it from this batch as N times the mean of e^{vⱼᵀf/τ} over the
-      own and the noise rows of its valid images.
-    key: of this step.
+    ids: int32 [B], each feature's own row; valid: bool [B]. Both split over the mesh.
+    normaliser: Z, float32 []; 0 to estimate it from this batch as N times the mean of e^{vⱼᵀf/τ} over the own
+      and noise rows of its valid images.
+    key: this step's key.
     noise: the settings.
 
-  Source: InstDisc, Eq. 4 to 7; the estimate of Z is Eq. 8 as its public code has it.
+  Source: InstDisc, Eq. 4 to 7; the estimate of Z is Eq. 8 as in its public code.
   """
   axes, temperature = noise.mesh.axis_names, noise.temperature
   gather = functools.partial(jax.lax.all_gather, axis_name=axes, tiled=True)
@@ -121,15 +121,16 @@ def nce(bank: jax.Array, features: jax.Array, ids: jax.Array, valid: jax.Array, 
 
 
 def _over_noise(bank, features, places, noise, add, start, only_if=True):
-  """Adds up over the noise that this device holds.
+  """Sums over the noise rows that this device holds.
 
   Args:
     bank: float32 [N'/devices, D]; features: float32 [B, D].
-    places: int32 [B, m], where this device has the noise rows, ascending; beyond the bank where it has not.
+    places: int32 [B, m], local positions of the noise rows, ascending; past the bank for rows of other
+      devices.
     noise: the settings.
-    add: from the sums so far, logits [B, k] (−∞ where a row is none) and rows [B, k, D] to the sums.
-    start: the sums of nothing.
-    only_if: bool [], False for nothing to add.
+    add: maps the sums so far, logits [B, k] (−∞ for a missing row) and rows [B, k, D] to the new sums.
+    start: the initial sums.
+    only_if: bool []; if False, nothing is added.
   """
   size = min(noise.samples, max(1, _BLOCK_NUMBERS // features.size))
   held = (places < len(bank)).sum(axis=1).max()

@@ -1,4 +1,4 @@
-"""Classes drawn uniformly at every step, with no array of all N."""
+"""Classes drawn uniformly in each step, without an array of all N."""
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,22 +7,22 @@ _HALF_ROUNDS = 8
 
 
 def drawn(classes: jax.Array, key: jax.Array, num_instances: int, num_drawn: int) -> jax.Array:
-  """Whether each class is among the ones drawn without replacement from all N.
+  """Whether each class is among those drawn without replacement from all N.
 
-  A keyed bijection of 0 … N − 1 gives every class a place; those at the first places are drawn. So
-  each device knows of its own rows, and exactly `num_drawn` are drawn in all.
+  A keyed bijection of 0 … N − 1 gives every class a position; the classes at the first positions are drawn.
+  So each device knows which of its own rows are drawn, and exactly `num_drawn` are drawn in total.
 
   Args:
-    classes: int32 [C]; what is not in [0, N) is not drawn.
-    key: a key of this step.
+    classes: int32 [C]; those outside [0, N) are not drawn.
+    key: this step's key.
     num_instances: N, below 2^31.
-    num_drawn: how many are drawn, at most N.
+    num_drawn: how many to draw, at most N.
 
   Returns:
     bool [C].
 
-  Source: One-Million, Table 3 ("sampled instance classification"; that the draw is uniform and new at
-  every step is our reading).
+  Source: One-Million, Table 3 ("sampled instance classification"; that the draw is uniform and new in every
+  step is our reading).
   """
   columns = int(np.ceil(np.sqrt(num_instances)))
   rows = -(-num_instances // columns)

@@ -1,9 +1,9 @@
 """The instance softmax over the rows of all classes, split over every device of the mesh.
 
-Features are gathered (M × D is small), the rows never are. `scores` passes over the local rows in chunks and
-gives the loss and the gradient of the features; `memories.instance_rows.update` passes over them again for
-the rows' SGD. Logits [M, N] are never stored. `losses.instance_classification` is the readable form that it
-is tested against.
+Features are gathered (M × D is small), the rows never are. `scores` goes through the local rows in chunks and
+gives the loss and the gradient of the features; `memories.instance_rows.update` goes through them again for
+the rows' SGD. Logits [M, N] are never stored. `losses.instance_classification` is the readable reference that
+tests compare it with.
 """
 import dataclasses
 import functools
@@ -20,25 +20,25 @@ from conic_jax.hardware.mesh import split
 from conic_jax.losses import negatives, normalise, smoothing
 from conic_jax.losses.known_gradient import with_gradient
 
-# Cosines are at most 1, so that 1/τ may stand for the largest logit as long as e^{−2/τ}, the
-# smallest term, is a normal float32.
+# Cosines are at most 1, so 1/τ may stand in for the largest logit as long as e^{−2/τ}, the smallest term, is
+# a normal float32.
 SMALLEST_TEMPERATURE_FOR_CONSTANT_MAXIMUM = 0.023
 
 
 @dataclasses.dataclass(frozen=True)
 class Softmax:
-  """Over which classes, how, and where the softmax is taken.
+  """Settings of the instance softmax.
 
   Attributes:
     num_instances: N.
     temperature: τ.
     mesh: the mesh that features and rows are split over.
-    dtype: the type of the factors of the products; sums are float32.
+    dtype: the type of the products' factors; sums are float32.
     negative_weight: β, the weight of each negative's term in the normaliser.
-    num_drawn: negatives drawn uniformly at every step; 0 for all N − 1. The classes of the batch are
-      negatives of each other in any case.
-    smoothing: α, the share of the label that the hardest classes have together.
-    chunk_size: rows that are scored at a time; 0 for what suits the device.
+    num_drawn: negatives drawn uniformly in each step; 0 for all N − 1. The classes of the batch are always
+      negatives of each other.
+    smoothing: α, the total share of the label that the hardest classes have.
+    chunk_size: rows scored at a time; 0 for a size that suits the device.
   """
   num_instances: int
   temperature: float
@@ -57,18 +57,18 @@ class Softmax:
 
   @property
   def chance_loss(self) -> float:
-    """The loss where all logits are equal: log(1 + β n) of n negatives, in nats; above zero for none too."""
+    """The loss if all logits are equal: log(1 + β n) for n negatives, in nats; above zero even for none."""
     return max(math.log1p(self.negative_weight * (self.num_drawn or self.num_instances - 1)), 1e-6)
 
 
 class Scores(NamedTuple):
-  """What `scores` gives for each of the M features, all [M].
+  """Result of `scores` for each of the M features, all [M].
 
   Attributes:
     loss: −log P(own class), differentiable in the features.
     correct: bool, whether no class has a larger logit than the own one: an exact tie counts as correct.
     log_normaliser: log Z.
-    log_target: log Σⱼ yⱼ e^{w̄ⱼᵀx̄/τ}; the own logit where labels are not smoothed.
+    log_target: log Σⱼ yⱼ e^{w̄ⱼᵀx̄/τ}; the own logit without label smoothing.
     own_error: ∂ℓ/∂(own logit).
   """
   loss: jax.Array
@@ -85,8 +85,8 @@ def scores(weights: jax.Array, features: jax.Array, ids: jax.Array, softmax: Sof
   Z = e^{w̄ₙᵀx̄/τ} + β Σ_{j≠n} e^{w̄ⱼᵀx̄/τ},  ℓ = log Z − log Σⱼ yⱼ e^{w̄ⱼᵀx̄/τ}
   ∂ℓ/∂x̄ = (Σⱼ Pⱼ w̄ⱼ − Σⱼ qⱼ w̄ⱼ)/τ with qⱼ = yⱼ e^{w̄ⱼᵀx̄/τ} / Σᵢ yᵢ e^{w̄ᵢᵀx̄/τ}
 
-  y is one at the own class n; with label smoothing 1 − α there and α/K at the K hardest. The rows get
-  no gradient here: that is `memories.instance_rows.update`'s. An id outside [0, N) makes its loss NaN.
+  y is one at the own class n; with label smoothing 1 − α there and α/K at the K hardest. The rows get no
+  gradient here; `memories.instance_rows.update` computes it. An id outside [0, N) makes its loss NaN.
 
   Args:
     weights: float32 [N', D], split over the mesh, normalised here.
@@ -94,7 +94,7 @@ def scores(weights: jax.Array, features: jax.Array, ids: jax.Array, softmax: Sof
     ids: int32 [M], the instance of each feature, in [0, N).
     softmax: the settings.
     hardest: int32 [B, K], the hardest classes of each image, split over the mesh; None without smoothing.
-    draw_key: the key of the drawn negatives; None where there are none.
+    draw_key: the key of the drawn negatives; None if none are drawn.
 
   Source: ConIC, Eq. 1 and 4, §4 (β); One-Million, Eq. 1 to 3, the hybrid parallel classifier.
   """
@@ -121,7 +121,7 @@ def scores(weights: jax.Array, features: jax.Array, ids: jax.Array, softmax: Sof
     own = jnp.exp(own_logit - own_shift)
     normaliser = total + own
     if hardest is None:
-      # P − 1 of the own class is taken from the negatives: it does not cancel where P is nearly one.
+      # P − 1 of the own class is computed from the negatives: no cancellation if P is nearly one.
       own_error = -total / normaliser
       gradient = weighted / normaliser[:, None] + own_error[:, None] * own_row
       loss, log_target = jnp.logaddexp(0., jnp.log(total) + own_shift - own_logit), own_logit
@@ -147,7 +147,7 @@ def scores(weights: jax.Array, features: jax.Array, ids: jax.Array, softmax: Sof
 
 
 def chunk_size(num_features: int, num_rows: int, softmax: Softmax) -> int:
-  """Rows that are scored at a time: few enough for the caches of a CPU, or for 256 MiB of logits."""
+  """Rows scored at a time: few enough for a CPU's caches, or for 256 MiB of logits."""
   if softmax.chunk_size:
     return min(softmax.chunk_size, num_rows)
   if softmax.mesh.devices.flat[0].platform == 'cpu':
@@ -165,8 +165,8 @@ def contract(a: jax.Array, b: jax.Array, axes: tuple[int, int], dtype: Any) -> j
 def sum_products(terms: jax.Array, vectors: jax.Array, dtype: Any) -> jax.Array:
   """terms [A, B] times vectors [B, D], in the compute type.
 
-  float16's smallest number is larger than many a probability: there each row of terms is scaled to at most
-  one before the cast, and back in float32 after the product.
+  float16's smallest number is larger than many probabilities: there each row of terms is scaled to at most
+  one before the cast, and scaled back in float32 after the product.
   """
   if dtype != jnp.float16:
     return contract(terms, vectors, (1, 0), dtype)
@@ -176,20 +176,20 @@ def sum_products(terms: jax.Array, vectors: jax.Array, dtype: Any) -> jax.Array:
 
 
 def in_turn(index: jax.Array, start: jax.Array, size: int) -> jax.Array:
-  """Which rows of a chunk no chunk before had: the last one reaches back. bool [C]."""
+  """Which rows of a chunk no earlier chunk had, as the last chunk overlaps the one before: bool [C]."""
   return start + jnp.arange(size) >= index * size
 
 
 def chunk_bounds(index: jax.Array, num_rows: int, size: int, first: jax.Array,
                  num_instances: int) -> tuple[jax.Array, jax.Array]:
-  """Where a chunk starts, and which of its rows count: in their turn and no padding, bool [C]."""
+  """Start of a chunk, and which of its rows count: in no earlier chunk and not padding, bool [C]."""
   start = jnp.minimum(index * size, num_rows - size)
   inside = first + start + jnp.arange(size) < num_instances
   return start, inside & in_turn(index, start, size)
 
 
 def class_weights(classes, own, present, draw_key, softmax):
-  """The weight of each class as a negative: β, or 0 where it takes no part; own is [C, M]. float32 [C]."""
+  """Weight of each class as a negative: β, or 0 if it takes no part; own is [C, M]. float32 [C]."""
   if softmax.num_drawn:
     present &= own.any(axis=1) | negatives.drawn(classes, draw_key, softmax.num_instances, softmax.num_drawn)
   return jnp.where(present, jnp.float32(softmax.negative_weight), 0)

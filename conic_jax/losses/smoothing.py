@@ -1,7 +1,7 @@
-"""The share of the label that the hardest classes have: sums over them, and the pull on their rows.
+"""Label smoothing over the hardest classes: sums over them, and the gradient of their rows.
 
-Everything here is of one device, inside a `shard_map`: of the K hardest classes of each image it sees those
-whose rows it holds, be it none or all, in blocks of images, so that no [M, K, D] exists.
+Everything here runs on one device, inside a `shard_map`: of the K hardest classes of each image it sees those
+whose rows it holds (maybe none), in blocks of images, so that no array [M, K, D] exists.
 """
 from typing import NamedTuple
 
@@ -16,14 +16,14 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 
 
 class Pull(NamedTuple):
-  """What the hardest rows need of a batch of M features of B images.
+  """Inputs to the gradient of the hardest rows: M features of the B images of a batch.
 
   Attributes:
     features: float32 [M, D], of unit norm.
     coefficients: float32 [M], aₘ α/τ.
     hardest: int32 [B, K].
     log_target: float32 [M], log Σⱼ yⱼ e^{w̄ⱼᵀx̄/τ}.
-    applied: bool [], False where nothing may change.
+    applied: bool [], False if nothing may change.
   """
   features: jax.Array
   coefficients: jax.Array
@@ -34,7 +34,7 @@ class Pull(NamedTuple):
 
 def targets(weights: jax.Array, features: jax.Array, hardest: jax.Array, shift: jax.Array,
             first: jax.Array, temperature: float) -> tuple[jax.Array, jax.Array]:
-  """The hardest classes' mean term, and its sum with their rows, over the rows of this device.
+  """Mean of the hardest classes' terms, and of the terms times their rows, over the rows of this device.
 
   (1/K) Σₕ e^{w̄ₕᵀx̄/τ − shift},  (1/K) Σₕ e^{w̄ₕᵀx̄/τ − shift} w̄ₕ
 
@@ -73,14 +73,14 @@ def pull_hardest(weights: jax.Array, velocity: jax.Array, pull: Pull, first: jax
 
   v ← v + scale · (I − w̄w̄ᵀ) (−Σₘ aₘ qₘₕ x̄ₘ/τ) / ‖w‖,  qₘₕ = (α/K) e^{w̄ₕᵀx̄ₘ/τ} / Σⱼ yⱼ e^{w̄ⱼᵀx̄ₘ/τ}
 
-  The velocity is linear in the gradient, so that the pass over all rows can add the rest.
+  The velocity is linear in the gradient, so the pass over all rows can add the rest.
 
   Args:
-    weights, velocity: float32 [n, D], this device's rows as they were before the step.
+    weights, velocity: float32 [n, D], this device's rows before the step.
     pull: the batch.
     first: int32 [], the class of the device's first row.
     temperature: τ.
-    scale: what undoes the factor that the velocity has still to be multiplied by.
+    scale: cancels the factor that the velocity will be multiplied by later.
 
   Source: One-Million, Eq. 3.
   """
@@ -105,14 +105,14 @@ def pull_hardest(weights: jax.Array, velocity: jax.Array, pull: Pull, first: jax
 
 
 def _rows(weights, hardest, first):
-  """Unit rows [b, K, D], norms [b, K, 1] and places [b, K]; rows of other devices are zero."""
+  """Unit rows [b, K, D], norms [b, K, 1] and local positions [b, K]; rows of other devices are zero."""
   places = local_rows.local_places(hardest, first, len(weights))
   rows = local_rows.take(weights, places)
   return normalise(rows), jnp.linalg.norm(rows, axis=2, keepdims=True), places
 
 
 def _blocks(arrays, elements_an_image):
-  """Splits the first axis into blocks whose gathered rows are of bounded size."""
+  """Splits the first axis into blocks whose gathered rows have a bounded size."""
   images = len(arrays[0])
   most = max(1, _BLOCK_ELEMENTS // elements_an_image)
   size = max(size for size in range(1, min(most, images) + 1) if images % size == 0)

@@ -1,1 +1,1 @@
-"""What learns outside the optimizer: rows and their stores, a queue, a bank, a momentum encoder."""
+"""State that learns outside the optimizer: rows and their stores, a queue, a bank, a momentum encoder."""

@@ -1,4 +1,4 @@
-"""InstDisc's bank: the features that images had before, and the constant of its noise-contrastive loss."""
+"""InstDisc's bank: past features of the images, and the normaliser of its noise-contrastive loss."""
 import dataclasses
 
 import jax
@@ -16,8 +16,8 @@ from conic_jax.memories.memory import Memory
 class Bank(Memory):
   """vᵢ ← m vᵢ + (1 − m) f, then normalised, for the images of the batch.
 
-  The state is float32 [N', D], split over the mesh. What the loss gives it: 'features' float32 [B, D] of unit
-  norm, 'ids' int32 [B], 'writes' bool [B], False for an image whose row stays.
+  The state is float32 [N', D], split over the mesh. The loss passes 'features' float32 [B, D] of unit norm,
+  'ids' int32 [B] and 'writes' bool [B], False for an image whose row stays unchanged.
 
   Attributes:
     num_instances: N; dim: D.
@@ -43,10 +43,10 @@ class Bank(Memory):
 
 
 class Normaliser(Memory):
-  """Z, float32 []: 0 until the loss gives an estimate, and what it gives from then on."""
+  """Z, float32 []: 0 until the loss first estimates it, then the value that the loss passes."""
 
   def init(self) -> jax.Array:
-    """Not estimated yet."""
+    """Z before its estimate."""
     return jnp.float32(0)
 
   def update(self, state, seen, params, step, lr, applied):
@@ -54,7 +54,7 @@ class Normaliser(Memory):
 
 
 def init_bank(rng: jax.Array, num_rows: int, dim: int) -> jax.Array:
-  """The bank as it starts: uniform within ±√(3/D), so of squared norm 1 on average; float32 [N', D].
+  """Initial bank: uniform within ±√(3/D), so that squared norms are 1 on average; float32 [N', D].
 
   Each row depends on (rng, row) alone. Source: InstDisc's public code.
   """

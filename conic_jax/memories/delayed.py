@@ -1,8 +1,8 @@
-"""The update of rows that had no gradient for a while, in closed form.
+"""Missed updates of rows that had no gradient for a while, in closed form.
 
-With no gradient, momentum SGD with weight decay is linear in a row and its momentum. What many steps
-do is one product of 2×2 matrices, the same for all dimensions: kept in float64 on the host, for any
-range of steps, and applied in float32 on the device to the rows that come back.
+Without a gradient, momentum SGD with weight decay is linear in a row and its momentum. The effect of many
+steps is one product of 2×2 matrices, the same for all dimensions: computed in float64 on the host for any
+range of steps, and applied in float32 on the device to returning rows.
 """
 import itertools
 import os
@@ -15,13 +15,13 @@ import numpy as np
 from conic_jax.errors import UserError
 from conic_jax.memories.journal import REMEDY, write_whole
 
-# Steps whose product is stored.
+# Steps per stored product.
 _BLOCK = 64
 _BLOCKS_AT_ONCE = 4096
 
 
 def matrix(lr: jax.Array, *, momentum: float, weight_decay: float) -> jax.Array:
-  """What one step does to [v; w]; a step that was skipped, with NaN for its rate, does nothing.
+  """Effect of one step on [v; w]; the identity for a skipped step, which has NaN as its learning rate.
 
   A(η) = [[m, λ], [−ηm, 1 − ηλ]]
 
@@ -40,11 +40,11 @@ def matrix(lr: jax.Array, *, momentum: float, weight_decay: float) -> jax.Array:
 
 
 def apply(products: jax.Array, rows: jax.Array) -> jax.Array:
-  """Brings rows up to date: [v; w] ← P [v; w].
+  """Applies the missed updates to rows: [v; w] ← P [v; w].
 
   Args:
     products: float32 [k, 2, 2], P of each row.
-    rows: float32 [k, 2, D], weights and then momentum, the order of the stores.
+    rows: float32 [k, 2, D], weights, then momentum, as in the stores.
 
   Returns:
     float32 [k, 2, D], in the same order.
@@ -56,20 +56,20 @@ def apply(products: jax.Array, rows: jax.Array) -> jax.Array:
 
 
 class Rates:
-  """The rate of every step as it was used, and the products of A(η) over any range of steps.
+  """The learning rate used in every step, and the products of A(η) over any range of steps.
 
-  The products of aligned blocks of 64, 128, 256 … steps are kept: with the rates some 5 bytes a step.
-  There is no inverse of a prefix product: its determinant mᵏ underflows. One thread may append while
-  another asks for products up to a step that it knows to be there.
+  The products of aligned blocks of 64, 128, 256 … steps are stored: with the rates about 5 bytes a step.
+  Prefix products cannot be inverted: the determinant mᵏ underflows. One thread may append while another asks
+  for products up to a step that it knows to be there.
 
   Args:
-    path: file of the rates, float32 one after another; NaN for a step that was skipped.
-    num_steps: how many of the file's are kept; 0 begins a new file.
+    path: file of the rates, float32 one after another; NaN for a skipped step.
+    num_steps: how many of the file's rates to keep; 0 starts a new file.
     momentum: m.
     weight_decay: λ.
 
   Raises:
-    UserError: where the file holds fewer, or what is no rate.
+    UserError: if the file holds fewer, or an invalid rate.
   """
 
   def __init__(self, path: Path, num_steps: int = 0, *, momentum: float, weight_decay: float):
@@ -85,10 +85,10 @@ class Rates:
     return self._length
 
   def append(self, rate: float) -> None:
-    """Adds the rate of the next step, NaN where it was skipped.
+    """Adds the learning rate of the next step, NaN if it was skipped.
 
     Raises:
-      UserError: where the disk is full.
+      UserError: if the disk is full.
     """
     try:
       write_whole(self._file, np.float32(rate).tobytes(), self._length * 4)
@@ -99,10 +99,10 @@ class Rates:
     self._rates = _with(self._rates, step, np.float32(rate))
     if (step + 1) % _BLOCK == 0:
       self._add_block(step // _BLOCK)
-    self._length = step + 1  # Last, so that a reader finds all that it counts on.
+    self._length = step + 1  # Last, so that readers find everything up to it.
 
   def products(self, start: np.ndarray, stop: int) -> np.ndarray:
-    """P(s → t) = A(η_{t−1}) ··· A(η_s), what the steps from s on do until before step t.
+    """P(s → t) = A(η_{t−1}) ··· A(η_s), the effect of steps s to t − 1.
 
     Args:
       start: s, int64 [k], 0 ≤ s ≤ t.
@@ -116,7 +116,7 @@ class Rates:
     start = np.asarray(start, np.int64)
     block = -(-start // _BLOCK)
     steps = start[:, None] + np.arange(_BLOCK)
-    own = steps < np.minimum(block * _BLOCK, stop)[:, None]  # Of the block in which the row begins.
+    own = steps < np.minimum(block * _BLOCK, stop)[:, None]  # In the block where the row starts.
     products = self._multiplied(np.where(own, self._rates[np.where(own, steps, 0)], np.nan))
     under_way = np.flatnonzero(block * _BLOCK <= stop)
     block = block[under_way]
@@ -134,7 +134,7 @@ class Rates:
     return products
 
   def checkpoint(self) -> None:
-    """Brings the rates so far to the disk."""
+    """Flushes the rates so far to disk."""
     os.fsync(self._file)
 
   def close(self) -> None:
@@ -165,7 +165,7 @@ class Rates:
     return np.ascontiguousarray(np.moveaxis(products[:, :, 0], -1, 0))
 
   def _rests(self, stop):
-    """(t // b, product of the steps from the last multiple of b until t) for b = 64, 128 … above t."""
+    """(t // b, product of the steps from the last multiple of b to t) for b = 64, 128 … until b exceeds t."""
     last = stop // _BLOCK
     rates = np.full(_BLOCK, np.nan)
     rates[:stop - last * _BLOCK] = self._rates[last * _BLOCK:stop]
@@ -203,7 +203,7 @@ class Rates:
 
 
 def _with(array, index, value):
-  """The array with one more entry, or a longer one: the readers of the old one keep it."""
+  """The array with one more entry, reallocated when full: readers of the old one keep it."""
   if index == len(array):
     array = np.concatenate([array, np.zeros((max(1024, index // 4), *array.shape[1:]), array.dtype)])
   array[index] = value

@@ -1,9 +1,10 @@
-"""The window of the sampled softmax on the device, and the swap of its rows with those outside.
+"""The sampled softmax's window on the device, and the exchange of its rows with those outside.
 
 The window holds N′ of the N rows; its slots are the classes of `partitioned.scores` and
-`instance_rows.update`. Before the loss of a step the batch's rows enter and the oldest leave. A row that
-enters is brought up to date: [v; w] at step t is P(s → t) [v; w] at step s, when it left. The host computes P
-up to the steps that it may not know yet, whether float16 skipped them; the device has those in its clock.
+`instance_rows.update`. Before a step's loss the batch's rows enter and the oldest are evicted. An entering
+row gets the updates it missed: [v; w] at step t is P(s → t) [v; w] at step s, when it left. The host computes
+P except for the latest steps, since it may not know yet whether float16 skipped them; the device has those in
+its clock.
 
 Source: ConIC, §4 and Appendix A.2.
 """
@@ -22,24 +23,24 @@ from conic_jax.memories.instance_rows import Rows, initial_rows, padded_rows
 from conic_jax.memories.instance_rows import init as init_rows
 from conic_jax.memories.window import NEVER_RENEWED
 
-# R: steps that the host may be behind the device. What left within them is still on the device.
+# R: the most steps that the host may lag behind the device. Rows evicted in them are still on the device.
 HOST_LAG = 8
-# The slot of a swap that is none, and so beyond every array.
+# The slot of an unused swap: beyond the end of every array.
 NO_SLOT = np.iinfo(np.int32).max
 
-# Where an entering row comes from; RECENT + i is the row i of `Recent`, as [R·B, 2, D].
+# Where an entering row comes from; RECENT + i is row i of `Recent`, seen as [R·B, 2, D].
 OUTSIDE, FRESH, RECENT = 0, 1, 2
 
 
 @flax.struct.dataclass
 class Clock:
-  """What the last steps did to a row without a gradient.
+  """Effect of the last steps on a row without a gradient.
 
   Attributes:
-    updates: int32 [], updates applied before the last step that began.
-    lr: float32 [], that step's rate.
-    decays: float32 [R, 2, 2], A(η) of each of the R steps before, the latest last; the identity for
-      one that was skipped.
+    updates: int32 [], updates applied before the latest step.
+    lr: float32 [], the rows' learning rate in that step.
+    decays: float32 [R, 2, 2], A(η) of each of the R steps before it, the latest last; the identity for a
+      skipped one.
   """
   updates: jax.Array
   lr: jax.Array
@@ -48,21 +49,21 @@ class Clock:
 
 @flax.struct.dataclass
 class Recent:
-  """For rows that live on the host: those that left in the last R steps.
+  """Rows evicted in the last R steps, where the rows outside live on the host.
 
   Attributes:
-    rows: float32 [R, B, 2, D], what left in step t at t mod R; weights, then momentum.
+    rows: float32 [R, B, 2, D], those evicted in step t at t mod R; weights, then momentum.
   """
   rows: jax.Array
 
 
 @flax.struct.dataclass
 class DeviceStore:
-  """All rows on the device, for what is outside the window.
+  """All rows on the device, as the store of those outside the window.
 
   Attributes:
     rows: float32 [N padded, 2, D], weights and momentum.
-    seen: int32 [N padded], the step before whose update the row was so.
+    seen: int32 [N padded], the step before whose update the row had this value.
   """
   rows: jax.Array
   seen: jax.Array
@@ -73,12 +74,12 @@ class Window:
   """The sampled classifier.
 
   Attributes:
-    rows: the rows by slot, [N′ padded, D], with their momentum.
+    rows: rows by slot, [N′ padded, D], with their momentum.
     classes: int32 [N′], the class in each slot.
-    renewed: int32 [N′], the step of its last batch.
-    outside: where the rows go that leave.
-    clock: the last steps.
-    rng: the key of the rows as they start.
+    renewed: int32 [N′], the step in which that class was last in a batch.
+    outside: where evicted rows go.
+    clock: effect of the last steps.
+    rng: the key of the initial rows.
   """
   rows: Rows
   classes: jax.Array
@@ -97,10 +98,10 @@ def init(rng: jax.Array, classes: np.ndarray, num_instances: int, dim: int, norm
     classes: int [N′], the first window's, by slot.
     num_instances: N.
     dim: D.
-    norm: the norm that rows start with.
+    norm: the norm of the initial rows.
     batch_size: B.
     mesh: the mesh that rows are split over.
-    on_device: whether the rows outside are on the device too.
+    on_device: whether the rows outside the window are on the device too.
   """
   padded = padded_rows(len(classes), mesh.size)
   weights = initial_rows(rng, jnp.pad(jnp.asarray(classes, jnp.int32), (0, padded - len(classes))), dim, norm)
@@ -116,25 +117,25 @@ def init(rng: jax.Array, classes: np.ndarray, num_instances: int, dim: int, norm
 
 
 def partition_rules(mesh: Mesh, on_device: bool) -> tuple[tuple[str, PartitionSpec], ...]:
-  """For the paths of a `Window`: its rows and the device's store are split, the rest is everywhere."""
+  """Partition rules of a `Window`: its rows and the device's store are split, the rest is replicated."""
   rules = ((r'(^|/)rows/(weights|momentum)$', split(mesh)),)
   return (*rules, (r'(^|/)outside/(rows|seen)$', split(mesh))) if on_device else rules
 
 
 def inputs(batch_size: int, dim: int, mesh: Mesh, on_device: bool) -> dict[str, jax.ShapeDtypeStruct]:
-  """What `exchange` needs of the host in each step, every first axis split over the mesh.
+  """The host inputs of `exchange` in each step; every first axis is split over the mesh.
 
-  slots: int32 [B], where the class of each image is.
-  swapped: int32 [B], the slot of each swap, `NO_SLOT` where there are fewer.
+  slots: int32 [B], the slot of each image's class.
+  swapped: int32 [B], the slot of each swap; `NO_SLOT` for unused ones.
   entering: int32 [B], the class that enters there.
 
-  The others have one part a device: the process that keeps a row writes of it in the part of one of its
-  devices, all else is zero, and the device adds the parts.
+  The others have one part per device: the process that stores a row describes it in the part of one of its
+  devices, all else is zero, and the devices sum the parts.
 
-  origin: int32 [T, B], `OUTSIDE`, `FRESH` or `RECENT` + where.
-  missing: int32 [T, B], the last steps that `products` does not have yet.
-  products: float32 [T, B, 2, 2], P from where the row left to `missing` steps ago.
-  rows: float32 [T, B, 2, D], what the host's store has; not there where the rows are on the device.
+  origin: int32 [T, B], `OUTSIDE`, `FRESH` or `RECENT` + index.
+  missing: int32 [T, B], how many of the last steps `products` does not cover yet.
+  products: float32 [T, B, 2, 2], P from the step the row left to `missing` steps ago.
+  rows: float32 [T, B, 2, D], from the host's store; absent if the rows are on the device.
   """
   known = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
   parts = jax.ShapeDtypeStruct((mesh.size, batch_size), jnp.int32)
@@ -147,24 +148,24 @@ def inputs(batch_size: int, dim: int, mesh: Mesh, on_device: bool) -> dict[str, 
 def exchange(window: Window, inputs: dict[str, jax.Array], step: jax.Array, updates: jax.Array,
              lr: jax.Array, *, norm: float, momentum: float, weight_decay: float, mesh: Mesh
              ) -> tuple[Window, dict[str, jax.Array]]:
-  """Swaps rows between the window and what is outside, before the loss of a step.
+  """Swaps rows between the window and the store outside, before the loss of a step.
 
-  It is done in a step that float16 then skips, too.
+  Runs even in a step that float16 then skips.
 
   Args:
     window: the window before the step.
     inputs: as `inputs` describes.
     step: int32 [], t.
     updates: int32 [], updates applied so far.
-    lr: float32 [], the rows' rate of this step.
-    norm: the norm that rows start with.
+    lr: float32 [], the rows' learning rate in this step.
+    norm: the norm of the initial rows.
     momentum, weight_decay: of the rows' SGD.
     mesh: the mesh.
 
   Returns:
-    The window, and for the host {'rate': float32 [], that of the step before, NaN where it was skipped};
-    where the rows are on the host also 'rows' float32 [B, 2, D], what left in each swap, exact before
-    the update of this step.
+    The window, and for the host {'rate': float32 [], the learning rate of the previous step, NaN if it was
+    skipped}; if the rows are on the host also 'rows' float32 [B, 2, D], the row evicted in each swap, exact
+    before the update of this step.
   """
   rate = jnp.where(updates > window.clock.updates, window.clock.lr, jnp.nan)
   decay = delayed.matrix(rate, momentum=momentum, weight_decay=weight_decay)
@@ -180,7 +181,7 @@ def exchange(window: Window, inputs: dict[str, jax.Array], step: jax.Array, upda
     out_specs=(over, stored, everywhere))(
     window.rows, window.outside, inputs, window.classes, _products_of_last(decays), step, window.rng)
   if isinstance(outside, Recent):
-    # What is read comes before what is written: else XLA copies it.
+    # Read before writing; otherwise XLA copies the array.
     recent, leaving, rows = jax.lax.optimization_barrier((outside.rows, leaving, rows))
     outside = Recent(recent.at[step % HOST_LAG].set(leaving))
     outgoing['rows'] = leaving
@@ -190,7 +191,7 @@ def exchange(window: Window, inputs: dict[str, jax.Array], step: jax.Array, upda
 
 
 def _move(rows, outside, inputs, classes, recent_products, step, rng, *, norm, mesh):
-  """One device's part of the swap: (its rows, what is outside, all that left [B, 2, D])."""
+  """One device's part of the swap: (its rows, the store outside, all evicted rows [B, 2, D])."""
   axes = mesh.axis_names
   swapped, entering = (jax.lax.all_gather(inputs[name], axes, tiled=True) for name in ('swapped', 'entering'))
   origin, missing, products = (jax.lax.psum(inputs[name][0], axes)
@@ -211,7 +212,7 @@ def _move(rows, outside, inputs, classes, recent_products, step, rng, *, norm, m
   delay = jnp.einsum('kij,kjl->kil', recent_products[missing], products, precision=jax.lax.Precision.HIGHEST)
   arriving = delayed.apply(delay, arriving)
 
-  # Reads before writes, as there.
+  # Read before writing, as in `exchange`.
   rows, store, stored, arriving = jax.lax.optimization_barrier((rows, outside, leaving, arriving))
   rows = Rows(rows.weights.at[inside].set(arriving[:, 0], mode='drop'),
                           rows.momentum.at[inside].set(arriving[:, 1], mode='drop'))
@@ -232,5 +233,5 @@ def _products_of_last(decays: jax.Array) -> jax.Array:
 
 
 def _places(indices: jax.Array, rows: jax.Array, mesh: Mesh) -> jax.Array:
-  """Where this device has the global rows; beyond its last where another has them."""
+  """Local positions of global rows; past the last local row for those on other devices."""
   return local_rows.local_places(indices, local_rows.first_row(len(rows), mesh), len(rows))

@@ -1,4 +1,4 @@
-"""The table of the hardest classes of every class, found anew before each epoch."""
+"""The table of every class's hardest classes, recomputed before each epoch."""
 import dataclasses
 
 import jax
@@ -12,12 +12,12 @@ from conic_jax.memories.memory import Memory
 
 @dataclasses.dataclass(frozen=True)
 class HardestTable(Memory):
-  """The K hardest classes of each class, by the rows as they are when an epoch begins: int32 [N', K].
+  """The K hardest classes of each class, by the rows at the start of an epoch: int32 [N', K].
 
   Attributes:
     num_instances: N; k: K.
     mesh: the mesh that rows and table are split over.
-    rows: the name of the memory that has the rows.
+    rows: the name of the memory that holds the rows.
   """
   num_instances: int
   k: int
@@ -26,7 +26,7 @@ class HardestTable(Memory):
   prepares_epochs = True
 
   def init(self, num_rows: int) -> jax.Array:
-    """A table of zeros, before the first epoch, for N' rows."""
+    """A table of zeros for N' rows, before the first epoch."""
     return jnp.zeros((num_rows, self.k), jnp.int32)
 
   def before_epoch(self, memories, name):

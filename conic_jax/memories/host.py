@@ -1,7 +1,7 @@
-"""The contract of the host's side of a memory.
+"""The contract of a memory's host side.
 
-The step is pure. The host's side stands outside it: it prepares what the next step reads, receives what the
-step gives back, and keeps it in agreement with the checkpoints.
+The step is pure; the host side works outside it: it prepares the inputs of the next step, receives the
+outputs of each step, and keeps its store in agreement with the checkpoints.
 """
 import abc
 import dataclasses
@@ -15,15 +15,15 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class HostSettings:
-  """The run's settings that a host's side needs.
+  """The run's settings that a host side needs.
 
   Attributes:
-    folder: where it may keep files; made by it.
-    batch_ids: from a step to the ids of its global batch, int64 [batch_size].
-    batch_size: images of the global batch.
-    last_step: steps that the run will have done at its end.
+    folder: where it may store files; it creates the folder.
+    batch_ids: maps a step to the ids of its global batch, int64 [batch_size].
+    batch_size: images in the global batch.
+    last_step: steps done at the end of the run.
     save_every: steps between two checkpoints.
-    keep: checkpoints that are kept.
+    keep: number of checkpoints kept.
   """
   folder: Path
   batch_ids: Callable[[int], np.ndarray]
@@ -34,21 +34,21 @@ class HostSettings:
 
 
 class HostSide(abc.ABC):
-  """What a host keeps of one memory during a run."""
+  """The part of one memory that a host keeps during a run."""
 
   @abc.abstractmethod
   def start(self, state: Any, step: int, fresh: bool) -> None:
-    """Brings the host to a step, before the first one is taken.
+    """Brings the host side to a step, before the first one is taken.
 
     Args:
-      state: the memory's state there.
+      state: the memory's state at that step.
       step: steps done.
-      fresh: whether the run begins; otherwise the state is that of the checkpoint `step`.
+      fresh: whether the run is new; otherwise the state is that of checkpoint `step`.
     """
 
   @abc.abstractmethod
   def inputs(self, step: int) -> dict[str, jax.Array]:
-    """What the step reads: global arrays as `HostedMemory.host_inputs` describes them."""
+    """Host inputs of the step: global arrays as `HostedMemory.host_inputs` describes them."""
 
   @abc.abstractmethod
   def receive(self, step: int, outputs: Any) -> None:
@@ -56,13 +56,13 @@ class HostSide(abc.ABC):
 
   @abc.abstractmethod
   def sync(self, step: int, kept: Sequence[int]) -> None:
-    """Syncs what is kept with the checkpoint about to be written.
+    """Syncs the store with the checkpoint about to be written.
 
     Args:
       step: steps done in the state that will be saved.
-      kept: the steps of the checkpoints that exist: a run may go on from any of them.
+      kept: the steps of the existing checkpoints: a run may resume from any of them.
     """
 
   @abc.abstractmethod
   def close(self) -> None:
-    """Ends whatever runs in the background."""
+    """Stops all background work."""

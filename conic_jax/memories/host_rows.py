@@ -1,8 +1,8 @@
-"""The host's side of the sampled classifier: what enters the window, from where, and what leaves it.
+"""Host side of the sampled classifier: which rows enter the window, from where, and which leave.
 
-One worker does all of it, in the order of the steps and ahead of them: it runs the window on the ids that
-the sampler will give, reads the rows that enter and writes those that left. What it reads for step t
-waits for nothing later than what step t − R gave back; the device has what left since.
+One worker does all the work, in the order of the steps and ahead of them: it advances the window by the ids
+that the sampler will yield, reads the rows that enter and writes those that left. Its reads for step t need
+no outputs later than those of step t − R; rows evicted since are still on the device.
 """
 import collections
 import contextlib
@@ -27,32 +27,33 @@ from conic_jax.memories.host import HostSettings, HostSide
 from conic_jax.memories.store import Layout, Store, Stored, open_store, shortage
 from conic_jax.memories.window import Swaps, WindowClasses
 
-# Steps that are prepared ahead. Less than R, so that all that a step waits for was given back.
+# Steps prepared ahead. Fewer than R, so that the outputs that a step waits for have been received.
 _STEPS_AHEAD = 3
 _SETTINGS = 'settings.json'
 
 
 class HostRows(HostSide):
-  """The companion of a method whose state has a `device_window.Window` under 'window'."""
+  """Host side of `WindowedRows`, whose state is a `device_window.Window`."""
 
   def __init__(self, settings: HostSettings, mesh: Mesh, *, kind: str, num_instances: int, dim: int,
                seed: int, norm: float, momentum: float, weight_decay: float):
-    """Begins nothing yet.
+    """Starts no work yet.
 
     Args:
-      settings: of the run.
+      settings: the run's settings.
       mesh: the mesh that the window's rows are split over.
-      kind: where the rows outside are: 'device', 'host' or 'disk'.
+      kind: where the rows outside the window are stored: 'device', 'host' or 'disk'.
       num_instances: N.
       dim: D.
-      seed: seed of the run.
-      norm: the norm that rows start with.
+      seed: the run's seed.
+      norm: the norm of the initial rows.
       momentum, weight_decay: of the rows' SGD.
     """
     self._settings, self._mesh, self._kind = settings, mesh, kind
     self._sgd = {'momentum': momentum, 'weight_decay': weight_decay}
     self.depends_on = {'store': kind, 'norm': norm, **self._sgd}
-    # The process that keeps a row tells the device of it; the first does for what the device keeps.
+    # The process that stores a row describes it to the device; the first does so for rows stored on the
+    # device.
     count = 1 if kind == 'device' else jax.process_count()
     self._layout = Layout(num_instances, dim, seed, jax.process_index(), count)
     self._at_the_end = contextlib.ExitStack()
@@ -76,8 +77,8 @@ class HostRows(HostSide):
         raise UserError(lacking)
       store = open_store(self._kind, settings.folder, self._layout, None if fresh else step)
       self._at_the_end.callback(store.close)
-    # The rate of the last step is the device's to tell, in the next exchange.
-    done = max(0, step - 1) if len(self._layout.ids) else 0  # Who keeps no row needs no rates.
+    # The device sends the last step's learning rate with the next exchange.
+    done = max(0, step - 1) if len(self._layout.ids) else 0  # A process without rows needs no rates.
     rates = Rates(settings.folder / f'rates-{jax.process_index()}', done, **self._sgd)
     self._at_the_end.callback(rates.close)
     inside = WindowClasses(np.asarray(window.classes), np.asarray(window.renewed), self._layout.num_instances)
@@ -87,7 +88,7 @@ class HostRows(HostSide):
       self._prepare_next()
 
   def inputs(self, step):
-    del step  # They come in order.
+    del step  # Steps come in order.
     inputs = self._prepared.popleft().result()
     self._prepare_next()
     return inputs
@@ -110,7 +111,7 @@ class HostRows(HostSide):
       self._next += 1
 
   def _submit(self, work: Callable, *arguments: Any) -> Future:
-    """Gives the worker something to do; after a failure it does nothing but tell it again."""
+    """Queues work for the worker; after a failure every later task raises it again."""
     def guarded():
       if self._failure:
         raise self._failure
@@ -123,25 +124,27 @@ class HostRows(HostSide):
 
 
 class _RowsWorker:
-  """What the worker does, in order: `inputs` of one step after another, and checkpoints between.
+  """The worker's tasks, in order: `inputs` of one step after another, and `sync` at checkpoints.
 
-  The `exchange` of step t gives back what left, exact before the update of t, and the rate of t − 1:
-  so R steps after a row left it is in the store, with every rate from then on in the log.
+  The `exchange` of step t outputs the evicted rows, exact before the update of t, and the learning rate of
+  the previous step: so R steps after its eviction a row is in the store, and every learning rate since then
+  is in the log.
   """
 
   def __init__(self, window: WindowClasses, store: 'Store | _SeenOnDevice', rates: Rates, layout: Layout,
                settings: HostSettings, mesh: Mesh):
     self._window, self._store, self._rates = window, store, rates
     self._layout, self._settings, self._mesh = layout, settings, mesh
-    # What the steps gave back and is not kept yet: (step, outputs).
+    # Received outputs that are not stored yet: (step, outputs).
     self.outputs: collections.deque[tuple[int, Any]] = collections.deque()
-    # What left in each of the last steps; and for each of those rows when, and in which swap.
+    # Classes evicted in each of the last steps; and for each of these classes the step and swap of its
+    # eviction.
     self._leaving: dict[int, np.ndarray] = {}
     self._recent: dict[int, tuple[int, int]] = {}
     self._zeros: dict[tuple, jax.Array] = {}
 
   def inputs(self, step: int) -> dict[str, jax.Array]:
-    """What `device_window.exchange` needs in this step."""
+    """Host inputs of `device_window.exchange` in this step."""
     self._keep(step - HOST_LAG)
     self._forget(step - HOST_LAG - 1)
     swaps = self._window.advance(step, self._settings.batch_ids(step))
@@ -157,7 +160,7 @@ class _RowsWorker:
     self._store.checkpoint(step, kept)
 
   def _keep(self, last: int) -> None:
-    """Keeps what the steps up to this one gave back."""
+    """Stores the outputs of the steps up to this one."""
     while self.outputs and self.outputs[0][0] <= last:
       step, outputs = self.outputs.popleft()
       if step:
@@ -168,13 +171,13 @@ class _RowsWorker:
       self._store.write(leaving[mine], rows, np.full(len(mine), step))
 
   def _forget(self, step: int) -> None:
-    """Takes what left in this step for no longer recent, where it has not left again."""
+    """Drops rows evicted in this step from the recent ones, unless they were evicted again since."""
     for name in self._leaving.pop(step, np.empty(0)).tolist():
       if self._recent[name][0] == step:
         del self._recent[name]
 
   def _arrivals(self, step: int, entering: np.ndarray) -> dict[str, np.ndarray]:
-    """This process's part of `device_window.inputs`: of each row that it keeps and that enters."""
+    """This process's part of `device_window.inputs`: for each entering row that it stores."""
     on_device = isinstance(self._store, _SeenOnDevice)
     shapes = device_window.inputs(self._settings.batch_size, self._layout.dim, self._mesh, on_device)
     parts = {name: np.zeros(shapes[name].shape[1:], shapes[name].dtype)
@@ -199,12 +202,12 @@ class _RowsWorker:
     return parts
 
   def _mine(self, names: np.ndarray) -> np.ndarray:
-    """Where in this array the rows are that this process keeps."""
+    """Positions in this array of the rows that this process stores."""
     ids = self._layout.ids
     return np.flatnonzero((names >= ids.start) & (names < ids.stop))
 
   def _known_to_all(self, swaps: Swaps) -> dict[str, jax.Array]:
-    """The global arrays [B] that every process knows all of."""
+    """The global arrays [B] that every process knows in full."""
     size = self._settings.batch_size
     filled = lambda names, rest: np.pad(names, (0, size - len(names)), constant_values=rest)
     arrays = {'slots': swaps.slots, 'swapped': filled(swaps.swapped, NO_SLOT),
@@ -214,7 +217,7 @@ class _RowsWorker:
     return meshes.to_global(local, self._mesh)
 
   def _part(self, values: np.ndarray) -> jax.Array:
-    """The global array [T, …] with these values in the part of this process's first device, else zeros."""
+    """The global array [T, …] with these values for this process's first device, and zeros for its others."""
     sharding = meshes.batch_sharding(self._mesh)
     shape = (self._mesh.size, *values.shape)
     first, *others = sharding.addressable_devices_indices_map(shape)
@@ -227,7 +230,7 @@ class _RowsWorker:
 
 
 class _SeenOnDevice:
-  """What the host knows of rows that are on the device: since when each has been outside."""
+  """The host's record of rows stored on the device: since which step each has been outside the window."""
 
   def __init__(self, outside: device_window.DeviceStore, mesh: Mesh):
     everywhere = jax.jit(lambda seen: seen, out_shardings=meshes.replicated(mesh))
@@ -241,7 +244,7 @@ class _SeenOnDevice:
     self._seen[ids] = seen
 
   def checkpoint(self, step: int, kept: Sequence[int]) -> None:
-    """The train state has it."""
+    """Does nothing: the train state holds the rows."""
 
 
 def begin_folder(folder: Path, settings: dict[str, Any]) -> None:
@@ -255,7 +258,7 @@ def begin_folder(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
-  """Raises a UserError where the rows outside were left under other settings, which they depend on."""
+  """Raises a UserError if settings that the stored rows depend on have changed."""
   path = folder / _SETTINGS
   if not path.is_file():
     raise UserError(f'{folder} holds no store of the rows that the checkpoint needs: bring the folder back, '

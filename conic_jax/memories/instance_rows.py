@@ -1,8 +1,8 @@
-"""The rows of the instance classifier, one an image, with an SGD of their own.
+"""The instance classifier's rows, one per image, with their own SGD.
 
-`update` passes over the local rows in chunks as `losses.partitioned.scores` does: it recomputes the
-probabilities from the saved normalisers, forms the gradient of each chunk of rows and applies momentum SGD
-to it where it lies. No gradient [N, D] is ever stored.
+`update` goes through the local rows in chunks as `losses.partitioned.scores` does: it recomputes the
+probabilities from the saved normalisers, computes the gradient of each chunk and applies momentum SGD in
+place. No gradient [N, D] is ever stored.
 """
 import dataclasses
 import functools
@@ -28,8 +28,8 @@ class Rows:
   """The classifier and the state of its SGD.
 
   Attributes:
-    weights: float32 [N', D], N' is N rounded up, the same for all usual numbers of devices, so that
-      a run can go on with another number.
+    weights: float32 [N', D]; N' is N rounded up, the same for all usual numbers of devices, so that a run can
+      resume on another number.
     momentum: float32 [N', D].
   """
   weights: jax.Array
@@ -37,15 +37,15 @@ class Rows:
 
 
 class Classified(NamedTuple):
-  """What the rows' SGD needs of a batch of M features of B images, image-major.
+  """Inputs to the rows' SGD: M features of the B images of a batch, image-major.
 
   Attributes:
     features: float32 [M, D], of unit norm.
     ids: int32 [M].
-    sample_weights: float32 [M], aₘ: the weight of each feature in the mean that is the loss.
+    sample_weights: float32 [M], aₘ: the weight of each feature in the loss, which is a mean.
     scores: the `Scores` of the features.
-    hardest: int32 [B, K] where labels are smoothed.
-    draw_key: the key of the drawn negatives, where there are any.
+    hardest: int32 [B, K]; None without label smoothing.
+    draw_key: the key of the drawn negatives; None if none are drawn.
   """
   features: jax.Array
   ids: jax.Array
@@ -57,10 +57,10 @@ class Classified(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class RowsSgd:
-  """How the rows learn, the fields of `config.classifier`.
+  """Settings of the rows' SGD, the fields of `config.classifier`.
 
   Attributes:
-    norm: the norm that the rows start with.
+    norm: the norm of the initial rows.
     lr_scale: the rows' learning rate as a multiple of the encoder's.
     momentum, weight_decay: of the rows' SGD.
   """
@@ -72,12 +72,12 @@ class RowsSgd:
 
 @dataclasses.dataclass(frozen=True)
 class InstanceRows(Memory):
-  """The rows of all N instances, split over the mesh. What the loss gives them is a `Classified`.
+  """Rows of all N instances, split over the mesh. The loss passes a `Classified`.
 
   Attributes:
     num_instances: N; dim: D.
     softmax: as for `partitioned.scores`.
-    sgd: how the rows learn.
+    sgd: settings of the rows' SGD.
   """
   num_instances: int
   dim: int
@@ -103,7 +103,7 @@ def initial_rows(rng: jax.Array, ids: jax.Array, dim: int, norm: float) -> jax.A
     rng: a key.
     ids: int32 [k].
     dim: D.
-    norm: the norm of the rows; the gradient of a row's direction goes as 1/norm.
+    norm: the norm of the rows; the gradient of a row's direction scales as 1/norm.
 
   Returns:
     float32 [k, D].
@@ -120,7 +120,7 @@ def init(rng: jax.Array, num_instances: int, dim: int, norm: float, num_shards: 
 
 
 def padded_rows(num_instances: int, num_shards: int) -> int:
-  """N', the rows of an array that `num_shards` devices share evenly."""
+  """N', the number of rows of an array that `num_shards` devices share evenly."""
   unit = math.lcm(num_shards, _PADDED_TO if num_instances >= 64 * _PADDED_TO else 64)
   return -(-num_instances // unit) * unit
 
@@ -133,14 +133,14 @@ def update(rows: Rows, batch: Classified, lr: jax.Array, softmax: partitioned.So
 
   Args:
     rows: the rows before the step, split over the mesh.
-    batch: the features with what `scores` said of them.
+    batch: the features and their `scores`.
     lr: η, float32 [].
     softmax: as for `scores`.
     momentum: m.
     weight_decay: λ.
-    applied: bool [], False for a step that an overflow in float16 skips: then nothing changes.
+    applied: bool [], False for a step that a float16 overflow skips: then nothing changes.
 
-  Source: ConIC §3.2, whose ∂ℓ/∂w leaves out the 1/τ and the projection.
+  Source: ConIC §3.2, whose ∂ℓ/∂w omits the 1/τ and the projection.
   """
   mesh, temperature, dtype = softmax.mesh, softmax.temperature, softmax.dtype
   gather = functools.partial(jax.lax.all_gather, axis_name=mesh.axis_names, tiled=True)
@@ -164,7 +164,8 @@ def update(rows: Rows, batch: Classified, lr: jax.Array, softmax: partitioned.So
       classes = first + start + jnp.arange(size, dtype=jnp.int32)
       old, old_velocity = (jax.lax.dynamic_slice_in_dim(x, start, size) for x in carry)
       inverse = jax.lax.rsqrt(jnp.maximum(jnp.sum(old * old, axis=1, keepdims=True), _SMALLEST_NORM ** 2))
-      # Normalised after the product, where it costs less; narrow types could not hold every row before.
+      # In float32 normalised after the product, which is cheaper; narrower types may not hold unnormalised
+      # rows.
       if dtype == jnp.float32:
         logits = partitioned.contract(old, features / temperature, (1, 1), dtype) * inverse
       else:
@@ -182,7 +183,7 @@ def update(rows: Rows, batch: Classified, lr: jax.Array, softmax: partitioned.So
       here = applied & partitioned.in_turn(index, start, size)[:, None]
       new_velocity = jnp.where(here, new_velocity, old_velocity)
       velocity = jax.lax.dynamic_update_slice_in_dim(velocity, new_velocity, start, 0)
-      # Read back, so that the rows are written after all that reads them: else XLA copies them all.
+      # Read back, so that the rows are written after all reads of them; otherwise XLA copies them all.
       weights, velocity = jax.lax.optimization_barrier((weights, velocity))
       old = jax.lax.dynamic_slice_in_dim(weights, start, size)
       new = jnp.where(here, old - lr * jax.lax.dynamic_slice_in_dim(velocity, start, size), old)
@@ -206,7 +207,7 @@ def write(rows: Rows, ids: jax.Array, values: jax.Array, valid: jax.Array, mesh:
     rows: the rows, split over the mesh.
     ids: int32 [B], split over the mesh.
     values: float32 [B, D], split over the mesh.
-    valid: bool [B]; where False nothing is written.
+    valid: bool [B]; if False, nothing is written.
     mesh: the mesh.
   """
   places = jnp.where(valid, ids, -1)

@@ -1,4 +1,4 @@
-"""Files of blocks of records that grow by whole blocks, or not at all.
+"""Files of record blocks, to which a block is appended whole or not at all.
 
 A block is: magic (4 bytes), number of entries (4, little endian), checksum of the entries (4),
 checksum of these twelve bytes (4), entries.
@@ -14,7 +14,7 @@ import numpy as np
 
 from conic_jax.errors import UserError
 
-# What mends the folder of a store.
+# How to repair the folder of a store.
 REMEDY = 'bring the folder back from a copy, or begin the run anew in another folder (config.run).'
 _HEADER, _CHECKSUM = struct.Struct('<4sII'), struct.Struct('<I')
 _START = _HEADER.size + _CHECKSUM.size
@@ -22,11 +22,10 @@ _MAGIC = b'CnJ1'
 
 
 class Journal:
-  """A file of blocks being written: a new one, that has its name from `publish` on.
+  """A new file of blocks being written; it gets its name on `publish`.
 
-  An appended block is on the disk when `append` returns. One that fails, for want of room, leaves no
-  trace; one that is cut short because the process or the machine died is the file's last and `read`
-  leaves it out.
+  An appended block is on disk when `append` returns. A block that fails for lack of space leaves no trace;
+  one cut short by a crash of the process or the machine is the file's last, and `read` leaves it out.
   """
 
   def __init__(self, path: Path):
@@ -40,7 +39,7 @@ class Journal:
       entries: [k] of the journal's dtype.
 
     Raises:
-      OSError: where there is no room.
+      OSError: if there is no space.
     """
     payload = entries.tobytes()
     header = _HEADER.pack(_MAGIC, len(entries), zlib.crc32(payload))
@@ -54,13 +53,13 @@ class Journal:
     self._length += len(block)
 
   def publish(self) -> None:
-    """Gives the file its name, in place of a file that had it."""
+    """Gives the file its name, replacing any file that had it."""
     os.fsync(self._file)
     os.replace(self._unnamed, self._path)
     sync_folder(self._path.parent)
 
   def close(self) -> None:
-    """Closes the file; what was not published is deleted."""
+    """Closes the file; deletes it if it was not published."""
     os.close(self._file)
     with contextlib.suppress(FileNotFoundError):
       os.unlink(self._unnamed)
@@ -72,10 +71,10 @@ def read(path: Path, dtype: np.dtype, torn: bool = False) -> list[np.ndarray]:
   Args:
     path: the file.
     dtype: of the entries.
-    torn: whether the last block may be unfinished; it is left out then.
+    torn: whether the last block may be incomplete; it is then left out.
 
   Raises:
-    UserError: where a block is damaged.
+    UserError: if a block is damaged.
   """
   data = np.asarray(np.memmap(path, np.uint8, 'r')) if os.path.getsize(path) else np.zeros(0, np.uint8)
   blocks, start = [], 0
@@ -91,7 +90,7 @@ def read(path: Path, dtype: np.dtype, torn: bool = False) -> list[np.ndarray]:
 
 
 def _block(data, start, dtype):
-  """Where the block at `start` ends, as far as that can be told, and its entries, None if not whole."""
+  """Where the block at `start` ends, as far as known, and its entries, None if incomplete."""
   begin = start + _START
   if begin > len(data):
     return begin, None
@@ -106,7 +105,7 @@ def _block(data, start, dtype):
 
 
 def write_whole(file: int, data: bytes | memoryview, offset: int) -> None:
-  """Writes bytes at an offset of a file, all of them or with an OSError."""
+  """Writes all bytes at an offset of a file, or raises an OSError."""
   while len(data):
     written = os.pwrite(file, data, offset)
     if not written:
@@ -115,12 +114,12 @@ def write_whole(file: int, data: bytes | memoryview, offset: int) -> None:
 
 
 def unnamed(path: Path) -> Path:
-  """Where a file is written before it has its name."""
+  """Where a file is written before it gets its name."""
   return path.with_name(path.name + '.new')
 
 
 def sync_folder(folder: Path) -> None:
-  """Brings the names in a folder to the disk."""
+  """Flushes the names in a folder to disk."""
   descriptor = os.open(folder, os.O_RDONLY)
   try:
     os.fsync(descriptor)

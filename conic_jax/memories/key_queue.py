@@ -14,17 +14,17 @@ from conic_jax.losses import MASKED
 from conic_jax.memories.instance_rows import initial_rows, padded_rows
 from conic_jax.memories.memory import Memory
 
-# The image of a key that is noise, as the queue begins with.
+# The image id of a noise key, of which the initial queue consists.
 NOISE = -1
 
 
 @flax.struct.dataclass
 class Queue:
-  """The last K keys, a ring.
+  """The last K keys, a ring buffer.
 
   Attributes:
-    keys: float32 [K', D] of unit norm; K' is K rounded up so that devices can share it.
-    ids: int32 [K'], the image of each key; `NOISE` where there is none.
+    keys: float32 [K', D] of unit norm; K' is K rounded up so that the devices can share them evenly.
+    ids: int32 [K'], the image of each key; `NOISE` for a noise key.
     position: int32 [], where the next key goes.
     size: K.
     is_split: whether keys are split over the mesh, or every device has all.
@@ -38,18 +38,18 @@ class Queue:
 
 @dataclasses.dataclass(frozen=True)
 class KeyQueue(Memory):
-  """The queue of a run. What the loss gives it are the arguments of `push`: 'keys', 'ids' and 'valid'.
+  """A run's queue. The loss passes the arguments of `push`: 'keys', 'ids' and 'valid'.
 
   Attributes:
     size: K.
     dim: D.
     mesh: the mesh.
     is_split: whether keys are split over the mesh, or every device has all.
-    field: of the config, that sets the size.
-    batch_keys: the keys of a batch.
+    field: the config field that sets the size.
+    batch_keys: keys in a batch.
 
   Raises:
-    UserError: where the queue cannot hold the keys of one batch.
+    UserError: if the queue cannot hold the keys of one batch.
   """
   size: int
   dim: int
@@ -75,7 +75,7 @@ class KeyQueue(Memory):
 
 
 def init_queue(rng: jax.Array, size: int, dim: int, mesh: Mesh, is_split: bool = True) -> Queue:
-  """A queue of noise: Gaussian vectors, normalised, each a function of (rng, place) only.
+  """Initial queue of noise: normalised Gaussian vectors; each depends on (rng, position) alone.
 
   Source: MoCo (He et al. 2020) and its public code.
   """
@@ -86,17 +86,17 @@ def init_queue(rng: jax.Array, size: int, dim: int, mesh: Mesh, is_split: bool =
 
 def push(queue: Queue, keys: jax.Array, ids: jax.Array, valid: jax.Array, mesh: Mesh,
          applied: jax.typing.ArrayLike = True) -> Queue:
-  """The queue with these keys in the place of its oldest.
+  """The queue with these keys in place of its oldest.
 
-  Keys follow one another in the order of the batch, without gaps for those that are not valid, and go on
-  at the start where they reach the end: K need not be a multiple of the batch.
+  Keys are written in batch order, without gaps for invalid ones, and wrap around at the end: K need not be a
+  multiple of the batch.
 
   Args:
     queue: the queue.
     keys: float32 [B, D], B ≤ K, split over the mesh.
-    ids: int32 [B], their images; valid: bool [B], False for a key that does not enter.
+    ids: int32 [B], their images; valid: bool [B], False for a key that is not added.
     mesh: the mesh.
-    applied: bool []; where False nothing changes.
+    applied: bool []; if False, nothing changes.
   """
   enters = valid & jnp.asarray(applied)
   order = jnp.cumsum(enters, dtype=jnp.int32)
@@ -107,17 +107,17 @@ def push(queue: Queue, keys: jax.Array, ids: jax.Array, valid: jax.Array, mesh: 
 
 
 def cosines(queue: Queue, queries: jax.Array, mesh: Mesh, ids: jax.Array | None = None) -> jax.Array:
-  """q·k₋ of every query with every key of the queue, where the keys lie.
+  """q·k₋ of every query with every key of the queue, computed where the keys are stored.
 
   Args:
     queue: the queue; its keys carry no gradient.
     queries: float32 [B, D], of unit norm.
     mesh: the mesh.
-    ids: int32 [B]; given, the keys of a query's own image are no negatives.
+    ids: int32 [B]; if given, the keys of a query's own image are not negatives.
 
   Returns:
-    float32 [B, K'], split over the keys (over the queries where every device has all keys); `MASKED` for
-    what is no negative, which it stays after a division by τ.
+    float32 [B, K'], split over the keys (over the queries if every device has all keys); `MASKED` for keys
+    that are not negatives, which stay masked after division by τ.
   """
   where = PartitionSpec(None, mesh.axis_names) if queue.is_split else split(mesh)
   keys = jax.lax.stop_gradient(queue.keys)

@@ -9,9 +9,9 @@ from conic_jax.memories.host import HostSettings, HostSide
 
 
 class Memory:
-  """State that a step changes by a rule of its own: rows, a queue, a bank, a momentum encoder.
+  """State that each step updates by a rule of its own: rows, a queue, a bank, a momentum encoder.
 
-  A memory holds settings only. Its state is in the train state, under the name that the method gives it.
+  The object holds settings only; its state is in the train state, under the name that the method gives it.
 
   Attributes:
     prepares_epochs: whether `before_epoch` does anything.
@@ -23,18 +23,18 @@ class Memory:
     """The state after a step.
 
     Args:
-      state: before the step.
-      seen: what the loss gives for this memory, `Aux.seen[name]`.
-      params: the network's, after the optimizer.
+      state: the state before the step.
+      seen: the loss's input to this memory, `Aux.seen[name]`.
+      params: the network's parameters, after the optimizer's update.
       step: int32 [], steps done before this one.
       lr: float32 [], the encoder's learning rate in this step.
-      applied: bool [], False where a float16 overflow skips the step: the state must stay as it is. The
-        memory sees to it, as selecting between two whole states would hold both.
+      applied: bool [], False if a float16 overflow skips the step: the state must then stay unchanged. The
+        memory ensures this itself, since selecting between two whole states would hold both.
     """
     raise NotImplementedError(f'{type(self).__name__} has no update: the loss must give it nothing.')
 
   def partition_rules(self) -> Sequence[tuple[str, PartitionSpec]]:
-    """(pattern of a path within the state, partition) pairs; what matches none is replicated."""
+    """(path pattern, partition) pairs for the state's leaves; a leaf that matches none is replicated."""
     return ()
 
   def before_epoch(self, memories: Mapping[str, Any], name: str) -> Any:
@@ -43,40 +43,40 @@ class Memory:
 
 
 class HostedMemory(Memory):
-  """A memory part of which is kept on the hosts, outside the pure step."""
+  """A memory kept partly on the hosts, outside the pure step."""
 
   def host_inputs(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of what the host gives each step; the first axis of each is split over the mesh."""
+    """Shapes of the host's inputs to each step; the first axis of each is split over the mesh."""
     raise NotImplementedError
 
   def exchange(self, state: Any, inputs: dict[str, jax.Array], step: jax.Array, updates: jax.Array,
                lr: jax.Array) -> tuple[Any, Any]:
-    """Takes from the host and gives to it, before the loss of a step and whether or not the step is applied.
+    """Takes the host's inputs and makes its outputs before a step's loss, even if the step is skipped.
 
     Args:
-      state: before the step.
+      state: the state before the step.
       inputs: arrays as `host_inputs` describes them.
-      step: int32 [], steps done; updates: int32 [], those of them that were applied.
+      step: int32 [], steps done; updates: int32 [], how many of them were applied.
       lr: float32 [], the encoder's learning rate in this step.
 
     Returns:
-      The state, and a tree of arrays for the host.
+      The state, and a tree of output arrays for the host.
     """
     raise NotImplementedError
 
   def host(self, settings: HostSettings) -> HostSide:
-    """The host's side of a run."""
+    """The host side for a run."""
     raise NotImplementedError
 
 
 def hosted(memories: Mapping[str, Memory]) -> dict[str, HostedMemory]:
-  """Those of the memories that have a host's side."""
+  """The memories that have a host side."""
   return {name: memory for name, memory in memories.items() if isinstance(memory, HostedMemory)}
 
 
 def update_all(memories: Mapping[str, Memory], states: Mapping[str, Any], seen: Mapping[str, Any],
                params: Any, step: jax.Array, lr: jax.Array, applied: jax.Array) -> dict[str, Any]:
-  """The states of all memories after a step, as `Memory.update`; one that saw nothing keeps its state."""
+  """States of all memories after a step, as `Memory.update`; a memory not in `seen` keeps its state."""
   updated = {name: memories[name].update(states[name], part, params, step, lr, applied)
              for name, part in seen.items()}
   return {**states, **updated}

@@ -8,17 +8,17 @@ import jax.numpy as jnp
 from conic_jax.errors import UserError
 from conic_jax.memories.memory import Memory
 
-# How the momentum of an average may change over a run.
+# How the momentum may change over a run.
 SCHEDULES = ('constant', 'cosine')
 
 
 @dataclasses.dataclass(frozen=True)
 class MomentumEncoder(Memory):
-  """θk ← m θk + (1 − m) θ after each update, with batch-norm statistics of its own, which are not averaged.
+  """θk ← m θk + (1 − m) θ after each update; its batch-norm statistics are its own and not averaged.
 
-  The state is {'params', 'batch_stats'}: of the network's parameters those that it began with. What the loss
-  gives it are its batch_stats after the batch. MoCo averages at the start of a step; here the same average is
-  taken at the end of the step before.
+  The state is {'params', 'batch_stats'}, with those of the network's parameters that it started with. The
+  loss passes its batch_stats after the batch. MoCo averages at the start of a step; here the same average is
+  taken at the end of the previous step.
 
   Attributes:
     start: m₀.
@@ -26,7 +26,7 @@ class MomentumEncoder(Memory):
     total_steps: steps of the whole run.
 
   Raises:
-    UserError: for another schedule, or a momentum outside [0, 1].
+    UserError: for an unknown schedule, or a momentum outside [0, 1].
 
   Source: MoCo (He et al. 2020), Eq. 2; BYOL (Grill et al. 2020), §3.
   """
@@ -41,7 +41,7 @@ class MomentumEncoder(Memory):
       raise UserError(f'config.momentum.start is {self.start}; it must be from 0 to 1.')
 
   def init(self, params: Any, batch_stats: Any) -> dict[str, Any]:
-    """Begins as a copy of the network."""
+    """Starts as a copy of the network."""
     return {'params': params, 'batch_stats': batch_stats}
 
   def update(self, state, seen, params, step, lr, applied):
@@ -57,21 +57,21 @@ def average(old: Any, new: Any, momentum: jax.typing.ArrayLike) -> Any:
 
 
 def momentum_at(start: float, schedule: str, step: jax.Array, total_steps: int) -> jax.Array:
-  """The momentum m of an average at a step.
+  """The momentum m at a step.
 
   'constant': m₀. 'cosine': 1 − (1 − m₀)·½(cos(π·step/total) + 1), from m₀ to 1.
 
   Args:
     start: m₀.
     schedule: 'constant' or 'cosine'.
-    step: int32 [], steps done before.
+    step: int32 [], steps done.
     total_steps: steps of the whole run.
 
   Returns:
     float32 [].
 
   Raises:
-    ValueError: for another schedule.
+    ValueError: for an unknown schedule.
 
   Source: BYOL (Grill et al. 2020), §3.3.
   """

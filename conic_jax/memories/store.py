@@ -1,7 +1,7 @@
-"""Where the classifier's rows lie that are outside the window: in host memory or on a disk.
+"""Stores of the classifier's rows outside the window: in host memory or on disk.
 
-Each process keeps its own part of the rows. A store can be brought back to every checkpoint of the run
-that is kept, and only to these. One thread may write while another reads other rows.
+Each process stores its own share of the rows. A store can be restored to every kept checkpoint of the run,
+and only to these. One thread may write while another reads other rows.
 """
 import contextlib
 import dataclasses
@@ -21,18 +21,18 @@ from conic_jax.memories import journal
 from conic_jax.memories.journal import REMEDY
 
 _VERSION = 1
-_PAGE = 4096  # Bytes: what a file system sets aside at the least for a record in a sparse file.
+_PAGE = 4096  # Bytes: the least that a file system allocates for a record in a sparse file.
 _DUMP_BLOCK = 16384  # Rows.
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """What the rows are and which of them a process keeps.
+  """The shape of the rows, and which of them a process stores.
 
   Attributes:
     num_instances: N.
     dim: D.
-    seed: of the run; rows that were never written are derived from it.
+    seed: the run's seed; rows never written are derived from it.
     process_index: p.
     process_count: P.
   """
@@ -51,11 +51,11 @@ class Layout:
 
 
 class Stored(NamedTuple):
-  """What `read` gives.
+  """Result of `read`.
 
   Attributes:
-    rows: float32 [k, 2, D], weights and then momentum; zeros where never written.
-    seen: int64 [k], the step before whose update the row was as it is here; 0 where never written.
+    rows: float32 [k, 2, D], weights, then momentum; zeros if never written.
+    seen: int64 [k], the step before whose update the row had this value; 0 if never written.
     written: bool [k].
   """
   rows: np.ndarray
@@ -64,11 +64,11 @@ class Stored(NamedTuple):
 
 
 class Store:
-  """The contract, and what both kinds share; `open_store` makes one.
+  """The contract, and what both kinds share; `open_store` creates one.
 
   Attributes:
-    layout: the rows.
-    folder: of this process, in that of the run's store.
+    layout: the layout of the rows.
+    folder: this process's folder, within the run's store.
   """
   kind: str
 
@@ -83,7 +83,7 @@ class Store:
       ids: int64 [k], of this process.
 
     Raises:
-      UserError: for ids of no row of this process, and damaged rows.
+      UserError: for ids outside this process's rows, and for damaged rows.
     """
     raise NotImplementedError
 
@@ -91,29 +91,29 @@ class Store:
     """Writes rows.
 
     Args:
-      ids: int64 [k], of this process, all different.
+      ids: int64 [k], rows of this process, all different.
       rows: float32 [k, 2, D].
       seen: int64 [k].
 
     Raises:
-      UserError: for ids of no row of this process, and where the disk is full.
+      UserError: for ids outside this process's rows, and if the disk is full.
     """
     raise NotImplementedError
 
   def checkpoint(self, step: int, kept: Sequence[int]) -> None:
-    """Makes the rows as they are what `open_store` brings back for this step.
+    """Records the current rows as those that `open_store` restores for this step.
 
     Args:
       step: steps done.
-      kept: the other checkpoints that the run may go on from; what only the rest need is deleted.
+      kept: the other checkpoints that the run may resume from; data that none of them needs is deleted.
 
     Raises:
-      UserError: where the disk is full.
+      UserError: if the disk is full.
     """
     raise NotImplementedError
 
   def close(self) -> None:
-    """Releases files and memory; what was written since the last checkpoint may be lost."""
+    """Releases files and memory; writes since the last checkpoint may be lost."""
     raise NotImplementedError
 
   def _identity(self) -> dict[str, object]:
@@ -124,11 +124,11 @@ class Store:
     new = journal.unnamed(path)
     new.write_text(json.dumps(self._identity(), indent=2) + '\n')
     os.replace(new, path)
-    for folder in (self.folder, *self.folder.absolute().parents[:2]):  # All that may have been made.
+    for folder in (self.folder, *self.folder.absolute().parents[:2]):  # All that may be new.
       journal.sync_folder(folder)
 
   def _check_identity(self) -> None:
-    """Raises a UserError that names each difference from the run that made the store."""
+    """Raises a UserError that names each difference from the run that created the store."""
     path = self.folder / 'store.json'
     if not path.is_file():
       raise UserError(f'{self.folder} holds no store of the rows that the checkpoint needs: {REMEDY}')
@@ -143,7 +143,7 @@ class Store:
                       'to those settings, or set config.run to another folder.')
 
   def _places(self, ids: np.ndarray) -> np.ndarray:
-    """The places of ids among the rows of this process, int64 [k]."""
+    """Positions of ids among the rows of this process, int64 [k]."""
     places = np.asarray(ids, np.int64) - self.layout.ids.start
     outside = (places < 0) | (places >= len(self.layout.ids))
     if outside.any():
@@ -155,7 +155,7 @@ class Store:
 
   @contextlib.contextmanager
   def _writing(self) -> Iterator[None]:
-    """Tells an error of the disk as a UserError."""
+    """Raises a disk error as a UserError."""
     try:
       yield
     except OSError as error:
@@ -164,7 +164,7 @@ class Store:
                       'the last one.') from error
 
   def _steps(self, prefix: str) -> dict[int, Path]:
-    """The files of the folder whose name is the prefix and a step, in ascending order."""
+    """Files in the folder whose name is the prefix and a step, in ascending order."""
     named = {int(path.name[len(prefix):]): path for path in self.folder.glob(f'{prefix}*')
              if path.name[len(prefix):].isdigit()}
     return dict(sorted(named.items()))
@@ -185,14 +185,13 @@ def open_store(kind: str, folder: Path, layout: Layout, step: int | None = None)
 
   Args:
     kind: 'host' or 'disk'.
-    folder: of the run's store.
-    layout: the rows.
-    step: of the checkpoint whose rows are brought back; None begins anew with no row written, whatever
-      the folder held.
+    folder: the run's store.
+    layout: the layout of the rows.
+    step: the checkpoint whose rows are restored; None starts with no row written, whatever the folder held.
 
   Raises:
-    UserError: where the store is another run's, damaged, or was not kept for this step, or cannot be
-      written; for another kind.
+    UserError: if the store is another run's, damaged, not kept for this step, or cannot be written; for an
+      unknown kind.
   """
   kinds = {store.kind: store for store in (HostStore, DiskStore)}
   if kind not in kinds:
@@ -201,10 +200,10 @@ def open_store(kind: str, folder: Path, layout: Layout, step: int | None = None)
 
 
 class HostStore(Store):
-  """Rows in host memory, which is taken as they are first written; each checkpoint is a copy of them all.
+  """Rows in host memory, allocated as they are first written; each checkpoint is a copy of them all.
 
-  A copy has its name when it is whole on the disk: death of the process or the machine at any moment
-  leaves those that were.
+  A copy gets its name once it is complete on disk: a crash of the process or the machine at any moment leaves
+  the earlier copies intact.
   """
   kind = 'host'
 
@@ -267,16 +266,15 @@ class HostStore(Store):
 
 
 class DiskStore(Store):
-  """Rows in one sparse file, with an undo journal that leads back to every checkpoint kept.
+  """Rows in one sparse file, with an undo journal that leads back to every kept checkpoint.
 
-  Before a record is overwritten, its bytes are on the disk in the journal of the last checkpoint; so,
-  whenever the process or the machine dies, in the middle of a write, of a checkpoint or of opening the
-  store too, each checkpoint kept comes back to the bit. Records are read through a memory map and
-  written by `pwrite`: a full disk is an error there, and a signal in a map.
+  Before a record is overwritten, its old bytes are on disk in the journal of the last checkpoint. So every
+  kept checkpoint can be restored bit for bit, whenever the process or the machine dies, even during a write,
+  a checkpoint or the opening of the store. Records are read through a memory map and written by `pwrite`,
+  where a full disk is an error; in a map it would be a signal.
 
-  Files: `rows`; `journal-S`, what each record was before each write after step S, oldest first. A record
-  is: checksum of its id and the rest (4 bytes), seen + 1 (8; 0 where never written), weights and momentum
-  (8D).
+  Files: `rows`; `journal-S`, the old value of each record at each write after step S, oldest first. A record
+  is: checksum of its id and the rest (4 bytes), seen + 1 (8; 0 if never written), weights and momentum (8D).
   """
   kind = 'disk'
 
@@ -316,7 +314,7 @@ class DiskStore(Store):
     self._clear('*.new')
 
   def _undo(self, step):
-    """Brings the records back; interrupted anywhere, it can be begun again for this or an older step."""
+    """Restores the records; if interrupted anywhere, it can be restarted for this or an older step."""
     journals = [path for number, path in self._steps('journal-').items() if number >= step]
     for path in reversed(journals):
       for entries in reversed(journal.read(path, self._entry, torn=path == journals[-1])):
@@ -324,7 +322,7 @@ class DiskStore(Store):
     os.fsync(self._file)
     for path in reversed(journals[1:]):
       path.unlink()
-      journal.sync_folder(self.folder)  # What a journal led to must not outlive those before it.
+      journal.sync_folder(self.folder)  # No journal may outlive an older one.
 
   def read(self, ids: np.ndarray) -> Stored:
     records = self._fetch(self._places(ids))
@@ -370,8 +368,8 @@ class DiskStore(Store):
     return new
 
   def _fetch(self, places: np.ndarray) -> np.ndarray:
-    """Records as they are in the file, [k]."""
-    if hasattr(os, 'posix_fadvise'):  # The disk then reads all of them at once.
+    """Records as stored in the file, [k]."""
+    if hasattr(os, 'posix_fadvise'):  # Lets the disk read them all at once.
       size = self._record.itemsize
       for place in places.tolist():
         os.posix_fadvise(self._file, place * size, size, os.POSIX_FADV_WILLNEED)
@@ -385,18 +383,18 @@ class DiskStore(Store):
 
 def shortage(folder: Path, kind: str, layout: Layout, rows_written: int, rows_between_checkpoints: int,
              keep: int) -> str | None:
-  """What a disk lacks for the store of a run, all processes of which share it.
+  """What the disk lacks for the run's store, which all processes share.
 
   Args:
-    folder: of the run's store; it need not exist yet.
+    folder: the run's store; it need not exist yet.
     kind: 'host' or 'disk'.
-    layout: the rows.
-    rows_written: how many rows the run will write, counted each time.
-    rows_between_checkpoints: how many of these between a checkpoint and the next.
-    keep: checkpoints that are kept.
+    layout: the layout of the rows.
+    rows_written: row writes of the whole run, repeats included.
+    rows_between_checkpoints: row writes from one checkpoint to the next.
+    keep: number of checkpoints kept.
 
   Returns:
-    A sentence with the size needed; None where there is room.
+    A sentence with the size needed; None if there is room.
   """
   record = 12 + 8 * layout.dim
   different = min(layout.num_instances, rows_written)
@@ -416,10 +414,10 @@ def shortage(folder: Path, kind: str, layout: Layout, rows_written: int, rows_be
 
 
 def _held(folder: Path) -> int:
-  """Bytes of disk that the files below a folder take."""
+  """Bytes on disk of the files below a folder."""
   held = 0
   for path in folder.rglob('*'):
-    with contextlib.suppress(FileNotFoundError):  # Another process may be at work there.
+    with contextlib.suppress(FileNotFoundError):  # Another process may be changing them.
       held += path.stat().st_blocks * 512
   return held
 
@@ -440,7 +438,7 @@ def _stored(records: np.ndarray) -> Stored:
 
 
 def _checksums(ids: np.ndarray, records: np.ndarray) -> np.ndarray:
-  """CRC-32 of all of each record but its checksum, begun with the id: uint32 [k]."""
+  """CRC-32 of each record without its checksum field, seeded with the id: uint32 [k]."""
   size, data = records.dtype.itemsize, memoryview(records.tobytes())
   return np.array([zlib.crc32(data[index * size + 4:(index + 1) * size], id & 0xffffffff)
                    for index, id in enumerate(np.asarray(ids).tolist())], '<u4')

@@ -1,6 +1,6 @@
-"""Which classes are in the sampled softmax's window: a function of the ids of the batches alone.
+"""Which classes are in the sampled softmax's window: a function of the batches' ids alone.
 
-The host runs it ahead of the device, so that it knows early which rows a step takes in and gives out.
+The host runs it ahead of the device, so that it knows early which rows enter and leave in a step.
 """
 from typing import NamedTuple
 
@@ -9,18 +9,18 @@ import numpy as np
 from conic_jax.errors import UserError
 from conic_jax.permutation import shuffled
 
-# No epoch has this number: the first window's shuffle is none of theirs.
+# No epoch has this number, so the first window's shuffle differs from every epoch's.
 _FIRST_WINDOW = 2**32 - 1
 NEVER_RENEWED = -1
 
 
 class Swaps(NamedTuple):
-  """What a batch of B images does to the window.
+  """How a batch of B images changes the window.
 
   Attributes:
-    slots: int64 [B], where the class of each image is from now on.
-    swapped: int64 [k], the slots that change their class, k ≤ B.
-    leaving, entering: int64 [k], the classes that were in them and that now are.
+    slots: int64 [B], the slot of each image's class from now on.
+    swapped: int64 [k], the slots whose class changes, k ≤ B.
+    leaving, entering: int64 [k], the classes in these slots before and after.
   """
   slots: np.ndarray
   swapped: np.ndarray
@@ -29,20 +29,20 @@ class Swaps(NamedTuple):
 
 
 def check(num_slots: int, batch_size: int) -> None:
-  """Raises a `UserError` where a window cannot hold a batch."""
+  """Raises a `UserError` if the window cannot hold a batch."""
   if num_slots < batch_size:
     raise UserError(f'config.classifier.window is {num_slots}, less than the batch of {batch_size} images, '
                     f'whose classes are all in it: set it to at least {batch_size}, 65536 being usual.')
 
 
 def first_classes(num_slots: int, num_instances: int, seed: int, batch_size: int) -> np.ndarray:
-  """The classes of the first window, by slot: a sample without replacement, a function of the seed.
+  """Classes of the first window, by slot: sampled without replacement, a function of the seed.
 
   Args:
     num_slots: N′, at most N.
     num_instances: N.
-    seed: seed of the run.
-    batch_size: images of a batch.
+    seed: the run's seed.
+    batch_size: images in a batch.
 
   Returns:
     int64 [N′].
@@ -55,40 +55,40 @@ def first_classes(num_slots: int, num_instances: int, seed: int, batch_size: int
 
 
 class WindowClasses:
-  """The classes by slot. In each step the batch's classes that are not inside take the slots of the oldest.
+  """The class in each slot. In each step, the batch's classes outside the window replace the oldest ones.
 
-  The oldest are those whose last batch is longest ago, of equals the one in the lower slot. A class
-  of the batch that is inside keeps its slot and its age is renewed.
+  The oldest classes are those whose last batch is longest ago; among equals, the one in the lower slot goes
+  first. A class of the batch that is already in the window keeps its slot and becomes the newest.
   """
 
   def __init__(self, classes: np.ndarray, renewed: np.ndarray, num_instances: int):
-    """Begins with these classes.
+    """Starts with these classes.
 
     Args:
       classes: int [N′], the class in each slot.
-      renewed: int [N′], the step of its last batch, or `NEVER_RENEWED`.
+      renewed: int [N′], the step in which each was last in a batch, or `NEVER_RENEWED`.
       num_instances: N.
     """
     self.classes = classes.astype(np.int64)
     self._num_instances = num_instances
     self._slot_of = {name: slot for slot, name in enumerate(self.classes.tolist())}
-    # One number that orders by age and then by slot.
+    # One number that sorts by age, then by slot.
     self._age = renewed.astype(np.int64) * len(classes) + np.arange(len(classes))
 
   @property
   def renewed(self) -> np.ndarray:
-    """The step of each slot's last batch, or `NEVER_RENEWED`: int64 [N′]."""
+    """The step in which each slot's class was last in a batch, or `NEVER_RENEWED`: int64 [N′]."""
     return self._age // len(self._age)
 
   def advance(self, step: int, ids: np.ndarray) -> Swaps:
-    """Takes in the batch of a step.
+    """Moves the window on by the batch of a step.
 
     Args:
-      step: the step, larger than the one before.
-      ids: int [B], the batch's classes; some may be there twice.
+      step: the step; must be larger than the previous one.
+      ids: int [B], the batch's classes; they may repeat.
 
     Raises:
-      UserError: where an id is outside [0, N).
+      UserError: if an id is outside [0, N).
     """
     if len(outside := ids[(ids < 0) | (ids >= self._num_instances)]):
       raise UserError(f'The batch of step {step} holds id {outside[0]}, outside 0 … '
@@ -108,7 +108,7 @@ class WindowClasses:
     return Swaps(slots, swapped, leaving, entering)
 
   def _oldest(self, count: int) -> np.ndarray:
-    """The slots of the `count` oldest classes, the oldest first."""
+    """Slots of the `count` oldest classes, oldest first."""
     if count == 0:
       return np.empty(0, np.int64)
     oldest = np.argpartition(self._age, count - 1)[:count]

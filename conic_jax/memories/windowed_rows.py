@@ -1,4 +1,4 @@
-"""The rows of the sampled classifier: a window of N′ classes on the devices, and a store of all others."""
+"""Rows of the sampled classifier: a window of N′ classes on the devices, and a store of all others."""
 import dataclasses
 
 import jax
@@ -15,17 +15,17 @@ STORES = ('device', 'host', 'disk')
 
 @dataclasses.dataclass(frozen=True)
 class WindowedRows(HostedMemory):
-  """A window on the rows: those of N′ classes learn in every step, the others wait in a store.
+  """A window over the rows: those of N′ classes learn in every step, the others wait in a store.
 
-  What the loss gives it is a `Classified`, its ids the slots of the batch's classes.
+  The loss passes a `Classified` whose ids are the slots of the batch's classes.
 
   Attributes:
-    softmax: over the window: its `num_instances` is N′.
-    sgd: how the rows learn.
+    softmax: settings of the softmax over the window; its `num_instances` is N′.
+    sgd: settings of the rows' SGD.
     num_instances: N; dim: D.
-    store: where the other rows are kept, one of `STORES`.
+    store: where the other rows are stored, one of `STORES`.
     batch_size: B.
-    seed: of the run, for the first window.
+    seed: the run's seed, for the first window.
   """
   softmax: partitioned.Softmax
   sgd: RowsSgd

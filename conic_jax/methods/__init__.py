@@ -17,12 +17,12 @@ _NO_METHODS = ('method', 'instance', 'momentum', 'network')
 
 
 def available() -> list[str]:
-  """The names that `config.method` may have."""
+  """Names that `config.method` may have."""
   return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in _NO_METHODS)
 
 
 def make(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype) -> Method:
-  """Makes the method `config.method`: the `make` of conic_jax/methods/<name>.py, or of a module of yours.
+  """Creates the method `config.method` with the `make` of conic_jax/methods/<name>.py or of your own module.
 
   Args:
     config: the whole config.
@@ -31,7 +31,7 @@ def make(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype) -> Metho
     dtype: the compute type.
 
   Raises:
-    UserError: where there is no such method, or its settings do not go together.
+    UserError: for an unknown method, or incompatible settings.
   """
   module = own_module(config.method)
   if module is None and config.method not in available():

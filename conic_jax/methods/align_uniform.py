@@ -32,10 +32,10 @@ class AlignUniform(MomentumMethod):
 
 
 def make(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype) -> AlignUniform:
-  """Makes it with the settings of `config`.
+  """Creates the method from `config`.
 
   Raises:
-    UserError: for a kernel that has no width.
+    UserError: if the kernel's t is not positive.
   """
   check_positive(config.align_uniform.t, 'config.align_uniform.t')
   return AlignUniform(config, num_instances, mesh, dtype)

@@ -1,4 +1,4 @@
-"""BYOL: the online network predicts of one view what a moving average of itself makes of the other.
+"""BYOL: from one view, the online network predicts what a moving average of itself makes of the other.
 
 L = ‖p̄₁ − z̄′₂‖² + ‖p̄₂ − z̄′₁‖²,  p the prediction, z′ the target's projection, without gradient
 ξ ← m ξ + (1 − m) θ after each update, m from m₀ to 1 on a cosine
@@ -23,8 +23,8 @@ from conic_jax.views import Views
 class BYOL(Method):
   """The method; see the module.
 
-  Batch norm is over all images of the global batch, for the first and for the second views apart. The target
-  is encoder and head, without the predictor.
+  Batch norm is over all images of the global batch, separately for the first and the second views. The target
+  has encoder and head, but no predictor.
   """
 
   def __init__(self, config: Any, num_instances: int, dtype: jnp.dtype):
@@ -66,10 +66,10 @@ class BYOL(Method):
 
 
 def make(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype) -> BYOL:
-  """Makes it with the settings of `config`.
+  """Creates the method from `config`.
 
   Raises:
-    UserError: for another number of views, or a momentum that there is not.
+    UserError: if `config.views.count` is not 1, or for invalid momentum settings.
   """
   del mesh
   if config.views.count != 1:

@@ -1,4 +1,4 @@
-"""CO2: MoCo with consistent contrast, a query and its key being equally near to each of the negatives.
+"""CO2: MoCo with consistent contrast: a query and its key should be equally similar to each negative.
 
 L = ℓ + α·½ (KL(P‖Q) + KL(Q‖P)),  P(i) = e^{k₊·kᵢ/τ_con} / Σⱼ e^{k₊·kⱼ/τ_con},  Q(i) likewise of the query
 
@@ -35,10 +35,10 @@ class CO2(MoCo):
 
 
 def make(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype) -> CO2:
-  """Makes it with the settings of `config`.
+  """Creates the method from `config`.
 
   Raises:
-    UserError: for a temperature that is none.
+    UserError: if the temperature is not positive.
   """
   check_positive(config.consistency.temperature, 'config.consistency.temperature')
   return CO2(config, num_instances, mesh, dtype)

@@ -11,5 +11,5 @@ from conic_jax.methods.instance import InstanceMethod
 
 
 def make(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype) -> InstanceMethod:
-  """Makes ConIC with the settings of `config`."""
+  """Creates the method from `config`."""
   return InstanceMethod(config, num_instances, mesh, dtype, alpha=config.alpha)

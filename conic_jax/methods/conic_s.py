@@ -1,8 +1,8 @@
-"""ConIC-S: ConIC whose softmax is over a window of N′ classes, its other rows brought up to date on return.
+"""ConIC-S: ConIC with its softmax over a window of N′ classes; returning rows get the updates they missed.
 
 The denominator of an image of class n is e^{w̄ₙᵀx̄/τ} + β Σⱼ e^{w̄ⱼᵀx̄/τ}, the sum over the window without n.
-All rows of the window learn in every step; those outside are untouched until they come back. They are kept
-on the devices, in the hosts' memory or on their disks (`config.classifier.store`).
+All rows of the window learn in every step; those outside stay untouched until they return. They are stored on
+the devices, in the hosts' memory or on their disks (`config.classifier.store`).
 
 Source: "Consistent Instance Classification for Unsupervised Representation Learning", §4, Appendix A.
 """
@@ -26,7 +26,7 @@ class ConICS(InstanceMethod):
   def __init__(self, config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype, *, alpha: float):
     settings = config.classifier
     window.check(settings.window, config.batch_size)
-    # The window holds an image's own class too: its negatives are the N′ − 1 others.
+    # The window includes an image's own class: its negatives are the N′ − 1 others.
     beta = settings.beta or (num_instances - 1) / max(1, settings.window - 1)
     softmax = partitioned.Softmax(settings.window, config.temperature, mesh, dtype, negative_weight=beta,
                                   chunk_size=settings.chunk_size)
@@ -42,20 +42,20 @@ class ConICS(InstanceMethod):
 
 
 def make(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype) -> InstanceMethod:
-  """Makes it with the settings of `config`."""
+  """Creates the method from `config`."""
   return sampled_method(config, num_instances, mesh, dtype, alpha=config.alpha)
 
 
 def sampled_method(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype, *,
                    alpha: float) -> InstanceMethod:
-  """A method on the sampled classifier; on all classes where the window would hold more than these.
+  """A method on the sampled classifier; over all classes if the window is larger than their number.
 
   Args:
     config, num_instances, mesh, dtype: as for `make`.
     alpha: α, the weight of the consistency loss.
 
   Raises:
-    UserError: for a store that there is not, or a window smaller than the batch.
+    UserError: for an unknown store, a negative β, or a window smaller than the batch.
   """
   settings = config.classifier
   if settings.store not in STORES:

@@ -1,8 +1,8 @@
-"""Instance classification as plain data parallel training does it: the baseline of One-Million's Table 1.
+"""Instance classification by plain data-parallel training: the baseline of One-Million's Table 1.
 
-Every device has a copy of all N rows, of their gradient and of their momentum, scores its own images
-against all of them, and the gradients [N, D] are summed over the devices. The rows are parameters like the
-encoder's, learned by its optimizer. `one_million` is the same training with the rows split.
+Every device has a copy of all N rows, their gradient and their momentum, and scores its own images against
+all rows; the gradients [N, D] are summed over the devices. The rows are parameters like the encoder's,
+trained by its optimizer. `one_million` is the same training with the rows split.
 
 Source: "Train a One-Million-Way Instance Classifier…", "Hybrid Parallelism", Table 1 and Figure 3 (DDP).
 """
@@ -45,10 +45,10 @@ class DataParallel(InstanceMethod):
 
 
 def make(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype) -> DataParallel:
-  """Makes it with the settings of `config`.
+  """Creates the method from `config`.
 
   Raises:
-    UserError: where the rows are asked to learn otherwise than the encoder.
+    UserError: if the rows' optimizer settings differ from the encoder's.
   """
   ours, encoders = config.classifier, config.optimizer
   if (ours.lr_scale, ours.momentum, ours.weight_decay) != (1.0, encoders.momentum, encoders.weight_decay):

@@ -1,6 +1,6 @@
 """Exemplar-CNN with the cosine softmax: instance classification alone, ConIC at α = 0.
 
-Source: Dosovitskiy et al. (2016), as ConIC §3.1 writes it and trains it in its own setting (§5).
+Source: Dosovitskiy et al. (2016), in the form of ConIC §3.1 and trained in ConIC's setting (§5).
 """
 from typing import Any
 
@@ -11,5 +11,5 @@ from conic_jax.methods.instance import InstanceMethod
 
 
 def make(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype) -> InstanceMethod:
-  """Makes it with the settings of `config`."""
+  """Creates the method from `config`."""
   return InstanceMethod(config, num_instances, mesh, dtype, alpha=0.0)

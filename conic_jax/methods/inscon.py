@@ -1,10 +1,10 @@
-"""InsCon: MoCo v2 with a head for images of several instances and one for cells of an image.
+"""InsCon: MoCo v2 with one more head for images of several instances and one for cells of an image.
 
 L = L_single + L_multi + L_cell, the sum of Eq. 1, 2 and 3, each
     −log [Σᵢ e^{qᵢ·kᵢ/τ} / (Σᵢ e^{qᵢ·kᵢ/τ} + Σᵢ Σ₋ e^{qᵢ·k₋/τ})]
 
-Single: a query and its key. Multi: a mosaic of four views of different images, each quadrant of its map a
-query for the key of its own image. Cell: the overlap of the two crops, cut into 3×3 cells in both maps.
+Single: a query and its key. Multi: a mosaic of four views of different images; each quadrant of its map is a
+query for the key of its own image. Cell: the overlap of the two crops, divided into 3×3 cells in both maps.
 
 Source: "InsCon: Instance Consistency Feature Representation via Self-Supervised Learning" (Yang et al. 2022).
 """
@@ -26,17 +26,17 @@ from conic_jax.models import roi
 
 # Views of a mosaic, in the order upper left, upper right, lower left, lower right.
 _QUADRANTS = 4
-# Which stage of the network a position of Table 9 is, from the end.
+# The stage of the network that a position of Table 9 means, counted from the end.
 POSITIONS = {'res5': 0, 'res4': 1}
 
 
 class InsCon(MoCo):
   """The method; see the module.
 
-  The quadrants are a third view of each image at half the side, cut for the mosaics alone, and the four
-  images of a mosaic follow one another in the batch: its order is random, and no image moves as long as the
-  images of a device are a multiple of four. Every image is in one mosaic of a step. The head of the mosaics
-  is its own; the keys that its quadrants are matched with, and the queue, are the single head's.
+  The quadrants are a third view of each image at half the side, cut for the mosaics alone. The four images of
+  a mosaic are consecutive in the batch: its order is random, and no image moves as long as the number of
+  images per device is a multiple of four. Every image is in one mosaic per step. The mosaics have their own
+  head; the keys that their quadrants are matched with, and the queue, are the single head's.
   """
 
   def __init__(self, config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype):
@@ -68,14 +68,14 @@ class InsCon(MoCo):
 
   def multi_loss(self, queries: jax.Array, keys: jax.Array, queue: Queue, batch: dict[str, Any]
                  ) -> jax.Array:
-    """Eq. 2, [], the mean over mosaics of which all images are valid."""
+    """Eq. 2, [], the mean over mosaics whose images are all valid."""
     positives, negatives = jnp.sum(queries * keys, axis=1), self.cosines(queue, queries, batch['id'])
     grouped = lambda cosines: cosines.reshape(-1, _QUADRANTS, *cosines.shape[1:]) / self.temperature
     loss = losses.contrast(grouped(positives), grouped(negatives))
     return losses.masked_mean(loss, of_mosaics(batch['valid']))
 
   def cells(self, params: Any, maps: Any, boxes: jax.Array, flip: jax.Array) -> jax.Array:
-    """The cells of a view's part of the overlap, as the source image has them.
+    """Cells of a view's part of the overlap, oriented as in the source image.
 
     Args:
       params: has 'cell_head'.
@@ -159,17 +159,17 @@ def of_mosaics(valid: jax.Array) -> jax.Array:
 
 
 def map_shapes(encoder: models.ResNet, size: int) -> Any:
-  """The shapes of the maps of one view of this side, by stage."""
+  """Shapes of the maps of one view of this side, by stage."""
   view = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
   return jax.eval_shape(
     lambda image: encoder.init_with_output(jax.random.key(0), image, stages=True)[0], view)
 
 
 def make(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype) -> InsCon:
-  """Makes it with the settings of `config`.
+  """Creates the method from `config`.
 
   Raises:
-    UserError: where mosaics do not divide the batch or the view, or a map or a queue is too small for cells.
+    UserError: if mosaics do not divide the batch or the view, or a map or a queue is too small for the cells.
   """
   size, batch_size, cell = config.views.size, config.batch_size, config.cell
   if cell.position not in POSITIONS:
@@ -189,7 +189,7 @@ def make(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype) -> InsCo
 
 
 def _check_cells(config: Any) -> None:
-  """Raises a `UserError` for cells that there cannot be."""
+  """Raises a `UserError` for impossible cell settings."""
   cell = config.cell
   check_positive(cell.temperature, 'config.cell.temperature')
   check_positive(cell.size, 'config.cell.size')
@@ -201,7 +201,7 @@ def _check_cells(config: Any) -> None:
 
 
 def _check_mosaic_groups(groups: int, batch_size: int) -> None:
-  """Raises a `UserError` where the mosaics of a batch cannot be parted into batch-norm groups."""
+  """Raises a `UserError` if a batch's mosaics cannot be divided into batch-norm groups."""
   if batch_size // _QUADRANTS % groups:
     raise UserError(f'The {batch_size // _QUADRANTS} mosaics of a batch of {batch_size} do not divide into '
                     f'config.batch_norm.groups {groups}: set config.batch_size to a multiple of '
@@ -209,7 +209,7 @@ def _check_mosaic_groups(groups: int, batch_size: int) -> None:
 
 
 def _check_maps(method: InsCon, config: Any) -> None:
-  """Raises a `UserError` where a feature map has fewer pixels a side than cells are cut from it."""
+  """Raises a `UserError` if a feature map has fewer pixels per side than cells."""
   stages = len(method.network.encoder.blocks)
   if config.cell.enabled and stages <= POSITIONS[config.cell.position]:
     raise UserError(f"config.cell.position is '{config.cell.position}' and the network has {stages} stage: "

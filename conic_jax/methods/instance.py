@@ -1,9 +1,9 @@
-"""What the methods with one classifier row an image share: network, losses, metrics, and the rows' SGD.
+"""Shared by the methods with one classifier row per image: network, losses, metrics and the rows' SGD.
 
 L = mean over images and views of ℓs + α · mean over images and pairs of views of ℓc
 
-With α = 0 it is instance classification alone. There may be small views beside the first group (multi-crop):
-they teach the encoder, and the rows learn from the first group alone, as in PIC's release.
+With α = 0 it is instance classification alone. There may be small views besides the first group (multi-crop):
+they train the encoder, while the rows learn from the first group alone, as in PIC's release.
 """
 import dataclasses
 from typing import Any
@@ -22,7 +22,7 @@ from conic_jax.views import Views
 
 
 def view_groups(config: Any) -> tuple[Views, ...]:
-  """The group `config.views`, and small views that differ from it as `config.small_views` says, if any."""
+  """The group `config.views`, and small views with the changes of `config.small_views`, if any."""
   first = Views(**config.views)
   if not config.get('small_views') or not config.small_views.count:
     return (first,)
@@ -30,7 +30,7 @@ def view_groups(config: Any) -> tuple[Views, ...]:
 
 
 def rows_sgd(settings: Any) -> RowsSgd:
-  """How the rows learn, of `config.classifier`."""
+  """Settings of the rows' SGD, from `config.classifier`."""
   return RowsSgd(settings.norm, settings.lr_scale, settings.momentum, settings.weight_decay)
 
 
@@ -38,9 +38,9 @@ class InstanceMethod(Method):
   """Instance classification with a consistency loss; over all classes unless `classify` says otherwise.
 
   Attributes:
-    softmax: over which classes, and how, the softmax is taken.
-    alpha: α, the weight of the consistency loss; alpha_pace: how it comes in, see `losses.paced_weight`.
-    rows: the name of the memory that learns from the scores; None where the rows are parameters.
+    softmax: settings of the softmax, including its classes.
+    alpha: α, the weight of the consistency loss; alpha_pace: how it is phased in, see `losses.paced_weight`.
+    rows: the name of the memory that learns from the scores; None if the rows are parameters.
   """
   rows: str | None = 'rows'
 
@@ -58,15 +58,15 @@ class InstanceMethod(Method):
     self.memories: dict[str, Memory] = {
       'rows': InstanceRows(num_instances, self.dim, self.softmax, rows_sgd(settings))}
 
-  # ---- What a method of this family may do in its own way ----------------------------------------
+  # ---- Methods of this family may override these -------------------------------------------------
 
   def init_memories(self, rng: jax.Array) -> dict[str, Any]:
-    """The state of each memory."""
+    """Initial state of each memory."""
     return {name: memory.init(rng) for name, memory in self.memories.items()}
 
   def classify(self, params: Any, memories: dict[str, Any], features: jax.Array, batch: dict[str, Any],
                rng: jax.Array) -> Classified:
-    """Scores the features [M, D], of unit norm: all that the loss and the rows' SGD need of them."""
+    """Scores the unit features [M, D]: everything that the loss and the rows' SGD need of them."""
     del params, rng
     count = len(features) // len(batch['id'])
     ids = jnp.repeat(batch['id'], count)
@@ -111,7 +111,7 @@ class InstanceMethod(Method):
     return loss, Aux(batch_stats, metrics, seen)
 
   def project_views(self, params: Any, batch_stats: Any, batch: dict[str, Any]) -> tuple[jax.Array, Any]:
-    """Unit features float32 [B, V, D] of all views, each group a batch of its own for batch norm."""
+    """Unit features float32 [B, V, D] of all views; each group is a batch of its own for batch norm."""
     groups = []
     for views in batch['views']:
       images, count = views.shape[:2]

@@ -1,4 +1,4 @@
-"""InstDisc: an image is told from all others by the features that it had before, kept in a bank.
+"""InstDisc: discriminates images by their past features, kept in a bank.
 
   'nce':   J = −log h(i) − Σ_{j in noise} log(1 − h(j)),  h(j) = P(j|f) / (P(j|f) + m/N)
            with P(j|f) = e^{vⱼᵀf/τ}/Z, Z estimated on the first batch
@@ -6,7 +6,7 @@
   bank:    vᵢ ← m vᵢ + (1 − m) f, then normalised, for the images of the batch
 
 Source: "Unsupervised Feature Learning via Non-Parametric Instance Discrimination" (Wu et al. 2018), Eq. 2 to
-8, and its public code. In neither does the bank learn by gradient.
+8, and its public code. In both, the bank is not trained by gradient.
 """
 import math
 from typing import Any
@@ -26,7 +26,7 @@ from conic_jax.views import Views
 
 
 class InstDisc(Method):
-  """The method; see the module. The memories are 'bank', and with the noise 'normaliser'."""
+  """The method; see the module. The memories are 'bank' and, for 'nce', 'normaliser'."""
 
   def __init__(self, config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype):
     self.network = Network(config, dtype)
@@ -57,15 +57,15 @@ class InstDisc(Method):
     seen = jax.lax.stop_gradient(unit)
     metrics = {**figures, 'uniformity': losses.uniformity(seen, valid),
                'feature_std': losses.feature_std(seen, valid)}
-    # That a row is written for a loss that is a number also says that all reading of the bank comes before:
-    # else XLA copies it.
+    # Writing only rows whose loss is finite also puts all reads of the bank before the write; otherwise XLA
+    # copies it.
     for_bank = {'features': seen, 'ids': batch['id'], 'writes': valid & jnp.isfinite(each)}
     for_normaliser = {'normaliser': figures['normaliser']} if self.noise else {}
     return losses.masked_mean(each, valid), Aux(batch_stats, metrics, {'bank': for_bank, **for_normaliser})
 
   def discriminate(self, memories: dict[str, Any], features: jax.Array, batch: dict[str, Any], rng: jax.Array
                    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The loss of each image, float32 [B], and its figures by name: features [B, D] are of unit norm."""
+    """Loss of each image, float32 [B], and metrics by name; features [B, D] are of unit norm."""
     bank, ids, valid = memories['bank'], batch['id'], batch['valid']
     if self.noise is None:
       scores = partitioned.scores(bank, features, ids, self.softmax)
@@ -75,10 +75,10 @@ class InstDisc(Method):
 
 
 def make(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype) -> InstDisc:
-  """Makes it with the settings of `config`.
+  """Creates the method from `config`.
 
   Raises:
-    UserError: for a loss or numbers that there are not.
+    UserError: for an unknown loss, or a setting out of range.
   """
   if config.loss.name not in ('nce', 'full'):
     raise UserError(f"config.loss.name is '{config.loss.name}'; there is: nce, full.")

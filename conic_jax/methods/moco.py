@@ -29,7 +29,7 @@ class MoCo(MomentumMethod):
 
   def info_nce(self, queries: jax.Array, keys: jax.Array, cosines: jax.Array, valid: jax.Array
                ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """InfoNCE, the mean over valid queries [], and how often the own key is the nearest; cosines: [B, K']."""
+    """Mean InfoNCE over valid queries [], and how often the own key is the nearest; cosines: [B, K']."""
     positives = jnp.sum(queries * keys, axis=1)
     loss = losses.contrast(positives[:, None] / self.temperature, cosines[:, None] / self.temperature)
     nearest = jax.lax.stop_gradient(positives > cosines.max(axis=1)).astype(jnp.float32)
@@ -37,5 +37,5 @@ class MoCo(MomentumMethod):
 
 
 def make(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype) -> MoCo:
-  """Makes it with the settings of `config`."""
+  """Creates the method from `config`."""
   return MoCo(config, num_instances, mesh, dtype)

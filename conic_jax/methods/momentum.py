@@ -1,4 +1,4 @@
-"""What the methods with a momentum encoder and a queue of keys share: MoCo's step.
+"""Shared by the methods with a momentum encoder and a queue of keys: MoCo's step.
 
   k = f(x'; θk), without gradient;  θk ← m θk + (1 − m) θq
 """
@@ -21,11 +21,11 @@ from conic_jax.views import Views
 
 
 class Pairs(NamedTuple):
-  """The two views of a batch, seen by the two encoders. What is of the keys carries no gradient.
+  """A batch's two views, seen by the two encoders. Everything from the key encoder carries no gradient.
 
   Attributes:
     queries, keys: float32 [B, D] of unit norm.
-    query_maps, key_maps: the stages of the networks.
+    query_maps, key_maps: feature maps of the networks, by stage.
     batch_stats, key_stats: their batch-norm statistics after the batch.
   """
   queries: jax.Array
@@ -37,11 +37,11 @@ class Pairs(NamedTuple):
 
 
 class MomentumMethod(Method):
-  """A query against its key and the queue; what is made of them is `contrast`'s.
+  """Contrasts a query with its key and the queue, by the loss that `contrast` defines.
 
-  Batch norm is over groups of the batch, on any number of devices, and the keys' groups are drawn anew in
-  each step, so that statistics do not tell a query which key is its own (`config.batch_norm`). No image moves
-  for it.
+  Batch norm is over groups of the batch, on any number of devices. The keys' groups are redrawn in each step,
+  so that the statistics do not reveal to a query which key is its own (`config.batch_norm`). No image moves
+  to another device for this.
 
   The memories are 'key', the momentum encoder, and 'queue'.
   """
@@ -64,32 +64,32 @@ class MomentumMethod(Method):
   @abc.abstractmethod
   def contrast(self, queries: jax.Array, keys: jax.Array, queue: Queue, batch: dict[str, Any]
                ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The loss of the queries, and what to report.
+    """Loss of the queries, and metrics.
 
     Args:
       queries, keys: float32 [B, D] of unit norm; keys carry no gradient.
-      queue: before this step's keys enter.
+      queue: the queue before this step's keys enter.
       batch: as for `Method.loss`.
 
     Returns:
       The mean over valid images, [], and scalars by name.
     """
 
-  # ---- What they share -----------------------------------------------------------------------------
+  # ---- Shared --------------------------------------------------------------------------------------
 
   def cosines(self, queue: Queue, vectors: jax.Array, ids: jax.Array) -> jax.Array:
-    """The cosines [B, K'] of vectors [B, D] with the queue, without those of the own image if so asked."""
+    """Cosines [B, K'] of vectors [B, D] with the queue, with the image's own keys masked if configured."""
     return key_queue.cosines(queue, vectors, self.mesh, ids if self.mask_own else None)
 
   def members(self, rng: jax.Array, size: int) -> jax.Array | None:
-    """The batch-norm groups of the keys, shuffled: int32 [B]."""
+    """Shuffled batch-norm groups of the keys, int32 [B]; None if they are not shuffled."""
     if not (self.groups and self.shuffle):
       return None
     return jax.random.permutation(rng, jnp.arange(size, dtype=jnp.int32) // (size // self.groups))
 
   def pairs(self, params: Any, batch_stats: Any, key_encoder: Any, batch: dict[str, Any], rng: jax.Array
             ) -> Pairs:
-    """Both encoders on their views of the batch."""
+    """Encodes both views of the batch."""
     views, valid = batch['views'][0], batch['valid']
     query_maps, batch_stats = self.network.maps(params, batch_stats, views[:, 0], valid, self.mode)
     queries, batch_stats = self.network.head_of(params, batch_stats, query_maps['features'], valid, self.mode)
@@ -117,7 +117,7 @@ class MomentumMethod(Method):
 
 
 def check_groups(groups: int, batch_size: int) -> None:
-  """Raises a `UserError` where batch-norm groups do not divide the batch, or have one image each."""
+  """Raises a `UserError` if batch-norm groups do not divide the batch, or have one image each."""
   if groups < 0 or (groups and batch_size % groups):
     raise UserError(f'config.batch_norm.groups {groups} does not divide config.batch_size {batch_size}: set '
                     'one of them so that it does, or the groups to 0 for batch norm over the whole batch.')

@@ -1,4 +1,4 @@
-"""What most methods train, an encoder with a projection head, and what they say of its features."""
+"""What most methods train, an encoder with a projection head, and metrics of its features."""
 from typing import Any
 
 import jax
@@ -23,7 +23,7 @@ class Network:
 
   def init(self, encoder_rng: jax.Array, head_rng: jax.Array, images: jax.Array
            ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Makes (params, batch_stats) for images [M, S, S, 3]."""
+    """Creates (params, batch_stats) for images [M, S, S, 3]."""
     encoder = self.encoder.init(encoder_rng, images, mode='batch')
     head = self.head.init(head_rng, jnp.zeros((len(images), self.encoder.num_features)), mode='batch')
     pair = lambda collection: {'encoder': encoder.get(collection, {}), 'head': head.get(collection, {})}
@@ -31,13 +31,14 @@ class Network:
 
   def maps(self, params: Any, batch_stats: Any, images: jax.Array, valid: jax.Array, mode: str,
            members: jax.Array | None = None) -> tuple[Any, Any]:
-    """The encoder alone.
+    """Runs the encoder alone.
 
     Args:
-      params, batch_stats: of `init`.
+      params, batch_stats: as from `init`.
       images: float32 [M, S, S, 3].
       valid: bool [M]; False keeps an image out of the batch-norm statistics.
-      mode: batch-norm mode; members: int32 [M], the group of each image where 'grouped' and not consecutive.
+      mode: batch-norm mode; members: int32 [M], each image's group if the mode is 'grouped' and the groups
+        are not consecutive.
 
     Returns:
       The mapping of `ResNet` with its stages, and the statistics after the batch.
@@ -49,7 +50,7 @@ class Network:
 
   def head_of(self, params: Any, batch_stats: Any, features: jax.Array, valid: jax.Array, mode: str,
               members: jax.Array | None = None) -> tuple[jax.Array, Any]:
-    """The head alone, as `maps`: float32 [M, D] of pooled features [M, F]."""
+    """Runs the head alone, as `maps`: float32 [M, D] from pooled features [M, F]."""
     projected, updated = self.head.apply(
       {'params': params['head'], 'batch_stats': batch_stats['head']}, features, mode=mode, mask=valid,
       members=members, mutable=['batch_stats'])
@@ -57,17 +58,17 @@ class Network:
 
   def project(self, params: Any, batch_stats: Any, images: jax.Array, valid: jax.Array, mode: str,
               members: jax.Array | None = None) -> tuple[jax.Array, Any]:
-    """Encoder and head, as `maps`: float32 [M, D], and the statistics after the batch."""
+    """Runs encoder and head, as `maps`: float32 [M, D], and the statistics after the batch."""
     maps, batch_stats = self.maps(params, batch_stats, images, valid, mode, members)
     return self.head_of(params, batch_stats, maps['features'], valid, mode, members)
 
   def encode(self, variables: dict[str, Any], images: jax.Array) -> jax.Array:
-    """Pooled features float32 [M, F] under the running statistics: what goes on after training."""
+    """Pooled features float32 [M, F] under the running statistics: the encoder as kept after training."""
     own = {name: collection['encoder'] for name, collection in variables.items()}
     return self.encoder.apply(own, images, mode='frozen')  # pyright: ignore[reportReturnType]
 
   def embed(self, variables: dict[str, Any], images: jax.Array) -> jax.Array:
-    """The head's features float32 [M, D] under the running statistics, of what `encode` gives."""
+    """The head's features float32 [M, D] under the running statistics, from those of `encode`."""
     own = {name: collection['head'] for name, collection in variables.items()}
     return self.head.apply(own, self.encode(variables, images), mode='frozen')  # pyright: ignore[reportReturnType]
 

@@ -1,6 +1,6 @@
 """One-Million: instance classification over all images with a contrastive prior and smoothed labels.
 
-J = −mean log(Σⱼ yⱼ e^{cos(wⱼ, x)/τ} / Σⱼ e^{cos(wⱼ, x)/τ}), y one minus α at the own class and α/K at the
+J = −mean log(Σⱼ yⱼ e^{cos(wⱼ, x)/τ} / Σⱼ e^{cos(wⱼ, x)/τ}), where y is 1 − α at the own class and α/K at the
 K classes whose rows are nearest to the own row.
 
 Source: "Train a One-Million-Way Instance Classifier for Unsupervised Visual Representation Learning".
@@ -24,19 +24,19 @@ from conic_jax.run.state import TrainState
 
 PRIORS = ('none', 'running', 'frozen')
 TABLES = ('auto', 'epoch', 'batch')
-# Up to here 'auto' finds the hardest classes of all images at once: N × K ids, and N² cosines an epoch.
+# Up to this many images 'auto' tabulates the hardest classes of all: N × K ids, and N² cosines an epoch.
 _MOST_FOR_A_TABLE = 10 ** 8
 
 
 class OneMillion(InstanceMethod):
   """The method; see the module.
 
-  The contrastive prior is one pass over the data with the random network before training, the features
-  becoming the rows. An image is seen as one training view, drawn for this pass alone, in a shuffled order;
+  The contrastive prior is one pass over the data with the random network before training, whose features
+  become the rows. Each image is seen as one training view, drawn for this pass alone, in shuffled order;
   batch norm is *running* (it normalises by the statistics from before the batch and then updates them) or
-  frozen. The features are written as they are, before any normalisation, unless `config.prior.normalise`.
-  Training goes on with the statistics if `config.prior.keep_statistics`, and else starts from the initial
-  ones; in training they only matter to what is evaluated.
+  frozen. The features are written without normalisation unless `config.prior.normalise`. Training keeps the
+  statistics if `config.prior.keep_statistics`, and otherwise starts from the initial ones; in training they
+  affect only what is evaluated.
   """
 
   def __init__(self, config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype,
@@ -71,7 +71,7 @@ class OneMillion(InstanceMethod):
     return Classified(features, ids, mean_weights(batch['valid'], count), scores, nearest, key)
 
   def write_rows(self, state: TrainState, batch: dict[str, Any]) -> TrainState:
-    """The state with the features of a batch as the rows of its images."""
+    """The state with a batch's features as the rows of its images."""
     features, batch_stats = self.network.project(
       state.params, state.batch_stats, merge_views(batch['views'][0]), batch['valid'], self.prior.batch_norm)
     if self.prior.normalise:
@@ -80,15 +80,15 @@ class OneMillion(InstanceMethod):
     return state.replace(batch_stats=batch_stats, memories={**state.memories, 'rows': rows})
 
   def after_pass(self, state: TrainState, initial: Any) -> TrainState:
-    """The state that training begins with; `initial` are the statistics from before the pass."""
+    """The state that training starts with; `initial` are the statistics from before the pass."""
     return state if self.prior.keep_statistics else state.replace(batch_stats=initial)
 
 
 def make(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype) -> OneMillion:
-  """Makes it with the settings of `config`.
+  """Creates the method from `config`.
 
   Raises:
-    UserError: for settings that do not go together, or that no such number of images allows.
+    UserError: for settings that are incompatible with each other or with the number of images.
   """
   alpha, k, drawn = config.smoothing.alpha, config.smoothing.k, config.classifier.drawn
   if config.prior.batch_norm not in PRIORS:

@@ -1,4 +1,4 @@
-"""SimCLR: each of two views of an image among all views of the batch, over the whole global batch.
+"""SimCLR: each of an image's two views contrasted with all other views of the global batch.
 
 ℓ(i, j) = −log [e^{x̄ᵢᵀx̄ⱼ/τ} / Σ_{k≠i} e^{x̄ᵢᵀx̄ₖ/τ}]
 L = mean over images of the mean, or the sum, of ℓ over both orders of its views
@@ -20,7 +20,7 @@ from conic_jax.views import Views
 
 
 class SimCLR(Method):
-  """The method; it keeps no state. Batch norm is over all views of the global batch."""
+  """The method; it has no memories. Batch norm is over all views of the global batch."""
 
   def __init__(self, config: Any, dtype: jnp.dtype):
     self.network = Network(config, dtype)
@@ -43,10 +43,10 @@ class SimCLR(Method):
 
 
 def make(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype) -> SimCLR:
-  """Makes it with the settings of `config`.
+  """Creates the method from `config`.
 
   Raises:
-    UserError: for another number of views than two, or a reduction that there is not.
+    UserError: if there are not two views, or for an unknown reduction.
   """
   del num_instances, mesh
   if config.views.count != 2:

@@ -1,1 +1,1 @@
-"""Pretraining: from the settings of a user to an encoder that was evaluated."""
+"""Pretraining: from the user's settings to an evaluated encoder."""

@@ -1,4 +1,4 @@
-"""What a run is, as its checkpoints and its config.json keep it."""
+"""A run's identity, as recorded by its checkpoints and its config.json."""
 import json
 import platform
 from typing import Any
@@ -13,8 +13,8 @@ from conic_jax.data.sampler import Sampler
 
 
 def run_identity(config: Any, sampler: Sampler, dtype: jnp.dtype) -> dict[str, Any]:
-  """What a resumed run must share with its checkpoint, beside the shapes."""
-  # Whether there is a bias the shapes tell: runs of before the setting go on.
+  """What a resumed run must share with its checkpoint, besides the shapes."""
+  # The shapes show whether there is a bias: left out, so that runs older than the setting can resume.
   head = {name: value for name, value in json_value(config.head).items() if name != 'output_bias'}
   return {'method': config.method, 'num_images': sampler.num_images, 'config.seed': config.seed,
           'config.dtype': jnp.dtype(dtype).name,
@@ -25,12 +25,12 @@ def run_identity(config: Any, sampler: Sampler, dtype: jnp.dtype) -> dict[str, A
 
 
 def json_value(node: Any) -> Any:
-  """A config node as JSON holds it."""
+  """A config node as a JSON value."""
   return json.loads(node.to_json_best_effort())
 
 
 def describe(config: Any) -> dict[str, Any]:
-  """The resolved config with the versions that it runs under, for config.json."""
+  """The resolved config with the versions that it runs with, for config.json."""
   versions = {'conic_jax': __version__, 'jax': jax.__version__, 'optax': optax.__version__,
               'numpy': np.__version__, 'python': platform.python_version(),
               'device': jax.devices()[0].device_kind}

@@ -1,4 +1,4 @@
-"""From the user's config to the run's own: the folders, what the recipe chooses, and what no run can have."""
+"""From the user's config to the run's: folders, the recipe's choices, and checks of impossible settings."""
 import contextlib
 import dataclasses
 import tempfile
@@ -26,12 +26,13 @@ from conic_jax.run.state import TrainState
 
 Say = Callable[[str], None]
 
-# Training is tried for so long and so many steps, more than are prepared ahead; slow steps for a while only.
+# A trial of training lasts this long and this many steps, more than are prepared ahead; with slow steps, at
+# most _MOST_SECONDS.
 _TRIED_SECONDS, _TRIED_STEPS, _MOST_SECONDS = 6.0, 10, 60.0
 
 
 def check(config: Any) -> None:
-  """Raises a `UserError` for numbers that no run can have, and fields that cannot be open."""
+  """Raises a `UserError` for values that no run can have, and for fields that cannot be open."""
   recipe.check_open(config)
   for name in ('log_every', 'epochs', 'batch_size'):
     if config[name] is not None and config[name] < 1:
@@ -49,7 +50,7 @@ def check(config: Any) -> None:
 
 
 def choose_splits(config: Any) -> tuple[Any, list[recipe.Choice]]:
-  """The config with open `data.train` and `data.test` chosen, or as its run began with, and these choices."""
+  """The config with open `data.train` and `data.test` chosen, or as its run began, and these choices."""
   kept = {choice.field: choice for choice in recipe.stored(Path(config.run), config)}
   choices = [kept.get(choice.field, choice) for choice in recipe.split_folders(config)]
   return recipe.apply(config, choices), choices
@@ -57,9 +58,9 @@ def choose_splits(config: Any) -> tuple[Any, list[recipe.Choice]]:
 
 def settle(config: Any, source: Source, labelled: bool, mesh: Mesh, say: Say,
            splits: Sequence[recipe.Choice] = (), timed: bool = True) -> tuple[Any, dict[str, Any]]:
-  """Gives every open field of a config a value, and says which and why.
+  """Fills in every open field of a config, and says which and why.
 
-  A run that has begun keeps the values that it began with.
+  A run that has begun keeps the values it began with.
 
   Args:
     config: the whole config.
@@ -67,14 +68,14 @@ def settle(config: Any, source: Source, labelled: bool, mesh: Mesh, say: Say,
     labelled: whether accuracies can be measured.
     mesh: the mesh.
     say: shows a line.
-    splits: what `choose_splits` chose.
-    timed: whether training is tried for some seconds where its length is to fit `config.minutes`.
+    splits: the choices of `choose_splits`.
+    timed: whether to time a trial of some seconds if the training's length must fit `config.minutes`.
 
   Returns:
-    The config without open fields, and what of this config.json keeps as 'recipe'.
+    The config without open fields, and the content of 'recipe' in config.json.
 
   Raises:
-    UserError: where the images or what was given leave no choice.
+    UserError: if the images or the given settings leave no choice.
   """
   if not recipe.open_fields(config):
     return config, {}
@@ -99,7 +100,7 @@ def settle(config: Any, source: Source, labelled: bool, mesh: Mesh, say: Say,
 
 def _resolve(config: Any, facts: Facts, source: Source, mesh: Mesh, timed: bool
              ) -> tuple[Any, list[recipe.Choice], Facts]:
-  """`recipe.resolve`; where epochs are to fit the minutes, a second time with the speed of a trial."""
+  """`recipe.resolve`, repeated with the speed of a trial if the epochs must fit the minutes."""
   settled, choices = recipe.resolve(config, facts)
   if not (settled.minutes and recipe.is_open(config, 'epochs')):
     return settled, choices, facts
@@ -115,7 +116,7 @@ def _resolve(config: Any, facts: Facts, source: Source, mesh: Mesh, timed: bool
 
 
 def seconds_per_image(config: Any, source: Source, mesh: Mesh) -> float:
-  """Reads and learns for some seconds, forgets it, and gives what an image took.
+  """Seconds per image, measured by reading and training for some seconds and discarding the result.
 
   Args:
     config: without open fields.
@@ -158,17 +159,17 @@ def seconds_per_image(config: Any, source: Source, mesh: Mesh) -> float:
 
 
 class _Enough(Exception):
-  """A trial has seen enough."""
+  """Raised when a trial has run long enough."""
 
 
 class _Trial:
-  """Times steps, and ends them after a while."""
+  """Times steps, and ends the trial after a while."""
 
   def __init__(self):
     self._begun = self.seconds_per_step = 0.0
 
   def report(self, state: TrainState, done: int, figures: dict[str, float]) -> None:
-    """Counts a step; the first is compilation, and the pipeline's first batches are ready by its end."""
+    """Times a step; the first one compiles, and the pipeline's first batches are ready by its end."""
     del state, figures
     now = time.perf_counter()
     if done == 1:

@@ -1,4 +1,4 @@
-"""The train step: a pure function of state and batch, and how the state begins and lies on the mesh."""
+"""The train step, a pure function of state and batch; the initial state and its layout on the mesh."""
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -15,13 +15,13 @@ from conic_jax.methods import Method
 from conic_jax.run.state import LossScale, TrainState
 from conic_jax.views import Views
 
-# Apart from the views' keys, which are the seed's folded with the epoch.
+# Separate from the views' keys, which fold the epoch into the seed's key.
 _STATE_STREAM = 2**32 - 1
 
 
 def init_state(method: Method, optimizer: optax.GradientTransformation, seed: int,
                dtype: jnp.dtype) -> TrainState:
-  """The state before the first step: a function of the seed alone."""
+  """The state before the first step, which depends on the seed alone."""
   init_rng, step_rng = jax.random.split(jax.random.fold_in(jax.random.key(seed), _STATE_STREAM))
   views = tuple(jnp.zeros((1, group.count, group.size, group.size, 3)) for group in method.views)
   count = sum(group.count for group in method.views)
@@ -35,7 +35,7 @@ def init_state(method: Method, optimizer: optax.GradientTransformation, seed: in
 
 
 def state_shardings(shapes: TrainState, method: Method, mesh: jax.sharding.Mesh) -> TrainState:
-  """The shardings of a state: those of each memory by its own rules, the rest on every device."""
+  """Shardings of a state: each memory by its own rules, the rest replicated."""
   everywhere = jax.tree.map(lambda _: meshes.replicated(mesh), shapes)
   memories = {name: meshes.shardings(shapes.memories[name], memory.partition_rules(), mesh)
               for name, memory in method.memories.items()}
@@ -45,11 +45,11 @@ def state_shardings(shapes: TrainState, method: Method, mesh: jax.sharding.Mesh)
 def make_step(method: Method, optimizer: optax.GradientTransformationExtraArgs, schedule: optim.Schedule,
               seed: int, steps_per_round: int, dtype: jnp.dtype
               ) -> Callable[[TrainState, dict[str, Any]], tuple[TrainState, dict[str, jax.Array], Any]]:
-  """Makes the train step, a pure function (state, batch) -> (state, metrics, outputs for each host's side).
+  """Creates the train step, a pure function (state, batch) -> (state, metrics, outputs for each host side).
 
   It augments the views, exchanges with the hosts, differentiates the method's loss, and updates the
   parameters by the optimizer and each memory by its own rule. In float16 a step whose gradients overflow
-  changes nothing but `step`, the loss scale, and what the exchange brought.
+  changes only `step`, the loss scale, and what the exchange changed.
   """
   scaled = dtype == jnp.float16
 
@@ -88,14 +88,14 @@ def make_step(method: Method, optimizer: optax.GradientTransformationExtraArgs, 
 
 
 def jit_step(step: Callable[..., Any], shardings: TrainState, mesh: jax.sharding.Mesh) -> Callable[..., Any]:
-  """What `make_step` gives, compiled: the state where it lies, donated; the rest on every device."""
+  """Compiles `make_step`'s step: the state keeps its shardings and is donated, the rest is replicated."""
   everywhere = meshes.replicated(mesh)
   return jax.jit(step, in_shardings=(shardings, meshes.batch_sharding(mesh)),
                  out_shardings=(shardings, everywhere, everywhere), donate_argnums=0)
 
 
 def jit_before_epoch(method: Method, shardings: TrainState) -> Callable[[TrainState], TrainState] | None:
-  """What the memories do before an epoch, compiled with the state donated; None where none does anything."""
+  """The memories' work before an epoch, compiled with the state donated; None if there is none."""
   prepared = {name: memory for name, memory in method.memories.items() if memory.prepares_epochs}
   if not prepared:
     return None
@@ -107,14 +107,14 @@ def jit_before_epoch(method: Method, shardings: TrainState) -> Callable[[TrainSt
 
 
 def host_input_shapes(method: Method, batch_size: int) -> dict[str, Any]:
-  """The shapes of what the hosts add to a batch; {} where no memory has a host's side."""
+  """Shapes of the host inputs in a batch; {} if no memory has a host side."""
   shapes = {name: memory.host_inputs(batch_size) for name, memory in hosted(method.memories).items()}
   return {'host_inputs': shapes} if shapes else {}
 
 
 def augment_batch(groups: tuple[Views, ...], batch: dict[str, Any], seed: int,
                   round_number: jax.Array) -> dict[str, Any]:
-  """The batch with its uint8 views flipped, augmented and normalised as their groups ask."""
+  """The batch with its uint8 views flipped, augmented and normalised as their groups specify."""
   views, first = [], 0
   for images, group in zip(batch['views'], groups):
     keys = view_keys(seed, round_number, batch['id'], group.count, first)
@@ -125,5 +125,5 @@ def augment_batch(groups: tuple[Views, ...], batch: dict[str, Any], seed: int,
 
 
 def variables(state: TrainState) -> dict[str, Any]:
-  """What `Network.encode` reads."""
+  """The variables for `Network.encode`."""
   return {'params': state.params, 'batch_stats': state.batch_stats}

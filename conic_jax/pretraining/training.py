@@ -1,4 +1,4 @@
-"""Pretraining, read from top to bottom: `pretrain`. Its loop is `run.loop.run_steps`."""
+"""Pretraining: read `pretrain` from top to bottom. Its loop is `run.loop.run_steps`."""
 import dataclasses
 import functools
 from pathlib import Path
@@ -40,14 +40,14 @@ from conic_jax.run.reporter import Reporter, write_json
 from conic_jax.run.session import Session
 from conic_jax.run.state import TrainState
 
-# The epoch that names the order and the views of the pass before training.
+# The epoch number that the order and the views of the initial pass depend on.
 PASS_EPOCH = 2**32 - 2
 _SAVES_IN_A_PASS = 10
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Data:
-  """The images of a run: `test` is None without a test set, the sampler says which make up a batch."""
+  """A run's images: `test` is None without a test set; the sampler chooses the images of each batch."""
   train: sources.Source
   test: sources.Source | None
   sampler: Sampler
@@ -55,17 +55,17 @@ class Data:
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Task:
-  """All that a pretraining is, before its first step.
+  """Everything that defines a pretraining, before its first step.
 
   Attributes:
-    config: without open fields; description: of config.json.
+    config: without open fields; description: the content of config.json.
     data: the images.
-    method, optimizer, schedule, dtype: what learns, and how.
+    method, optimizer, schedule, dtype: the settings of the training.
     mesh: the mesh.
-    shapes: the train state's shapes, with where their arrays lie.
-    last_step: steps at its end.
-    identity: what a resumed run must agree with.
-    knn_encode: the features that kNN compares.
+    shapes: the train state's shapes, with shardings.
+    last_step: steps done at its end.
+    identity: what a resumed run must match.
+    knn_encode: computes the features that kNN compares.
   """
   config: Any
   description: dict[str, Any]
@@ -82,12 +82,12 @@ class Task:
 
   @property
   def shardings(self) -> TrainState:
-    """Where the arrays of the train state lie."""
+    """Shardings of the train state."""
     return jax.tree.map(lambda leaf: leaf.sharding, self.shapes)
 
   @property
   def keep(self) -> int:
-    """Checkpoints that are kept: the newest may turn out bad."""
+    """Number of checkpoints kept, at least two: the newest may turn out bad."""
     return max(2, self.config.checkpoint.keep)
 
   @property
@@ -100,28 +100,28 @@ class Task:
     return init_state(self.method, self.optimizer, self.config.seed, self.dtype)
 
   def begin(self) -> TrainState:
-    """The same, made where it lies."""
+    """The same, created with its shardings."""
     return jax.jit(self.init, out_shardings=self.shardings)()
 
   def random_variables(self) -> dict[str, Any]:
-    """The network before training, on every device."""
+    """The network's variables before training, replicated."""
     return jax.jit(lambda: variables(self.init()), out_shardings=meshes.replicated(self.mesh))()
 
 
 def pretrain(config: Any) -> dict[str, Any]:
-  """Pretrains an encoder, evaluates it, and leaves all of it in the run folder.
+  """Pretrains an encoder, evaluates it, and writes everything to the run folder.
 
-  Running it again with the same config goes on from the last checkpoint.
+  Running it again with the same config resumes from the last checkpoint.
 
   Args:
     config: the whole config; see configs/conic.py.
 
   Returns:
-    What summary.json holds.
+    The content of summary.json.
 
   Raises:
-    UserError: whatever the user can mend.
-    Stopped: after Ctrl-C or SIGTERM, when all is saved.
+    UserError: for anything that the user can fix.
+    Stopped: after Ctrl-C or SIGTERM, once everything is saved.
   """
   settings.check(config)
   with Session(Path(config.run), meshes.make_mesh(config.mesh)) as session:
@@ -147,10 +147,10 @@ def pretrain(config: Any) -> dict[str, Any]:
 
 
 def prepare(config: Any, session: Session) -> Task:
-  """Opens the images, settles what the config leaves open, and makes method and optimizer.
+  """Opens the images, settles what the config leaves open, and creates method and optimizer.
 
   Raises:
-    UserError: where settings and images do not go together.
+    UserError: if settings and images do not fit together.
   """
   mesh = session.mesh
   config, splits = settings.choose_splits(config)
@@ -181,7 +181,7 @@ def prepare(config: Any, session: Session) -> Task:
 
 
 def open_reporter(task: Task, session: Session, resumed_at: int | None) -> Reporter:
-  """Opens the run's reports and says what is about to be done; `resumed_at` is None for a new run."""
+  """Opens the run's reports and announces the run; `resumed_at` is None for a new run."""
   reporter = session.keep_open(Reporter(
     session.folder, first_step=resumed_at or 0, total_steps=task.last_step, active=session.first_process))
   sampler = task.data.sampler
@@ -196,7 +196,7 @@ def open_reporter(task: Task, session: Session, resumed_at: int | None) -> Repor
 
 def begin(task: Task, checkpoints: Checkpoints, undecodable: pipeline.UndecodableImages, session: Session,
           reporter: Reporter) -> TrainState:
-  """The state that training begins with; after the initial pass, where the method has one, it is saved."""
+  """The state that training starts with; it is saved if the method has an initial pass, which comes first."""
   write_config(task, session)
   if not (initial_pass := task.method.initial_pass):
     return task.begin()
@@ -216,7 +216,7 @@ def begin(task: Task, checkpoints: Checkpoints, undecodable: pipeline.Undecodabl
 
 def pass_phase(task: Task, initial_pass: InitialPass, checkpoints: Checkpoints,
                undecodable: pipeline.UndecodableImages, reporter: Reporter) -> Phase:
-  """Shows the method every image once before training; resumes from its own checkpoints."""
+  """The phase that shows the method every image once before training; resumes from its own checkpoints."""
   config, method, source = task.config, task.method, task.data.train
   view = (dataclasses.replace(method.views[0], count=1),)
   last_step = -(-source.num_images // config.batch_size)
@@ -242,7 +242,7 @@ def pass_phase(task: Task, initial_pass: InitialPass, checkpoints: Checkpoints,
 
 def open_hosts(task: Task, state: TrainState, first_step: int, fresh: bool, session: Session
                ) -> dict[str, HostSide]:
-  """Starts the hosts' sides of the memories that have one."""
+  """Starts the host sides of the memories that have one."""
   host_settings = HostSettings(
     folder=session.folder / 'store', batch_size=task.config.batch_size, last_step=task.last_step,
     save_every=task.save_every, batch_ids=task.data.sampler.batch_ids, keep=task.keep)
@@ -260,7 +260,7 @@ def write_config(task: Task, session: Session) -> None:
 
 
 def report_random(task: Task, probe: probes.Probe, reporter: Reporter) -> None:
-  """Reports, at step 0, what the run is to be better than."""
+  """Reports, at step 0, the random network's figures as a baseline."""
   initial = task.random_variables()
   measured = probes.baselines(probe, task.method.network.encode, initial)
   reporter.report(0, 0.0, measured | protocols.knn_baselines(
@@ -270,7 +270,7 @@ def report_random(task: Task, probe: probes.Probe, reporter: Reporter) -> None:
 def training_phase(task: Task, first_step: int, probe: probes.Probe, checkpoints: Checkpoints,
                    hosts: dict[str, HostSide], undecodable: pipeline.UndecodableImages,
                    reporter: Reporter) -> Phase:
-  """The training itself."""
+  """The phase of the training itself."""
   config, method, sampler = task.config, task.method, task.data.sampler
   steps_per_epoch = sampler.steps_per_epoch
 
@@ -306,10 +306,10 @@ def training_phase(task: Task, first_step: int, probe: probes.Probe, checkpoints
 
 def finish(task: Task, state: TrainState, probe: probes.Probe, phase: Phase, session: Session,
            reporter: Reporter) -> dict[str, Any]:
-  """Evaluates the encoder, draws, and writes summary.json, which it returns.
+  """Evaluates the encoder, draws the pictures, and writes summary.json; returns its content.
 
   Raises:
-    UserError: where not all of it could be saved.
+    UserError: if not everything could be saved.
   """
   if left_out := phase.undecodable.report():
     reporter.say(left_out)

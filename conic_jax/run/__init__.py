@@ -1,1 +1,1 @@
-"""What every run shares: state, checkpoints, reports, signals, and the word on how it goes."""
+"""Shared by all runs: state, loop, checkpoints, reports, signals, and the verdict on a run."""

@@ -14,14 +14,14 @@ from jax.experimental import multihost_utils
 from conic_jax.errors import UserError
 from conic_jax.run.state import TrainState
 
-# What an evaluation reads, apart from what only training needs.
+# What an evaluation reads; only training needs the rest.
 _MODEL_FIELDS = ('params', 'batch_stats')
-# Names in the files, where they are others: checkpoints of before stay readable.
+# Names in the files that differ from the fields', so that older checkpoints stay readable.
 _STORED_NAMES = {'memories': 'method_state'}
 
 
 def _split(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
-  """The model's and the training's part of a state, as dicts."""
+  """The model's and the training's parts of a state, as dicts."""
   fields = {name: getattr(state, name) for name in state.__dataclass_fields__}
   model = {name: fields.pop(name) for name in _MODEL_FIELDS}
   return model, {_STORED_NAMES.get(name, name): value for name, value in fields.items()}
@@ -29,8 +29,8 @@ def _split(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _manager(folder: Path, keep: int | None, read_only: bool = False,
              clean: bool = False) -> ocp.CheckpointManager:
-  # Orbax logs the traceback of a failed save from each of its threads; the one error that counts
-  # is raised and told by `Checkpoints`.
+  # Orbax logs the traceback of a failed save from each of its threads; `Checkpoints` raises and reports the
+  # one error that counts.
   logging.getLogger('absl').addFilter(lambda record: 'orbax' not in record.pathname)
   options = ocp.CheckpointManagerOptions(
     max_to_keep=keep, cleanup_tmp_directories=clean, read_only=read_only)
@@ -43,9 +43,9 @@ _REMEDY = 'Set config.run to another folder, or go back to the settings in its c
 
 
 class Checkpoints:
-  """The checkpoints of one run: asynchronous, atomic, the last `keep` kept.
+  """Checkpoints of one run: asynchronous and atomic; the last `keep` are kept.
 
-  A save that fails does not stop the training: `failure` holds its message.
+  A failed save does not stop the training: `failure` holds its message.
   """
 
   def __init__(self, folder: Path, keep: int):
@@ -58,7 +58,7 @@ class Checkpoints:
     return self._manager.latest_step()
 
   def steps(self) -> list[int]:
-    """The steps of the good checkpoints, ascending."""
+    """The steps of the good checkpoints, in ascending order."""
     return sorted(self._manager.all_steps())
 
   def last_path(self) -> str:
@@ -67,13 +67,13 @@ class Checkpoints:
     return 'none' if step is None else str(self._folder / str(step))
 
   def outcome(self) -> str:
-    """What came of the last save."""
+    """Outcome of the last save."""
     if not self._last_failed:
       return f'saved {self.last_path()}'
     return f'could not save ({self.failure}); the last good checkpoint is {self.last_path()}'
 
   def save(self, state: TrainState, step: int, identity: Mapping[str, Any]) -> None:
-    """Begins to save a state, after the save under way; `identity` is what a resume must agree with."""
+    """Starts saving a state, once the pending save has finished; a resume must match `identity`."""
     self.wait()
     self._last_failed = False
     if shortage := self._shortage(state):
@@ -85,35 +85,35 @@ class Checkpoints:
       identity=ocp.args.JsonSave(dict(identity))), force=True))
 
   def wait(self) -> None:
-    """Waits for the save under way, and removes what failed ones left."""
+    """Waits for the pending save, and removes the leftovers of failed ones."""
     self._guard(lambda: self._manager.wait_until_finished())
     if self.failure and jax.process_index() == 0:
-      # A failed save has threads that may go on to write for a while: each wait looks again.
+      # Threads of a failed save may go on writing for a while: each wait looks again.
       for unfinished in self._folder.glob('*.orbax-checkpoint-tmp*'):
         shutil.rmtree(unfinished, ignore_errors=True)
 
   def discard(self, step: int) -> None:
-    """Deletes the checkpoint of a step, if there is one: its state turned out to be bad."""
+    """Deletes the checkpoint of a step, if it exists: its state turned out to be bad."""
     self.wait()
     if step in self._manager.all_steps():
       self._manager.delete(step)
 
   def close(self) -> None:
-    """Waits and releases what the manager holds."""
+    """Waits for the pending save and releases the manager's resources."""
     self.wait()
     self._guard(lambda: self._manager.close())
 
   def restore(self, shapes: TrainState, identity: Mapping[str, Any], remedy: str = _REMEDY
               ) -> TrainState | None:
-    """Reads the last checkpoint, or gives None where there is none.
+    """The state of the last checkpoint; None if there is none.
 
     Args:
       shapes: the state's shapes, types and shardings.
-      identity: what the checkpoint must have been made with.
-      remedy: what to do where it was not.
+      identity: what the checkpoint must match.
+      remedy: what to do if it does not.
 
     Raises:
-      UserError: naming each difference, where the checkpoint is of another run.
+      UserError: naming each difference, if the checkpoint is another run's.
     """
     step = self.last_step()
     if step is None:
@@ -136,19 +136,19 @@ class Checkpoints:
     return TrainState(**restored['model'], **training)
 
   def _shortage(self, state: TrainState) -> str | None:
-    """What is missing on a process's disk for its part of a state; None where all of them fit."""
+    """What a process's disk lacks for its part of a state; None if all parts fit."""
     needed = sum(shard.data.nbytes for leaf in jax.tree.leaves(state)
                  for shard in leaf.addressable_shards if shard.replica_id == 0)
     free = shutil.disk_usage(self._folder).free
     lacking = np.float64(max(0, needed - free))
-    if jax.process_count() > 1:  # All must decide alike: saving is collective.
+    if jax.process_count() > 1:  # All must agree: saving is collective.
       lacking = multihost_utils.process_allgather(lacking).max()
     return f'{self._folder} lacks {lacking / 2**20:,.1f} MiB' if lacking else None
 
   def _guard(self, action: Callable[[], Any]) -> None:
-    """Runs an action of the manager; whatever fails in saving, the training must go on.
+    """Runs an action of the manager; the training must go on even if saving fails.
 
-    A manager that failed raises the same error for ever: a new one takes its place.
+    A failed manager keeps raising the same error, so a new one takes its place.
     """
     try:
       action()
@@ -161,12 +161,12 @@ class Checkpoints:
 
 
 def _known(saved: Any, now: Any) -> Any:
-  """A saved value; a group with the fields of now that it lacks, which there were not when it was saved."""
+  """A saved value; in a group, fields that did not exist when it was saved take their current values."""
   return {**now, **saved} if isinstance(saved, dict) and isinstance(now, dict) else saved
 
 
 def _paths(tree: Any) -> dict[str, tuple[int, ...]]:
-  """The shape of each leaf by its path, whatever containers the tree is made of."""
+  """Shape of each leaf by its path, whatever the tree's containers."""
   leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
   named = {'.'.join(str(getattr(key, 'key', getattr(key, 'name', getattr(key, 'idx', key))))
                     for key in path): leaf for path, leaf in leaves}
@@ -174,14 +174,14 @@ def _paths(tree: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _stored_shape(leaf: Any) -> tuple[int, ...]:
-  """The shape in which a leaf is stored: that of its words where it is a key."""
+  """Shape in which a leaf is stored; for a key, that of its words."""
   if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
     return jax.eval_shape(jax.random.key_data, leaf).shape
   return tuple(leaf.shape)
 
 
 def _shape_differences(saved: Any, wanted: Any) -> list[str]:
-  """A phrase for each leaf that is missing on a side or has another shape."""
+  """A phrase for each leaf that is missing on one side or differs in shape."""
   saved, wanted = _paths(saved), _paths(wanted)
   phrases = []
   for path in sorted(saved.keys() | wanted.keys()):
@@ -192,10 +192,10 @@ def _shape_differences(saved: Any, wanted: Any) -> list[str]:
 
 
 def read_config(run: Path) -> dict[str, Any]:
-  """The config.json of a run.
+  """A run's config.json.
 
   Raises:
-    UserError: where the folder is no run, or its config.json is damaged.
+    UserError: if the folder is not a run, or its config.json is damaged.
   """
   path = run / 'config.json'
   try:
@@ -210,10 +210,10 @@ def read_config(run: Path) -> dict[str, Any]:
 
 
 def restore_model(run: Path) -> dict[str, Any]:
-  """The variables {'params', 'batch_stats'} of a run's last checkpoint, as numpy arrays.
+  """Variables {'params', 'batch_stats'} of a run's last checkpoint, as numpy arrays.
 
   Raises:
-    UserError: where the folder is no run or holds no checkpoint.
+    UserError: if the folder is not a run or holds no checkpoint.
   """
   read_config(run)
   manager = _manager(run / 'checkpoints', keep=None, read_only=True)
@@ -230,5 +230,5 @@ def restore_model(run: Path) -> dict[str, Any]:
 
 
 def restore_encoder(run: Path) -> dict[str, Any]:
-  """The variables of the encoder alone, as `restore_model`."""
+  """Variables of the encoder alone, as `restore_model`."""
   return {collection: part['encoder'] for collection, part in restore_model(run).items()}

@@ -1,4 +1,4 @@
-"""The one loop over batches: pretraining, the pass before it and every evaluation that trains."""
+"""The one loop over batches: pretraining, its initial pass and every evaluation that trains."""
 import contextlib
 import dataclasses
 import math
@@ -18,35 +18,35 @@ from conic_jax.run.checkpoints import Checkpoints
 from conic_jax.run.session import Session
 
 Figures = dict[str, float]
-# Steps that may be under way on the device while the host prepares the next.
+# Steps that may be pending on the device while the host prepares the next.
 _STEPS_AHEAD = 2
-# Metrics that must be numbers.
+# Metrics that must be finite.
 _WATCHED = ('loss', 'grad_norm')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Phase:
-  """A stretch of steps, from the state that it is given to the one after its last.
+  """A range of steps, from a given state to the one after the last step.
 
   Attributes:
-    name: what a message says after a step's number, such as ' of the pass'.
-    step: from the state and a batch on the mesh to (state, metrics, outputs by host's side), compiled.
-    batches: from the first step to this process's rows of that batch and all after it.
-    last_step: steps done at its end.
-    batch_size: images of a batch.
-    undecodable: of the source that the batches are of.
-    report: called with the state, the steps done and the metrics of the latest, at each report.
-    log_every: steps between two reports; the last step has one too.
-    also_report: other steps that have one.
+    name: suffix of step numbers in messages, such as ' of the pass'.
+    step: maps the state and a batch on the mesh to (state, metrics, outputs by host side), compiled.
+    batches: maps the first step to an iterator over this process's rows of its batch and all later ones.
+    last_step: steps done at the end of the phase.
+    batch_size: images in a batch.
+    undecodable: undecodable images of the source of the batches.
+    report: called with the state, the steps done and the latest metrics, at each report.
+    log_every: steps between two reports; the last step is reported too.
+    also_report: other steps to report.
     unread: names in a batch that the step does not read.
-    before_epoch: from the state before an epoch to the state that it begins with; None for the same.
-    steps_per_epoch: steps of an epoch.
-    hosts: the hosts' sides, by the names of their memories.
+    before_epoch: maps the state before an epoch to the one it starts with; None to leave it unchanged.
+    steps_per_epoch: steps in an epoch.
+    hosts: the host sides, by the names of their memories.
     evaluate: called with the state and the steps done, every `evaluate_every` steps; 0 for never.
-    checkpoints: where the state is saved, every `save_every` steps and at the end; None for nowhere.
-    identity: what a run that resumes from them must agree with.
-    advice: what to do where the loss is no number.
-    progress: called with the steps done after each.
+    checkpoints: where the state is saved, every `save_every` steps and at the end; None to save nothing.
+    identity: what a resumed run must match.
+    advice: what to do if the loss is not finite.
+    progress: called after each step with the steps done.
   """
   name: str
   step: Callable[[Any, dict[str, Any]], tuple[Any, dict[str, jax.Array], dict[str, Any]]]
@@ -71,19 +71,19 @@ class Phase:
 
 
 def run_steps(phase: Phase, state: Any, session: Session) -> Any:
-  """Takes the steps of a phase that the state has not taken yet.
+  """Takes the remaining steps of a phase.
 
   Args:
-    phase: what to do.
+    phase: the phase.
     state: has `step`, the steps done; its buffers are donated.
-    session: of the run.
+    session: the run's session.
 
   Returns:
     The state after the last step; all checkpoints are written.
 
   Raises:
-    UserError: where a loss or a parameter is no number, too many images are undecodable, or a host fails.
-    Stopped: after Ctrl-C or SIGTERM, when all is saved.
+    UserError: if a loss or parameter is not finite, too many images are undecodable, or a host side fails.
+    Stopped: after Ctrl-C or SIGTERM, once everything is saved.
   """
   first = int(state.step)
   batches, clock, pending = phase.batches(first), Clock(first, phase.batch_size), Pending(phase)
@@ -128,7 +128,7 @@ def run_steps(phase: Phase, state: Any, session: Session) -> Any:
 
 
 def save(phase: Phase, state: Any, done: int) -> None:
-  """Begins to save a state whose numbers are all finite, with what the hosts keep in agreement with it."""
+  """Starts saving a state after checking that its numbers are finite, with the host stores synced to it."""
   if (checkpoints := phase.checkpoints) is None:
     return
   if not all_finite((state.params, state.batch_stats, state.memories)):
@@ -140,7 +140,7 @@ def save(phase: Phase, state: Any, done: int) -> None:
 
 
 def outcome(phase: Phase) -> str:
-  """What came of the last save, once it is done."""
+  """Outcome of the last save, once it has finished."""
   if phase.checkpoints is None:
     return 'nothing of it is saved'
   phase.checkpoints.wait()
@@ -148,14 +148,14 @@ def outcome(phase: Phase) -> str:
 
 
 class Pending:
-  """The metrics of the steps since the last check, some of them still under way on the device."""
+  """Metrics of the steps since the last check; some may still be pending on the device."""
 
   def __init__(self, phase: Phase):
     self._phase = phase
     self._metrics: list[tuple[int, dict[str, jax.Array]]] = []
 
   def add(self, done: int, metrics: dict[str, jax.Array]) -> None:
-    """Notes a step, and waits where more than `_STEPS_AHEAD` are under way."""
+    """Records a step; waits if more than `_STEPS_AHEAD` are pending."""
     self._metrics.append((done, metrics))
     if len(self._metrics) > _STEPS_AHEAD:
       jax.block_until_ready(self._metrics[-1 - _STEPS_AHEAD][1])
@@ -164,40 +164,40 @@ class Pending:
     """Metrics of the latest step; checks that no pending loss is NaN or infinite.
 
     Raises:
-      UserError: with the step, the last good checkpoint and what to do. A float16 overflow is excused as long
-        as the loss scale can still fall.
+      UserError: naming the step, the last good checkpoint and what to do. A float16 overflow is excused as
+        long as the loss scale can still fall.
     """
     fetched, self._metrics = jax.device_get(self._metrics), []
     for done, metrics in fetched:
       excused = metrics.get('overflow', False) and metrics['loss_scale'] > 1
       for name in (() if excused else _WATCHED):
         if not math.isfinite(metrics.get(name, 0.0)):
-          if self._phase.checkpoints:  # It was this step's state that a finite loss had led to.
+          if self._phase.checkpoints:  # Saved after a finite loss, but its state led to this one.
             self._phase.checkpoints.discard(done - 1)
           raise_non_finite(name, metrics[name], done, self._phase)
     return {name: float(value) for name, value in fetched[-1][1].items() if name != 'overflow'}
 
 
 class Clock:
-  """How fast the steps are, from one report to the next."""
+  """Speed of the steps between two reports."""
 
   def __init__(self, first: int, batch_size: int):
     self._first, self._batch_size = first, batch_size
     self.restart(first)
 
   def restart(self, done: int) -> None:
-    """Begins a new stretch."""
+    """Starts a new interval."""
     self._start, self._done, self._waited = time.perf_counter(), done, 0.0
 
   @contextlib.contextmanager
   def waiting(self) -> Iterator[None]:
-    """Counts what a block takes as waiting for images."""
+    """Counts the duration of a block as waiting for images."""
     start = time.perf_counter()
     yield
     self._waited += time.perf_counter() - start
 
   def figures(self, done: int) -> Figures:
-    """Images a second and the share of time waited for them; nothing after the first step, which compiles."""
+    """Images per second and the share of time spent waiting; {} after the first step, which compiles."""
     if done <= self._first + 1:
       return {}
     seconds = time.perf_counter() - self._start
@@ -207,13 +207,13 @@ class Clock:
 
 @jax.jit
 def all_finite(tree: Any) -> jax.Array:
-  """Whether no float of a tree is NaN or infinite: bool []."""
+  """Whether no float in a tree is NaN or infinite: bool []."""
   floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
   return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in floats]))
 
 
 def raise_non_finite(name: str, value: float, done: int, phase: Phase) -> NoReturn:
-  """Says what was no number, where the run can go on, and what to change."""
+  """Raises a `UserError`: what was not finite, where the run can resume, and what to change."""
   last = phase.checkpoints.last_path() if phase.checkpoints else 'none'
   raise UserError(f'The {name} was {value} at step {done}{phase.name}; the last good checkpoint is {last}, '
                   f'where the same command goes on. {phase.advice}')

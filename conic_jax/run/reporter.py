@@ -1,4 +1,4 @@
-"""Where a run's figures go: metrics.jsonl, TensorBoard, and the terminal."""
+"""Output of a run's figures: metrics.jsonl, TensorBoard, and the terminal."""
 import contextlib
 import json
 import sys
@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 
 def cut_back(path: Path, step: int) -> None:
-  """Drops the reports after `step`, and a line that a crash left half written."""
+  """Drops the reports after `step`, and a line that a crash left half-written."""
   if not path.exists():
     return
   kept = []
@@ -28,21 +28,21 @@ def cut_back(path: Path, step: int) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-  """Writes a JSON file whole or not at all."""
+  """Writes a JSON file atomically."""
   temporary = path.with_name(path.name + '.tmp')
   temporary.write_text(json.dumps(content, indent=2) + '\n')
   temporary.replace(path)
 
 
 class Reporter:
-  """Writes the reports of one run; a process that is not the first of its cluster writes nothing.
+  """Writes the reports of one run; only the first process of a cluster writes anything.
 
-  On a terminal it shows a progress bar with the time left, elsewhere a plain line a report. A write
-  that fails, as on a full disk, does not stop the training: `failure` holds its message.
+  On a terminal it shows a progress bar with the time left, elsewhere one plain line per report. A failed
+  write, as on a full disk, does not stop the training: `failure` holds its message.
 
   Attributes:
-    reports: all of the run so far, those from before a resume too; none but in the first process.
-    failure: what the last write that failed said.
+    reports: all of the run so far, including those from before a resume; only in the first process.
+    failure: the message of the last failed write.
   """
 
   def __init__(self, run: Path, *, first_step: int, total_steps: int, active: bool = True):
@@ -52,7 +52,7 @@ class Reporter:
     if not active:
       return
     path = run / 'metrics.jsonl'
-    cut_back(path, first_step or -1)  # What is reported at step 0 comes again.
+    cut_back(path, first_step or -1)  # Reports at step 0 are made again.
     if path.exists():
       self.reports += map(json.loads, path.read_text().splitlines())
     self._file = path.open('a')
@@ -67,7 +67,7 @@ class Reporter:
       self._bar.update(step - self._bar.n)
 
   def report(self, step: int, epoch: float, figures: Mapping[str, float | str]) -> None:
-    """Records figures and prints them in a line; words are not on it. Nothing where there are no figures."""
+    """Records figures and prints those that are numbers on one line; does nothing without figures."""
     if self._active and figures:
       self.record(step, epoch, figures)
       numbers = {name: value for name, value in figures.items() if not isinstance(value, str)}
@@ -75,7 +75,7 @@ class Reporter:
       self.say(f'step {step}/{self._total}  epoch {epoch:.2f}  {values}')
 
   def record(self, step: int, epoch: float, figures: Mapping[str, float | str]) -> None:
-    """Writes one object of metrics.jsonl, and to TensorBoard.
+    """Writes one report to metrics.jsonl and TensorBoard.
 
     Args:
       step: steps done.
@@ -96,7 +96,7 @@ class Reporter:
       self.failure = str(error)
 
   def say(self, line: str) -> None:
-    """Prints a line, above the progress bar where there is one."""
+    """Prints a line, above the progress bar if there is one."""
     if self._active:
       if self._bar is not None:
         self._bar.write(line, file=sys.stderr)

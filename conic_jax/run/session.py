@@ -1,4 +1,4 @@
-"""What a run holds open."""
+"""The resources that a run holds open."""
 import contextlib
 import shutil
 from collections.abc import Callable
@@ -13,24 +13,24 @@ from conic_jax.run.signals import StopRequest
 
 
 class Closable(Protocol):
-  """Anything with an end."""
+  """Anything that can be closed."""
 
   def close(self) -> None:
-    """Ends it."""
+    """Closes it."""
 
 
 Kept = TypeVar('Kept', bound=Closable)
 
 
 class Session:
-  """Signals, checkpoints, reports and whatever else a run opens, closed last to first on every way out.
+  """Signals, checkpoints, reports and other resources of a run, closed in reverse order on every exit.
 
   Attributes:
-    folder: of the run.
+    folder: the run's folder.
     mesh: the mesh.
     log: shows a line; only the first process shows any.
     signals: Ctrl-C and SIGTERM.
-    first_process: whether this process writes what one alone may write.
+    first_process: whether this process writes what only one may write.
   """
 
   def __init__(self, folder: Path, mesh: Mesh, log: Callable[[str], None] | None = None):
@@ -48,27 +48,27 @@ class Session:
     self._at_the_end.__exit__(*raised)
 
   def keep_open(self, opened: Kept) -> Kept:
-    """The same, to be closed at the end."""
+    """The same resource, to be closed at the end."""
     self._at_the_end.callback(opened.close)
     return opened
 
   def make_folder(self) -> None:
-    """Makes the folder of the run."""
+    """Creates the run's folder."""
     if self.first_process:
       self.folder.mkdir(parents=True, exist_ok=True)
 
   def remove(self, name: str) -> None:
-    """Removes a folder of the run, if there is one."""
+    """Removes a subfolder of the run's folder, if it exists."""
     if self.first_process:
       shutil.rmtree(self.folder / name, ignore_errors=True)
 
   def checkpoints(self, name: str, keep: int) -> Checkpoints:
-    """Opens the checkpoints of a folder of the run."""
+    """Opens the checkpoints in a subfolder of the run's folder."""
     return self.keep_open(Checkpoints(self.folder / name, keep))
 
 
 def print_line(line: str) -> None:
-  """Prints a line at once."""
+  """Prints a line and flushes it."""
   print(line, flush=True)
 
 

@@ -12,7 +12,7 @@ from conic_jax.errors import Stopped
 
 
 class StopRequest:
-  """Ctrl-C and SIGTERM: deferred inside `deferred`, at once elsewhere or the second time."""
+  """Ctrl-C and SIGTERM: deferred inside `deferred`; immediate elsewhere or the second time."""
 
   def __init__(self):
     self.received: signal.Signals | None = None
@@ -44,7 +44,7 @@ class StopRequest:
       raise Stopped(self.received, 'stopped at once; the checkpoints so far are kept')
 
   def agreed(self, now: bool) -> signal.Signals | None:
-    """The signal to stop for: with several processes all answer alike, when any was told, at reports."""
+    """The signal to stop for; several processes agree on it at reports, if any of them received one."""
     if jax.process_count() == 1:
       return self.received
     if not now:

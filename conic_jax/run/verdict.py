@@ -1,21 +1,21 @@
-"""A word on a run, without labels: is it learning, not learning yet, collapsing, or on a plateau?
+"""A verdict on a run, without labels: is it learning, not learning yet, collapsing, or on a plateau?
 
-The rule reads the probe's reports (`evals/probe.py`) and the network at random beside them, in this order:
+The rule compares the probe's reports (`evals/probe.py`) with the random network's, in this order:
 
-1. *collapsing*: images become alike. The head's features (`feature_std`) spread less than `FALLEN` of the
-   most they did in this run, or the encoder's (`probe_std`, `probe_rankme`) less than `SUNKEN` of what they
-   do in the random network, or all are one point (`POINT`).
-2. *not learning yet*: images are not told apart. An image finds its own other view (`probe_instance_top1`)
-   hardly oftener than in the random network, which is less than `GAIN` of the way from there to always; or
-   the loss is above `CHANCE` of its value where it tells none, and the way is less than `CLEAR_GAIN`.
-3. *plateau*: nothing moves, before the last `LATE` of the run. Of the last `STILL` probes the means of the
-   first two and of the last two are compared, as one is noisy: that share rose by less than `FOUND_MORE` of
-   itself, `probe_rankme` by less than `PROGRESS`, and the loss's share of chance fell by less than that.
-   A share above `SATURATED` cannot rise and says nothing here.
+1. *collapsing*: images become alike. The spread of the head's features (`feature_std`) is below `FALLEN` of
+   its maximum in this run, or that of the encoder's (`probe_std`, `probe_rankme`) below `SUNKEN` of the
+   random network's, or all features are one point (`POINT`).
+2. *not learning yet*: images are not told apart. The rate at which an image finds its own other view
+   (`probe_instance_top1`) has gained less than `GAIN` of the way from the random network's rate to 1; or the
+   loss is above `CHANCE` of its value at chance, and the gain is below `CLEAR_GAIN`.
+3. *plateau*: nothing moves, before `LATE` of the run is over. Over the last `STILL` probes, the mean of the
+   first two is compared with that of the last two, as one probe is noisy: the rate rose by less than
+   `FOUND_MORE` of itself, `probe_rankme` by less than `PROGRESS`, and the loss's share of chance fell by less
+   than that. A rate above `SATURATED` cannot rise and says nothing here.
 4. *learning*: anything else.
 
-A figure that a run does not have decides nothing, so that runs without a random network's figures, or methods
-without a loss of chance, are judged by the rest.
+A missing figure decides nothing: runs without a random network's figures, or methods without a loss at
+chance, are judged by the rest.
 """
 import dataclasses
 import math
@@ -39,21 +39,21 @@ LEARNING, WAITING, COLLAPSING, PLATEAU = 'learning', 'not learning yet', 'collap
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-  """What a run does.
+  """The verdict on a run.
 
   Attributes:
     word: 'learning', 'not learning yet', 'collapsing' or 'plateau'.
-    sentence: what was seen, with its figures, and what to change.
+    sentence: the findings, with their figures, and what to change.
   """
   word: str
   sentence: str
 
 
 def judge(reports: Sequence[Mapping[str, Any]], settings: Any) -> Verdict | None:
-  """The verdict on a run by its reports so far.
+  """The verdict on a run, given its reports so far.
 
   Args:
-    reports: those of metrics.jsonl, in order, with or without the reports between the probes.
+    reports: those of metrics.jsonl, in order; reports between the probes may be missing.
     settings: the run's config, a ConfigDict or the mapping of config.json.
 
   Returns:
@@ -77,16 +77,16 @@ def judge(reports: Sequence[Mapping[str, Any]], settings: Any) -> Verdict | None
 
 def next_word(reports: Sequence[Mapping[str, Any]], step: int, epoch: float, figures: Mapping[str, Any],
               settings: Any, say: Callable[[str], None]) -> dict[str, str]:
-  """Judges a run by its newest figures too, and says so where the word is another than before.
+  """Judges a run including its newest figures, and shows the verdict if its word has changed.
 
   Args:
-    reports: those before; settings: as for `judge`.
-    step, epoch: done.
-    figures: the newest.
+    reports: the earlier ones; settings: as for `judge`.
+    step, epoch: steps and epochs done.
+    figures: the newest ones.
     say: shows a line.
 
   Returns:
-    The word as 'verdict'; nothing where the figures have none of a probe.
+    The word as 'verdict'; {} if the figures contain no probe.
   """
   newest = {**figures, 'step': step, 'epoch': epoch}
   verdict = judge([*reports, newest], settings) if 'probe_rankme' in figures else None
@@ -99,17 +99,17 @@ def next_word(reports: Sequence[Mapping[str, Any]], step: int, epoch: float, fig
 
 
 def of_summary(reports: Sequence[Mapping[str, Any]], settings: Any) -> dict[str, str]:
-  """The last word and its sentence, 'verdict' and 'verdict_sentence'; nothing without a probe."""
+  """The last word and its sentence, 'verdict' and 'verdict_sentence'; {} without a probe."""
   verdict = judge(reports, settings)
   return {} if verdict is None else {'verdict': verdict.word, 'verdict_sentence': verdict.sentence}
 
 
-# ---- What is seen ---------------------------------------------------------------------------------
+# ---- Findings -------------------------------------------------------------------------------------
 
 
 def _collapse(reports: Sequence[Mapping[str, Any]], last: Mapping[str, Any], random: Mapping[str, float]
               ) -> str | None:
-  """A phrase on features that become alike, None where they do not."""
+  """A phrase if features become alike, else None."""
   if last['probe_std'] < POINT:
     return f'All images have the same features (spread {last["probe_std"]:.2g})'
   spreads = [report['feature_std'] for report in reports if 'feature_std' in report]
@@ -124,7 +124,7 @@ def _collapse(reports: Sequence[Mapping[str, Any]], last: Mapping[str, Any], ran
 
 
 def _no_start(last: Mapping[str, Any], random: Mapping[str, float]) -> str | None:
-  """A phrase on a run that tells no images apart yet, None for one that does."""
+  """A phrase if the run does not tell images apart yet, else None."""
   base = random.get('probe_instance_top1')
   gain = math.inf if base is None else (last['probe_instance_top1'] - base) / max(1 - base, 1e-9)
   share = last.get('loss_share', 0)
@@ -134,7 +134,7 @@ def _no_start(last: Mapping[str, Any], random: Mapping[str, float]) -> str | Non
 
 
 def _standstill(probes: Sequence[Mapping[str, Any]], settings: Any) -> str | None:
-  """A phrase on a run whose measures stand still, None for one that moves or is about to end."""
+  """A phrase if the run's measures stand still; None if they move or the run is about to end."""
   if len(probes) < STILL:
     return None
   before, last = probes[-STILL], probes[-1]
@@ -153,7 +153,7 @@ def _standstill(probes: Sequence[Mapping[str, Any]], settings: Any) -> str | Non
 
 
 def _growth(window: Sequence[Mapping[str, Any]], name: str) -> float:
-  """How much a figure rose, from the mean of the first two probes to that of the last two, of itself."""
+  """Relative rise of a figure, from the mean of the first two probes to that of the last two."""
   if not all(name in probe for probe in window):
     return 0.0
   first, last = (probes[0][name] + probes[1][name] for probes in (window[:2], window[-2:]))
@@ -173,11 +173,11 @@ def _of_chance(last: Mapping[str, Any]) -> str:
   return f'; the loss is at {last["loss_share"]:.0%} of chance' if 'loss_share' in last else ''
 
 
-# ---- What to change -------------------------------------------------------------------------------
+# ---- Advice ---------------------------------------------------------------------------------------
 
 
 def setting(settings: Any, path: str, default: Any = None) -> Any:
-  """A setting by its path, 'classifier.lr_scale', of a ConfigDict or of config.json's mapping."""
+  """The setting at a path such as 'classifier.lr_scale', of a ConfigDict or of config.json's mapping."""
   for name in path.split('.'):
     if not hasattr(settings, 'get') or settings.get(name) is None:
       return default
@@ -186,7 +186,7 @@ def setting(settings: Any, path: str, default: Any = None) -> Any:
 
 
 def _against_collapse(settings: Any) -> str:
-  """What keeps features apart, for the run's method."""
+  """Advice against collapse, for the run's method."""
   advice = [f'lower config.{path} ({value:g})' for path, value in _pulls(settings)]
   advice += _named(settings, 'temperature', 'lower') + _named(settings, 'optimizer.learning_rate', 'lower')
   if setting(settings, 'optimizer.warmup_epochs') == 0:
@@ -195,8 +195,8 @@ def _against_collapse(settings: Any) -> str:
 
 
 def _for_a_start(settings: Any) -> str:
-  """What makes a run learn at all, for the run's method."""
-  # A row is visited once an epoch, so that it moves little in few of them.
+  """Advice for a run that does not learn yet, for its method."""
+  # A row is visited once per epoch, so it moves little in few epochs.
   advice = _named(settings, 'momentum.start', 'lower')
   if setting(settings, 'method') != 'data_parallel':
     advice = _named(settings, 'classifier.lr_scale', 'raise') + advice
@@ -208,7 +208,7 @@ def _for_a_start(settings: Any) -> str:
 
 
 def _beyond_plateau(settings: Any) -> str:
-  """What a run on a plateau may still gain from."""
+  """Advice for a run on a plateau."""
   epochs = setting(settings, 'epochs')
   rest = f' of the {epochs} epochs' if epochs else ''
   return (f'The rest{rest} may bring little but for the fall of the rate at their end: try the encoder of '
@@ -216,7 +216,7 @@ def _beyond_plateau(settings: Any) -> str:
 
 
 def _pulls(settings: Any) -> list[tuple[str, float]]:
-  """The weights, above zero, of terms that make views alike."""
+  """Weights, if above zero, of the terms that make views alike."""
   paths = 'alpha', 'consistency.alpha'
   return [(path, value) for path in paths if (value := setting(settings, path, 0))]
 
