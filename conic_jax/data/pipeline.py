@@ -14,12 +14,12 @@ from conic_jax.errors import UserError
 from conic_jax.permutation import shuffled
 from conic_jax.views import Views
 
-_CHUNK = 16  # Images decoded by one call of the graph: enough to hide the cost of handling errors.
-_READERS = 4  # Batches read at the same time.
-_TRAIN_ANTIALIAS = 2.0  # Up to this factor plain bilinear still uses every pixel, at half the cost.
-_EVAL_ANTIALIAS = 1.0  # As in torchvision's evaluation.
+_CHUNK = 16  # Images decoded by one call of the graph: 16 hide the cost of guarding against errors.
+_READERS = 4  # Batches whose bytes are read at the same time.
+_TRAIN_ANTIALIAS = 2.0  # Up to this factor bilinear interpolation still weighs every pixel, at half the cost.
+_EVAL_ANTIALIAS = 1.0  # As torchvision evaluates.
 _REJECTED_SHARE, _REJECTED_COUNT, _LISTED = 0.01, 10, 20
-_MEASURED = 64  # Images whose size is checked before training.
+_MEASURED = 64  # Images whose size is looked at before training.
 
 
 def train_batches(source: Source, groups: tuple[Views, ...], *, batch_size: int, seed: int,

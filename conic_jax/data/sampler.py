@@ -6,7 +6,7 @@ import numpy as np
 from conic_jax.errors import UserError
 from conic_jax.permutation import shuffled
 
-# No round has this number, so the ring has its own shuffle.
+# No round has this number: the ring's shuffle is none of theirs.
 _RING = 2**32 - 3
 
 
