@@ -1,3 +1,3 @@
-"""conic_jax: learning image representations without labels by telling every image apart."""
+"""conic_jax: self-supervised image representations by instance discrimination."""
 
 __version__ = '0.1.0'

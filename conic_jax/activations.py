@@ -33,17 +33,17 @@ _MOST_IMAGES = 50
 
 
 def scaled(response: jax.Array, size: int) -> jax.Array:
-  """The mean of a map over its channels, resized bilinearly, from 0 to 1 within each image.
+  """The channel mean of a map, resized bilinearly and scaled to 0 … 1 within each image.
 
-  The paper does not say how its figure was made. After a ReLU the mean is the sum of absolute values of
-  Zagoruyko and Komodakis (Paying More Attention to Attention, 2017, §3.1), up to the scale.
+  The paper does not say how its figure was made. After a ReLU the mean is, up to scale, the sum of absolute
+  values of Zagoruyko and Komodakis (Paying More Attention to Attention, 2017, §3.1).
 
   Args:
-    response: what a stage gives, [n, h, w, C].
+    response: output of a stage, [n, h, w, C].
     size: side of the image in pixels.
 
   Returns:
-    float32 [n, size, size]; zeros where the mean is the same all over.
+    float32 [n, size, size]; zeros if the mean is constant over the image.
   """
   means = jnp.mean(response, axis=3, dtype=jnp.float32)
   means = jax.image.resize(means, (len(means), size, size), 'bilinear')
@@ -52,7 +52,7 @@ def scaled(response: jax.Array, size: int) -> jax.Array:
 
 
 def activation_maps(encoder: Encoder, images: np.ndarray) -> np.ndarray:
-  """The maps of the encoder's last stage over images, uint8 [n, S, S, 3] to float32 [n, S, S]."""
+  """Maps of the encoder's last stage for images, uint8 [n, S, S, 3] to float32 [n, S, S]."""
   return np.asarray(_maps(encoder.network, encoder.variables, images, encoder.views))
 
 
@@ -60,15 +60,15 @@ def read_images(folder: str, count: int, size: int) -> tuple[np.ndarray, str | N
   """The central squares of images drawn evenly from a folder.
 
   Args:
-    folder: of images, with or without subfolders.
-    count: the most images.
+    folder: image folder, with or without subfolders.
+    count: maximum number of images.
     size: side in pixels.
 
   Returns:
-    uint8 [n, size, size, 3], and a sentence that names those that could not be decoded, if any.
+    uint8 [n, size, size, 3], and a sentence naming the undecodable images, if any.
 
   Raises:
-    UserError: where there is no image that can be decoded.
+    UserError: if no image can be decoded.
   """
   try:
     every = Folder(folder, '')
@@ -86,10 +86,10 @@ def read_images(folder: str, count: int, size: int) -> tuple[np.ndarray, str | N
 
 
 def open_encoders(names: list[str]) -> list[Encoder]:
-  """Opens the encoders; a random one has the network and the normalisation of the other.
+  """Opens the encoders; a random one takes the network and normalisation of the other.
 
   Raises:
-    UserError: where one cannot be opened, or there is none but random ones.
+    UserError: if one cannot be opened, or all are random.
   """
   opened = {name: open_encoder(name) for name in names if name != RANDOM}
   if not opened:
@@ -110,10 +110,10 @@ def _maps(network: ResNet, variables: Any, images: jax.Array, views: Views) -> j
 
 
 def run(names: list[str], folder: str, count: int, size: int, out: Path, say: Callable[[str], None]) -> None:
-  """Draws the maps of the encoders over images of the folder.
+  """Draws the encoders' maps over images from the folder.
 
   Raises:
-    UserError: where an encoder, an image or an argument is wrong.
+    UserError: if an encoder, an image or an argument is invalid.
   """
   if out.suffix != '.png':
     raise UserError(f'--out={out}: the picture is a PNG; give it a name that ends in .png.')
@@ -145,7 +145,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def command() -> None:
-  """The whole command, with its exit code."""
+  """Runs the command and sets its exit code."""
   def action():
     arguments = _arguments()
     run(arguments.encoders, arguments.images, arguments.count, arguments.size, arguments.out, print)

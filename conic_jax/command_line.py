@@ -1,4 +1,4 @@
-"""Reading the command line so that every mistake is answered with what exists."""
+"""Command-line parsing in which every error message lists the valid options."""
 import argparse
 import difflib
 import functools
@@ -15,12 +15,12 @@ from ml_collections import ConfigDict, config_flags
 
 from conic_jax.errors import Help, Stopped, UserError
 
-# How alike a name must be to be meant, of 0 to 1.
+# Minimum similarity of a suggested name, from 0 to 1.
 _ALIKE = 0.7
 
 
 class Parser(argparse.ArgumentParser):
-  """Arguments of the commands that have no config; a mistake is one sentence."""
+  """Argument parser of the commands without a config; errors are one sentence."""
 
   def __init__(self, usage: str, description: str | None):
     super().__init__(usage=usage, description=description, allow_abbrev=False,
@@ -31,7 +31,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def local_path(flag: str) -> Callable[[str], Path]:
-  """The type of an argument that names a file to write, on this machine or a file system that it mounts."""
+  """Argument type for a file to write, on this machine or a mounted file system."""
   def parse_path(text: str) -> Path:
     if '://' in text:
       raise UserError(f"{flag}: '{text}' is in no folder of this machine.")
@@ -40,11 +40,11 @@ def local_path(flag: str) -> Callable[[str], Path]:
 
 
 def guarded(action: Callable[[], None], interrupted: str = 'interrupted') -> None:
-  """Runs a command with its exit code: 0, 1 for a user's error, 128 + the signal when stopped.
+  """Runs a command and sets its exit code: 0, 1 for a user error, 128 + signal number when stopped.
 
   Args:
     action: the command.
-    interrupted: what is said after Ctrl-C where the command does not answer it itself.
+    interrupted: message after Ctrl-C if the command does not handle it.
   """
   try:
     action()
@@ -65,12 +65,12 @@ def parse(argv: list[str], flag_values: flags.FlagValues, usage: str) -> None:
 
   Args:
     argv: the command and its arguments.
-    flag_values: where the flags are defined.
-    usage: what is said of the command where it is asked for.
+    flag_values: the defined flags.
+    usage: usage text for --help.
 
   Raises:
-    Help: where --help is among them.
-    UserError: where a config, a preset, a field, a value or a flag is wrong; it says what exists.
+    Help: if --help is given.
+    UserError: if a config, preset, field, value or flag is wrong; lists the valid ones.
   """
   if '--help' in argv or '--helpfull' in argv:
     raise Help(f'{usage} Configs: {_configs()}. Flags: {", ".join(_own_flags(flag_values))}.')
@@ -106,8 +106,8 @@ def parse(argv: list[str], flag_values: flags.FlagValues, usage: str) -> None:
 
 
 def load(path: str) -> ConfigDict:
-  """Loads FILE[:PRESET] without any other flag."""
-  # Configs build on each other as `configs.NAME`, from whatever folder the command is started.
+  """Loads FILE[:PRESET], ignoring all other flags."""
+  # Configs import each other as `configs.NAME`, whatever the working directory.
   root = str(Path(path.split(':')[0]).resolve().parent.parent)
   if root not in sys.path:
     sys.path.append(root)
@@ -129,13 +129,13 @@ def load(path: str) -> ConfigDict:
 
 
 def _chain(error: BaseException) -> list[BaseException]:
-  """An error and what it came of, the innermost last."""
+  """An error and its causes, the innermost last."""
   cause = error.__cause__ or error.__context__
   return [error] if cause is None else [error, *_chain(cause)]
 
 
 def _wrong_in_file(error: BaseException) -> str | None:
-  """What a config's file does to a field that cannot be done; None of any other error."""
+  """Message for an invalid operation on a field inside a config file; None for any other error."""
   frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
   inside = frames[-1].f_locals if frames else {}
   node, name = inside.get('self'), inside.get('attribute', inside.get('key'))
@@ -174,21 +174,21 @@ def _check_field(config: ConfigDict, path: str) -> None:
 
 
 def _groups(node: ConfigDict, prefix: str = 'config.') -> dict[str, ConfigDict]:
-  """A config and all groups in it, by what their fields' names begin with."""
+  """A config and all groups in it, by the prefix of their fields."""
   inner = (_groups(value, f'{prefix}{name}.') for name, value in node.items()
            if isinstance(value, ConfigDict))
   return functools.reduce(operator.or_, inner, {prefix: node})
 
 
 def _no_field(groups: dict[str, ConfigDict], prefix: str, name: str) -> str:
-  """A sentence with what there is instead of a field."""
+  """Error message for an unknown field, with the valid ones."""
   if near := _nearest(groups, prefix, name):
     return f'There is no {prefix}{name}; did you mean {" or ".join(near)}?'
   return f'There is no {prefix}{name}; there is: {", ".join(sorted(groups[prefix]))}.'
 
 
 def _nearest(groups: dict[str, ConfigDict], prefix: str, name: str) -> list[str]:
-  """Fields of nearly this name in its group, or else of this name, or nearly, in others; three at most."""
+  """Up to three fields with a similar name in this group, else with the same or a similar name in others."""
   if close := difflib.get_close_matches(name, groups[prefix], 3, _ALIKE):
     return [f'{prefix}{field}' for field in close]
   known = sorted({field for node in groups.values() for field in node})
@@ -197,7 +197,7 @@ def _nearest(groups: dict[str, ConfigDict], prefix: str, name: str) -> list[str]
 
 
 def _joined(argv: list[str]) -> list[str]:
-  """The arguments with '--config.FIELD VALUE' made one, '--config.FIELD=VALUE'."""
+  """The arguments with '--config.FIELD VALUE' joined to '--config.FIELD=VALUE'."""
   joined: list[str] = []
   for arg in argv:
     if joined and joined[-1].startswith('--config.') and '=' not in joined[-1] and not arg.startswith('--'):
@@ -208,7 +208,7 @@ def _joined(argv: list[str]) -> list[str]:
 
 
 def _is_opened(config: ConfigDict, arg: str) -> bool:
-  """Whether an argument leaves a field open, --config.FIELD=auto; in a field of words 'auto' is a word."""
+  """Whether an argument, --config.FIELD=auto, leaves a field open; for string fields 'auto' is a value."""
   if not (arg.startswith('--config.') and arg.endswith('=auto')):
     return False
   *groups, name = arg.partition('=')[0].removeprefix('--config.').split('.')

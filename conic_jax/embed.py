@@ -36,7 +36,7 @@ Embed = Callable[..., Iterator[Embeddings]]
 
 
 class Files:
-  """A `Source` of the images at some paths, without labels."""
+  """A `Source` of the images at given paths, without labels."""
   num_classes, class_names = 0, ()
 
   def __init__(self, paths: list[str]):
@@ -62,13 +62,13 @@ class Files:
 
 
 def run(arguments: argparse.Namespace) -> None:
-  """Does what the command is asked for.
+  """Runs the command with these arguments.
 
   Args:
-    arguments: those of `_arguments`.
+    arguments: from `_arguments`.
 
   Raises:
-    UserError: where they make no sense, or name what is not there or what is there already.
+    UserError: if they are invalid, an input is missing, or an output already exists.
   """
   _check(arguments)
   encoder, mesh = encoders.open_encoder(arguments.encoder), meshes.make_mesh()
@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> None:
     raise UserError(f'The features in {written} are of other weights than those of {encoder.name}: name the '
                     f'encoder that they are of ({metadata.get("encoder", "not known")}).')
   size, resize = _sizes(arguments, metadata, encoder)
-  # One image, the query, is all that there is to encode beside a file.
+  # With a file of embeddings, only the query image is encoded.
   batch_size = mesh.size if blocks is not None else arguments.batch_size or _BATCH_OF_DEVICE * mesh.size
   meshes.check_batch_size(batch_size, mesh, '--batch_size')
   embed = functools.partial(embeddings.embed, encoder, size=size, resize=resize, batch_size=batch_size,
@@ -104,7 +104,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _check(arguments):
-  """Raises what can be raised before anything is computed."""
+  """Raises any `UserError` that needs no computation."""
   out, sheet = arguments.out, arguments.sheet
   if not (out or arguments.neighbours):
     raise UserError('Nothing to do: --out=FILE writes the features, --neighbours=IMAGE finds the nearest.')
@@ -133,7 +133,7 @@ def _sizes(arguments, metadata, encoder):
 
 
 def _resize(encoder: encoders.Encoder, size: int) -> int:
-  """The short side that the run's own evaluations have, or ImageNet's at another size."""
+  """The short side in the run's own evaluations, or ImageNet's ratio for any other size."""
   if encoder.pretraining is not None and size == encoder.views.size:
     return protocols.resize_of(encoder.pretraining)
   return protocols.usual_resize(size)
@@ -148,7 +148,7 @@ def _vector(embed: Embed, image: str) -> np.ndarray:
 
 
 def _of_folder(embed: Embed, images: str, batch_size: int) -> Iterator[Embeddings]:
-  """Shows the progress and, at the end, what was left out."""
+  """Embeds a folder; shows progress and, at the end, the images left out."""
   try:
     source = folder.Folder(images, '')
   except UserError as error:
@@ -198,7 +198,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def command() -> None:
-  """The whole command, with its exit code."""
+  """Runs the command and sets its exit code."""
   command_line.guarded(lambda: run(_arguments()))
 
 

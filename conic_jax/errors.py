@@ -1,26 +1,26 @@
-"""How a command ends early: errors that a user can cause, and being told to stop."""
+"""Exceptions that end a command early: user errors, help, and stop signals."""
 import signal
 from collections.abc import Sequence
 
 
 class UserError(Exception):
-  """Something the user can mend; `main` prints the sentence alone, without a traceback."""
+  """An error that the user can fix; commands print only its message, without a traceback."""
 
 
 def listed(items: Sequence, most: int = 5) -> str:
-  """The first of the things that an error is about, for its sentence."""
+  """The first `most` items as text, for an error message."""
   return ', '.join(map(str, items[:most])) + (' …' if len(items) > most else '')
 
 
 class Help(Exception):
-  """What the command prints when it is asked how it is used."""
+  """The text that --help prints."""
 
 
 class Stopped(Exception):
-  """The run was told to stop by a signal and has saved what it could.
+  """The run was stopped by a signal and has saved what it could.
 
   Attributes:
-    exit_code: the shell's for a command ended by the signal.
+    exit_code: the shell's exit code for a command ended by this signal.
   """
 
   def __init__(self, received: signal.Signals, outcome: str):

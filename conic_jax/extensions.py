@@ -1,4 +1,4 @@
-"""Methods, sources, encoders and evaluations of a user's own, by the names of their modules."""
+"""User-defined methods, sources, encoders and evaluations, loaded by module name."""
 import importlib
 import re
 from types import ModuleType
@@ -9,10 +9,10 @@ _DOTTED = re.compile(r'[A-Za-z_]\w*(\.[A-Za-z_]\w*)+')
 
 
 def own_module(name: str) -> ModuleType | None:
-  """The module that a setting names, such as 'mine.vicreg'; None for a name without a dot, which is ours.
+  """The module that a setting names, such as 'mine.vicreg'; None for a built-in name, which has no dot.
 
   Raises:
-    UserError: where there is no such module.
+    UserError: if there is no such module.
   """
   if not _DOTTED.fullmatch(name):
     return None
@@ -20,6 +20,6 @@ def own_module(name: str) -> ModuleType | None:
     return importlib.import_module(name)
   except ModuleNotFoundError as error:
     if error.name is None or not f'{name}.'.startswith(f'{error.name}.'):
-      raise  # The module is there; what it imports is not.
+      raise  # The module exists, but something it imports does not.
     raise UserError(f"There is no module '{name}': give the name that Python imports it by, from the folder "
                     'where the command is started.') from error

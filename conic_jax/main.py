@@ -1,4 +1,4 @@
-"""The command: flags, distributed start, and the task that the config names.
+"""The main command: parses flags, starts distributed runs, and runs the config's task.
 
   python -m conic_jax.main --config=configs/conic.py:photos
 """
@@ -15,7 +15,7 @@ _USAGE = 'usage: python -m conic_jax.main --config=FILE[:PRESET] [--config.FIELD
 
 
 def define_flags(argv: list[str]) -> flags.FlagValues:
-  """The command's flags, not parsed yet; those of the config's fields come from `argv`."""
+  """Defines the command's flags without parsing them; config-field flags come from `argv`."""
   values = flags.FlagValues()
   config_flags.DEFINE_config_file(
     'config', None, 'A file of configs/, with a preset after a colon.', flag_values=values,
@@ -32,7 +32,7 @@ def define_flags(argv: list[str]) -> flags.FlagValues:
 
 
 def start_distributed(values: flags.FlagValues) -> None:
-  """Joins this process to its cluster, where the flags name one."""
+  """Joins this process to its cluster if the flags name one."""
   if not (values.distributed or values.coordinator):
     if values.num_processes or values.process_id is not None:
       raise UserError('--num_processes and --process_id need --coordinator=HOST:PORT of process 0.')
@@ -53,7 +53,7 @@ def run_task(config) -> None:
 
 
 def command() -> None:
-  """The whole command, with its exit code."""
+  """Runs the command and sets its exit code."""
   def action():
     values = define_flags(sys.argv)
     command_line.parse(sys.argv, values, _USAGE)

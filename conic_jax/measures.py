@@ -1,24 +1,24 @@
 """Label-free measures of features as pure functions, in float64 on the host.
 
 Shapes: n images, V views of each, F dimensions. Every measure is finite for constant, repeated or zero
-features, which count as a single point: one dimension, and no image told from another.
+features; these count as a single point: one dimension, and no image distinguishable from another.
 """
 import numpy as np
 
 # Added to the scatter within an image, in units of the features' variance.
 _RIDGE = 1e-4
-# Features come in float32: differences below this, relative to their size, are rounding.
+# Features are float32: relative differences below this are rounding errors.
 _ROUNDING = 1e-6
 
 
 def effective_rank(weights: np.ndarray) -> float:
-  """exp of the entropy of normalised weights: how many of them count, exp(−Σ pᵢ log pᵢ), pᵢ = wᵢ/Σw.
+  """Effective number of weights, the exponential of their entropy: exp(−Σ pᵢ log pᵢ), pᵢ = wᵢ/Σw.
 
   Args:
-    weights: [k], singular values or eigenvalues; what rounding made negative counts as zero.
+    weights: [k], singular values or eigenvalues; negative ones, due to rounding, count as zero.
 
   Returns:
-    A number from 1 to k; 1 where all weights are zero.
+    A number from 1 to k; 1 if all weights are zero.
 
   Source: Roy and Vetterli (2007), The effective rank.
 
@@ -34,7 +34,7 @@ def effective_rank(weights: np.ndarray) -> float:
 
 
 def rankme(features: np.ndarray) -> float:
-  """RankMe: the effective rank of the singular values of the features, not centred.
+  """RankMe: the effective rank of the uncentred features' singular values.
 
   Args:
     features: [n, F].
@@ -42,19 +42,19 @@ def rankme(features: np.ndarray) -> float:
   Returns:
     A number from 1 (all features on a line) to min(n, F).
 
-  Source: RankMe (Garrido et al. 2023), Eq. 1; exactly zero singular values add nothing, where the paper adds
-  1e-7 to every share.
+  Source: RankMe (Garrido et al. 2023), Eq. 1; singular values of zero contribute nothing here, whereas the
+  paper adds 1e-7 to every share.
   """
   features = _scaled(features)
   gram = features @ features.T if len(features) <= features.shape[1] else features.T @ features
   values = np.linalg.eigvalsh(gram) if gram.size else np.zeros(0)
-  # An eigenvalue is known up to the rounding of the largest, so its root, the singular value, is less so.
+  # Eigenvalues are accurate up to the rounding of the largest; their roots, the singular values, less so.
   values = np.where(values > len(values) * np.finfo(np.float64).eps * values.max(initial=0), values, 0)
   return effective_rank(np.sqrt(values))
 
 
 def retrieval(first: np.ndarray, second: np.ndarray) -> float:
-  """How often an image is found by another view of itself, nearest by the cosine, in both directions.
+  """How often an image's other view is its nearest by cosine similarity, averaged over both directions.
 
   ½ · share of n with argmaxⱼ x̄ₙ·ȳⱼ = n  +  ½ · share of n with argmaxⱼ ȳₙ·x̄ⱼ = n
 
@@ -62,7 +62,7 @@ def retrieval(first: np.ndarray, second: np.ndarray) -> float:
     first, second: [n, F], one view and another of each image.
 
   Returns:
-    A share from 0 to 1; chance is 1/n. An image that is as near as another is not found.
+    A share from 0 to 1; chance is 1/n. Ties count as misses.
   """
   similarities = _unit(first) @ _unit(second).T
   if len(similarities) < 2:
@@ -73,9 +73,9 @@ def retrieval(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def spread(features: np.ndarray) -> float:
-  """The standard deviation of each dimension of x̄·√F over the images, averaged over dimensions.
+  """The standard deviation of x̄·√F over the images, averaged over dimensions; see `losses.feature_std`.
 
-  Near 1 where features spread over the sphere, 0 where they collapsed to a point: `losses.feature_std`.
+  Near 1 if features spread over the sphere, 0 if they have collapsed to a point.
 
   Args:
     features: [n, F].
@@ -93,11 +93,11 @@ def lidar(views: np.ndarray) -> float:
     views: [n, V, F], V ≥ 2 views of each image.
 
   Returns:
-    A number from 1 to min(n − 1, F). Directions that vary between images and not between the views of one
-    count; those that vary as much between views do not.
+    A number from 1 to min(n − 1, F). Directions count if they vary between images but not between the views
+    of one image; those that vary as much between views do not count.
 
-  Source: LiDAR (Thilak et al. 2023), Eq. 1 to 4, with δ = 1e-4. Features are divided by their standard
-  deviation over all dimensions here, so that δ means the same for every network.
+  Source: LiDAR (Thilak et al. 2023), Eq. 1 to 4, with δ = 1e-4. Here features are divided by their overall
+  standard deviation, so that δ means the same for every network.
   """
   views = _scaled(views)
   centred = views - views.mean(axis=(0, 1), keepdims=True) if views.size else views
@@ -109,12 +109,12 @@ def lidar(views: np.ndarray) -> float:
   if np.abs(between).max() < _ROUNDING:
     return 1.0
   within = (views - means[:, None]).reshape(-1, views.shape[-1])
-  # B Σw⁻¹ Bᵀ has the eigenvalues of the matrix above, and is n × n.
+  # B Σw⁻¹ Bᵀ is n × n and has the non-zero eigenvalues of the matrix above, up to scale.
   return effective_rank(np.linalg.eigvalsh(_whitened(between, within)))
 
 
 def _whitened(between: np.ndarray, within: np.ndarray) -> np.ndarray:
-  """B (WᵀW/m + δ·I)⁻¹ Bᵀ, [n, n], of B [n, F] and W [m, F], by the smaller of F × F and m × m."""
+  """B (WᵀW/m + δ·I)⁻¹ Bᵀ, [n, n], for B [n, F] and W [m, F]; solves the smaller of F × F and m × m."""
   rows, dim = within.shape
   if dim <= rows:
     return between @ np.linalg.solve(within.T @ within / rows + _RIDGE * np.eye(dim), between.T)
@@ -124,17 +124,17 @@ def _whitened(between: np.ndarray, within: np.ndarray) -> np.ndarray:
 
 
 def _scaled(features: np.ndarray) -> np.ndarray:
-  """Features over their root mean square, float64; zeros stay zeros."""
+  """Features divided by their root mean square, float64; zeros stay zero."""
   features = np.asarray(features, np.float64)
   largest = np.abs(features).max(initial=0)
   if not largest > 0:
     return features
-  features = features / largest  # Squares of what is very small or large stay finite.
+  features = features / largest  # So that squares neither overflow nor underflow.
   return features / np.sqrt(np.mean(features ** 2))
 
 
 def _unit(features: np.ndarray) -> np.ndarray:
-  """Rows of unit norm, float64; zero rows stay zero."""
+  """Rows normalised to unit norm, float64; zero rows stay zero."""
   features = np.asarray(features, np.float64)
   largest = np.abs(features).max(axis=1, initial=0, keepdims=True)
   features = features / np.where(largest > 0, largest, 1)

@@ -13,39 +13,39 @@ Mask = Callable[[Any], Any]
 
 
 # ---- Optimizers ---------------------------------------------------------------------------------
-# The rate is given at each update, as the classifier's rows follow the same one:
+# The learning rate is passed to each update, because the classifier's rows use the same one:
 # updates, state = optimizer.update(gradients, state, params, lr=lr), then optax.apply_updates.
 
 
 def sgd(weight_decay: float, momentum: float,
         decayed: Mask | None = None) -> optax.GradientTransformationExtraArgs:
-  """Momentum SGD as PyTorch's: v ← m v + g + λ p, p ← p − η v.
+  """Momentum SGD as in PyTorch: v ← m v + g + λ p, p ← p − η v.
 
   Args:
     weight_decay: λ.
     momentum: m.
-    decayed: from parameters to a tree of bools: where λ applies; everywhere by default.
+    decayed: maps parameters to a tree of bools, True where λ applies; by default everywhere.
   """
   return descending(optax.chain(optax.add_decayed_weights(weight_decay, decayed), optax.trace(momentum)))
 
 
 def lars(weight_decay: float, momentum: float, trust: float, decayed: Mask | None = None,
          lr_in_momentum: bool = True) -> optax.GradientTransformationExtraArgs:
-  """LARS, with the rate inside the momentum or outside.
+  """LARS, with the learning rate inside or outside the momentum.
 
   inside:   v ← m v + η ρ (g + λ p), p ← p − v
   outside:  v ← m v + ρ (g + λ p),   p ← p − η v
 
-  ρ = η_l ‖p‖/‖g + λ p‖ of each array; 1 where either norm is zero, and for arrays of rank one.
+  ρ = η_l ‖p‖/‖g + λ p‖ for each array; 1 if either norm is zero, and for arrays of rank one.
 
   Args:
     weight_decay: λ.
     momentum: m.
     trust: η_l.
     decayed: as for `sgd`.
-    lr_in_momentum: whether the rate is inside.
+    lr_in_momentum: whether the rate is inside the momentum.
 
-  Source: You, Gitman and Ginsburg (2017), Algorithm 1, with SimCLR's exclusions; the rate outside as in
+  Source: You, Gitman and Ginsburg (2017), Algorithm 1, with SimCLR's exclusions; the rate outside follows
   BYOL's public code.
   """
   direction = optax.chain(
@@ -57,7 +57,7 @@ def lars(weight_decay: float, momentum: float, trust: float, decayed: Mask | Non
 
 
 def descending(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-  """−η u for what a transformation gives, with η given at each update; the state is the transformation's."""
+  """Scales a transformation's updates u to −η u, with η passed to each update; keeps its state."""
   def update(updates, state, params=None, **extra_args):
     updates, state = inner.update(updates, state, params)
     return jax.tree.map(lambda u: -extra_args['lr'] * u, updates), state
@@ -65,7 +65,7 @@ def descending(inner: optax.GradientTransformation) -> optax.GradientTransformat
 
 
 def not_vectors(params: Any) -> Any:
-  """A mask that leaves biases and batch norm's parameters (arrays of rank one) out."""
+  """A mask that excludes biases and batch-norm parameters (arrays of rank one)."""
   return jax.tree.map(lambda p: p.ndim > 1, params)
 
 
@@ -73,7 +73,7 @@ def make_optimizer(config: Any) -> optax.GradientTransformationExtraArgs:
   """The optimizer of `config.optimizer`: name, momentum, weight_decay, decay_vectors, trust, lr_in_momentum.
 
   Raises:
-    UserError: where there is none of that name.
+    UserError: if the name is unknown.
   """
   decayed = None if config.decay_vectors else not_vectors
   if config.name == 'sgd':
@@ -87,16 +87,16 @@ def make_optimizer(config: Any) -> optax.GradientTransformationExtraArgs:
 
 
 def cosine_schedule(peak: float, total_steps: int, warmup_steps: int = 0, end: float = 0.0) -> Schedule:
-  """Linear warm-up, then a cosine to `end`, per step.
+  """Linear warm-up, then cosine decay to `end`, per step.
 
   η(s) = end + (peak − end)·½(1 + cos(π (s − warmup) / (total − warmup))) after the warm-up, and
-  peak·(s + 1)/warmup in it.
+  peak·(s + 1)/warmup during it.
 
   Args:
     peak: the rate after the warm-up.
-    total_steps: steps of the whole run; the rate stays at `end` after them.
+    total_steps: steps of the whole run; afterwards the rate stays at `end`.
     warmup_steps: steps of the warm-up.
-    end: the last rate.
+    end: the final rate.
 
   Returns:
     A function from the step to the rate, float32 [].
@@ -110,11 +110,11 @@ def cosine_schedule(peak: float, total_steps: int, warmup_steps: int = 0, end: f
 
 
 def step_schedule(peak: float, milestones: tuple[int, ...], warmup_steps: int = 0) -> Schedule:
-  """Linear warm-up as the cosine's, then `peak`, divided by 10 at each milestone.
+  """Linear warm-up as in `cosine_schedule`, then `peak`, divided by 10 at each milestone.
 
   Args:
     peak: the rate after the warm-up.
-    milestones: the first step of each lower rate.
+    milestones: first step of each lower rate.
     warmup_steps: steps of the warm-up.
 
   Returns:
@@ -130,7 +130,7 @@ def step_schedule(peak: float, milestones: tuple[int, ...], warmup_steps: int = 
 
 
 def per_epoch(schedule: Schedule, steps_per_epoch: int, warmup_steps: int = 0) -> Schedule:
-  """A schedule whose rate changes at the start of an epoch only; in the warm-up at every step."""
+  """A schedule whose rate changes only at the start of an epoch; during warm-up, at every step."""
   def held(step):
     start = jnp.maximum(step // steps_per_epoch * steps_per_epoch, warmup_steps)
     return schedule(jnp.where(step < warmup_steps, step, start))
@@ -138,11 +138,11 @@ def per_epoch(schedule: Schedule, steps_per_epoch: int, warmup_steps: int = 0) -
 
 
 def relative_schedule(name: str, milestones: tuple[float, ...], total_steps: int) -> Schedule:
-  """What several rates are multiplied by: 'cosine' from 1 to 0, or 'steps', from 1 and divided by 10.
+  """A factor for several rates: 'cosine' from 1 to 0, or 'steps' from 1, divided by 10 at each milestone.
 
   Args:
-    name: of the schedule.
-    milestones: shares of the steps where 'steps' is divided.
+    name: name of the schedule.
+    milestones: fractions of the training at which 'steps' divides by 10.
     total_steps: steps of the whole training.
   """
   if name == 'cosine':
@@ -151,7 +151,7 @@ def relative_schedule(name: str, milestones: tuple[float, ...], total_steps: int
 
 
 def check_relative(name: str, milestones: tuple[float, ...], group: str) -> None:
-  """Raises a UserError where `relative_schedule` takes no such settings, of a group of the config."""
+  """Raises a UserError if these settings of a config group are invalid for `relative_schedule`."""
   if name not in ('cosine', 'steps'):
     raise UserError(f"{group}.schedule is '{name}'; there is: cosine, steps.")
   if any(not 0 < milestone < 1 for milestone in milestones):
@@ -160,15 +160,15 @@ def check_relative(name: str, milestones: tuple[float, ...], group: str) -> None
 
 
 def make_schedule(config: Any, epochs: int, steps_per_epoch: int) -> Schedule:
-  """The schedule of `config.optimizer`: learning_rate, warmup_epochs, schedule, end, milestones, per_epoch.
+  """Makes the schedule from learning_rate, warmup_epochs, schedule, end, milestones and per_epoch.
 
   Args:
     config: `config.optimizer`.
-    epochs: of the whole run.
-    steps_per_epoch: steps of an epoch.
+    epochs: epochs of the whole run.
+    steps_per_epoch: steps per epoch.
 
   Raises:
-    UserError: where there is none of that name, or a milestone comes after the end.
+    UserError: if the name is unknown, or a milestone is not before the end.
   """
   peak, warmup_steps = config.learning_rate, round(config.warmup_epochs * steps_per_epoch)
   if config.schedule == 'cosine':

@@ -1,4 +1,4 @@
-"""A keyed shuffle of 0 … N − 1 that holds no array of N."""
+"""A keyed shuffle of 0 … N − 1 that needs no array of length N."""
 import numpy as np
 
 _HALF_ROUNDS = 8
@@ -7,18 +7,18 @@ _HALF_ROUNDS = 8
 def shuffled(positions: np.ndarray, num_images: int, seed: int, epoch: int) -> np.ndarray:
   """Maps positions in an epoch to image ids by a keyed bijection of 0 … num_images - 1.
 
-  A position is written as (left, right) in base `columns`; a Feistel network adds to each half in
-  turn a hash of the other, which can always be undone. The grid is a little larger than
-  `num_images`: a result outside is mapped again until it falls inside (cycle walking).
+  A position is split into (left, right) in base `columns`; a Feistel network alternately adds to each
+  half a hash of the other, which is invertible. The grid is slightly larger than `num_images`:
+  results outside are mapped again until they fall inside (cycle walking).
 
   Args:
     positions: integers in [0, num_images), of any shape.
     num_images: N, up to 2^62.
-    seed: seed of the run, not negative.
-    epoch: each epoch has a permutation of its own.
+    seed: seed of the run, non-negative.
+    epoch: epoch number; each epoch has its own permutation.
 
   Returns:
-    Ids, int64, of the shape of `positions`.
+    Ids, int64, in the shape of `positions`.
 
   Source: Black and Rogaway, Ciphers with Arbitrary Finite Domains, CT-RSA 2002.
   """

@@ -1,4 +1,4 @@
-"""The plan: what a training needs on hardware that need not be here, from the compiled train step.
+"""Plans a training for hardware that need not be present, from the compiled train step.
 
   python -m conic_jax.plan --config=configs/one_million.py --topology=64xV100-32GB
   python -m conic_jax.plan --config=configs/one_million.py --topology=v5e:8x8 \
@@ -6,7 +6,7 @@
   python -m conic_jax.plan --config=configs/one_million.py --topology=64xV100-32GB --largest-n
 
 The step is the training's own, compiled from shapes by the hardware's compiler; nothing is allocated. FLOPs
-are those of products and convolutions; the estimates are bounds that no step can beat.
+count matrix products and convolutions; the time estimates are lower bounds.
 """
 import dataclasses
 import functools
@@ -37,9 +37,9 @@ from conic_jax.run.reporter import write_json
 # Ids are int32.
 _MOST_INSTANCES = 2**31 - 1
 _SEARCH_FROM = 1_000_000
-# The part of a GPU's memory that JAX takes unless it is told otherwise.
+# The share of a GPU's memory that JAX takes by default.
 _GPU_SHARE = 0.75
-# Of data sets and splits that are planned for before the images are there.
+# Number of images of known data sets and splits, for plans made before the images are there.
 _TRAINING_IMAGES = {('imagenet2012', 'train'): 1_281_167, ('cifar10', 'train'): 50_000}
 _USAGE = ('usage: python -m conic_jax.plan --config=FILE[:PRESET] --topology=TOPOLOGY [--json=FILE] '
           '[--largest-n] [--config.num_instances=N] [--config.FIELD=VALUE …]. '
@@ -48,25 +48,25 @@ _USAGE = ('usage: python -m conic_jax.plan --config=FILE[:PRESET] --topology=TOP
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """What one device needs for a step; None where the compiler refused the program for its size.
+  """What one device needs for a step; fields are None if the compiler rejected the program for its size.
 
   Attributes:
     topology, method, dtype, batch_size, num_instances: what was compiled.
-    num_devices: devices of the topology.
+    num_devices: devices in the topology.
     fits: whether the peak is within the limit.
-    peak_bytes: memory of the step, or of what comes before an epoch's first where that is more:
-      arguments, temporaries, and results that take no argument's place.
-    epoch_peak_bytes: that of what comes before an epoch's first step; None where nothing does.
-    limit_bytes: memory of the device, less what is kept back.
-    arguments_bytes, temp_bytes: state and batch; what the step needs beside them.
-    flops, bytes_accessed: of a step, loops counted as often as they run.
-    unknown_loops: loops whose length the compiler does not tell; their bodies count once.
-    collectives: `kind`, `bytes` of the whole array on a device, `count` a step.
-    compute_seconds: products at the hardware's peak.
-    memory_seconds: bytes moved at the memory's bandwidth.
-    kernel_seconds: the greater of the two for each kernel, summed.
-    communication_seconds: collectives around a ring, hidden behind nothing.
-    compile_seconds: that the compiler took here.
+    peak_bytes: peak memory of the step, or of the program before each epoch if that is larger: arguments,
+      temporaries, and results that do not alias an argument.
+    epoch_peak_bytes: peak memory of the program before each epoch; None if there is none.
+    limit_bytes: memory of the device, less the reserve.
+    arguments_bytes, temp_bytes: state and batch; temporaries of the step.
+    flops, bytes_accessed: of a step, counting every loop iteration.
+    unknown_loops: loops of unknown length; their bodies count once.
+    collectives: `kind`, `bytes` of the whole array on a device, `count` per step.
+    compute_seconds: time of the products at the hardware's peak.
+    memory_seconds: time to move the bytes at the memory's bandwidth.
+    kernel_seconds: the larger of the two for each kernel, summed.
+    communication_seconds: time of the collectives around a ring, without overlap.
+    compile_seconds: compile time on this machine.
   """
   topology: str
   method: str
@@ -98,13 +98,13 @@ def plan(config: Any, where: Topology, mesh: jax.sharding.Mesh, num_instances: i
   """Compiles the train step of a config for a topology.
 
   Args:
-    config: of a pretraining.
+    config: config of a pretraining.
     where: the topology.
-    mesh: over its devices.
+    mesh: mesh over its devices.
     num_instances: N.
 
   Raises:
-    UserError: where a setting is wrong.
+    UserError: if a setting is wrong.
   """
   dtype = meshes.compute_dtype(config.dtype, mesh.devices.flat[0])
   lowered = lower_step(config, mesh, num_instances, dtype, where.platform)
@@ -148,14 +148,14 @@ def lower_step(config: Any, mesh: jax.sharding.Mesh, num_instances: int, dtype: 
 
 def lower_epoch(config: Any, mesh: jax.sharding.Mesh, num_instances: int, dtype: jnp.dtype,
                 platform: str) -> jax.stages.Lowered | None:
-  """What comes before the first step of every epoch, lowered from shapes; None where nothing does."""
+  """The program before the first step of every epoch, lowered from shapes; None if there is none."""
   method, _, shapes, shardings = _setting(config, mesh, num_instances, dtype)
   prepare = train_step.jit_before_epoch(method, shardings)
   return prepare and prepare.trace(shapes).lower(lowering_platforms=(platform,))
 
 
 def _setting(config, mesh, num_instances, dtype):
-  """The method, the optimizer, and the shapes and shardings of their state."""
+  """The method, the optimizer, and the shapes and shardings of the train state."""
   method = methods.make(config, num_instances, mesh, dtype)
   optimizer = optim.make_optimizer(config.optimizer)
   shapes = jax.eval_shape(lambda: train_step.init_state(method, optimizer, config.seed, dtype))
@@ -163,7 +163,7 @@ def _setting(config, mesh, num_instances, dtype):
 
 
 def batch_shapes(method: Method, batch_size: int) -> dict[str, Any]:
-  """The shapes of what the step reads of a batch."""
+  """Shapes of the batch fields that the step reads."""
   of = lambda dtype, *shape: jax.ShapeDtypeStruct((batch_size, *shape), dtype)
   count = sum(group.count for group in method.views)
   batch = {
@@ -174,16 +174,16 @@ def batch_shapes(method: Method, batch_size: int) -> dict[str, Any]:
 
 
 def peak_bytes(memory: Any) -> int:
-  """Memory of a program: its arguments and temporaries, and results that no argument gave its place to."""
+  """Memory of a program: arguments, temporaries, and results that do not alias an argument."""
   fresh = memory.output_size_in_bytes - memory.alias_size_in_bytes
   return memory.argument_size_in_bytes + memory.temp_size_in_bytes + fresh
 
 
 def refused_bytes(message: str, arguments: int) -> int | None:
-  """The memory that a program would have needed, from the compiler's refusal.
+  """The memory that a rejected program would have needed, from the compiler's error message.
 
   Args:
-    message: the compiler's, that tells all memory or that of the temporaries.
+    message: the error message, which states the total memory or that of the temporaries.
     arguments: bytes of the program's arguments.
   """
   size = r'([\d.]+)([KMGT]?)'
@@ -196,7 +196,7 @@ def refused_bytes(message: str, arguments: int) -> int | None:
 
 
 def roofline(cost: program_cost.Cost, where: Topology) -> dict[str, Any]:
-  """The least seconds that a step can take, as the fields of `Plan`; {} for hardware nothing is known of."""
+  """Lower bounds on the time of a step, as fields of `Plan`; {} for unknown hardware."""
   hardware = where.hardware
   if not hardware.bandwidth:
     return {}
@@ -212,7 +212,7 @@ def roofline(cost: program_cost.Cost, where: Topology) -> dict[str, Any]:
 
 
 def ring_seconds(collective: program_cost.Collective, where: Topology) -> float:
-  """Seconds that the links of a host, and then those between hosts, are busy with a collective."""
+  """Seconds that a collective takes on the links within hosts and then on those between hosts."""
   passes = 2 if collective.kind == 'all-reduce' else 1
   shares = lambda parts: (parts - 1) / parts
   seconds = shares(where.num_devices) / where.hardware.link
@@ -225,18 +225,18 @@ def ring_seconds(collective: program_cost.Collective, where: Topology) -> float:
 
 
 def largest(measure: Callable[[int], Plan], start: int, row_bytes: float, least: int = 1000) -> list[Plan]:
-  """Searches for the most instances that fit, among the numbers of three significant digits.
+  """Searches for the most instances that fit, among numbers with three significant digits.
 
-  Memory grows as a line in N; the search ends when a number was seen to fit and the next one not to.
+  Memory grows linearly in N; the search ends when one number fits and the next does not.
 
   Args:
     measure: makes the plan for N instances.
-    start: N to begin with.
-    row_bytes: memory of a device that an instance takes at least.
-    least: N below which there is nothing to search.
+    start: first N to try.
+    row_bytes: minimum memory per instance on a device.
+    least: smallest N to consider.
 
   Returns:
-    All plans, in the order of the search.
+    All plans, in search order.
   """
   plans: list[Plan] = []
   fitting, over, number = 0, _MOST_INSTANCES + 1, _three_digits(max(start, least))
@@ -252,23 +252,23 @@ def largest(measure: Callable[[int], Plan], start: int, row_bytes: float, least:
     guess = _crossing(plans, row_bytes)
     bracketed = fitting and over <= _MOST_INSTANCES
     if plans[-1].peak_bytes is None or (bracketed and plans[-1].fits == plans[-2].fits):
-      guess = (fitting + over) // 2  # No line, or not one that leads to the other side.
+      guess = (fitting + over) // 2  # No line, or its crossing did not reach the other side.
     number = min(max(_three_digits(guess), first), last)
 
 
 def _three_digits(number: int) -> int:
-  """The greatest number of three significant digits that is not above."""
+  """Rounds down to three significant digits."""
   unit = 10 ** max(len(str(number)) - 3, 0)
   return number // unit * unit
 
 
 def _after(number: int) -> int:
-  """The next number of three significant digits."""
+  """The next number with three significant digits."""
   return number + 10 ** max(len(str(number)) - 3, 0)
 
 
 def _crossing(plans: list[Plan], row_bytes: float) -> int:
-  """N where the line through the two plans nearest to the limit meets it; through one, as rows add up."""
+  """N where the line through the two plans nearest the limit reaches it; one plan takes slope `row_bytes`."""
   known = sorted((abs(each.peak_bytes - each.limit_bytes), each.num_instances, each.peak_bytes)
                  for each in plans if each.peak_bytes is not None)
   if not known:
@@ -283,13 +283,13 @@ def _crossing(plans: list[Plan], row_bytes: float) -> int:
 
 
 def bytes_a_row(config: Any, mesh: jax.sharding.Mesh) -> float:
-  """Bytes of a device's state that an instance adds."""
+  """Bytes that each instance adds to a device's state."""
   few, many = _SEARCH_FROM, 2 * _SEARCH_FROM
   return (state_bytes(config, mesh, many) - state_bytes(config, mesh, few)) / (many - few)
 
 
 def state_bytes(config: Any, mesh: jax.sharding.Mesh, num_instances: int) -> int:
-  """Bytes of the train state on a device."""
+  """Bytes of the train state on one device."""
   dtype = meshes.compute_dtype(config.dtype, mesh.devices.flat[0])
   _, _, shapes, shardings = _setting(config, mesh, num_instances, dtype)
   of = lambda leaf, sharding: math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
@@ -300,7 +300,7 @@ def state_bytes(config: Any, mesh: jax.sharding.Mesh, num_instances: int) -> int
 
 
 def report(made: Plan) -> str:
-  """The plan in words."""
+  """The plan as text."""
   gb = lambda number: 'unknown' if number is None else f'{number / 1e9:.2f} GB'
   lines = [f'{made.method} on {made.topology}: {made.num_instances:,} instances, batch {made.batch_size}, '
            f'{made.dtype}; compiled in {made.compile_seconds:.0f} s',
@@ -329,10 +329,10 @@ def report(made: Plan) -> str:
 
 
 def num_instances(config: Any) -> int:
-  """N: `config.num_instances`, or the images of the training set, known or counted.
+  """N: `config.num_instances`, or the number of training images, counted or known.
 
   Raises:
-    UserError: where N is not set, and the images are neither here nor known.
+    UserError: if N is not set and the images are neither present nor of a known data set.
   """
   if config.num_instances < 0 or config.num_instances > _MOST_INSTANCES:
     raise UserError(f'config.num_instances is {config.num_instances}: it lies from 1 to {_MOST_INSTANCES}, '
@@ -351,7 +351,7 @@ def num_instances(config: Any) -> int:
 
 
 def define_flags(argv: list[str]) -> flags.FlagValues:
-  """The command's flags, not parsed yet."""
+  """Defines the command's flags without parsing them."""
   values = flags.FlagValues()
   config_flags.DEFINE_config_file(
     'config', None, 'A file of configs/, with a preset after a colon.', flag_values=values, sys_argv=argv)
@@ -362,7 +362,7 @@ def define_flags(argv: list[str]) -> flags.FlagValues:
 
 
 def run(values: flags.FlagValues) -> None:
-  """Makes the plan that the flags ask for, prints it and writes it."""
+  """Makes, prints and writes the plan that the flags ask for."""
   config = values.config
   if values.topology is None:
     raise UserError('Which hardware? Give --topology, such as --topology=64xV100-32GB or --topology=v5e:8x8.')
@@ -407,7 +407,7 @@ def _announced(made: Plan) -> Plan:
 
 
 def command() -> None:
-  """The whole command, with its exit code."""
+  """Runs the command and sets its exit code."""
   def action():
     values = define_flags(sys.argv)
     command_line.parse(sys.argv, values, _USAGE)

@@ -1,9 +1,9 @@
-"""The picture of what a method sees: images, their crops, the augmented views; InsCon's cells and mosaics.
+"""Draws a method's input: images, crops and augmented views; for InsCon also cells and mosaics.
 
   python -m conic_jax.preview --config=configs/conic.py:photos --out=views.png --images=8
 
-The images are the first of the first batch, through the training's own pipeline and augmentation. Cells of
-one number and colour are the same part of the image: they are cut and turned back by what the loss calls.
+The images are the first of the first batch, processed by the training's own pipeline and augmentation. Cells
+with the same number and colour show the same part of the image; they are computed by the loss's functions.
 """
 import dataclasses
 import io
@@ -34,7 +34,7 @@ _USAGE = ('usage: python -m conic_jax.preview --config=FILE[:PRESET] [--out=view
 
 
 def first_batch(config: Any, source: sources.Source, method: Method, images: int) -> dict[str, Any]:
-  """The first images of the first batch, augmented as in training: the batch that `Method.loss` gets."""
+  """The first images of the first batch, augmented as in training: the input of `Method.loss`."""
   batch = next(pipeline.train_batches(
     source, method.views, batch_size=config.batch_size, seed=config.seed, start_step=0,
     rows=np.arange(images), **config.sampler))
@@ -44,7 +44,7 @@ def first_batch(config: Any, source: sources.Source, method: Method, images: int
 
 
 def columns(source: sources.Source, method: Method, batch: dict[str, Any]) -> list[Column]:
-  """The columns of the picture: the images, then each view; with cells where the method has them."""
+  """The columns of the picture: the images, then each view; with cells if the method has them."""
   encoded, _ = source.read(np.asarray(batch['id']))
   drawn = [Column('image', [decoded(data) for data in encoded])]
   for group, views in zip(method.views, batch['views'], strict=True):
@@ -58,7 +58,7 @@ def columns(source: sources.Source, method: Method, batch: dict[str, Any]) -> li
 
 
 def drawn_mosaics(method: Method, batch: dict[str, Any]) -> np.ndarray | None:
-  """The mosaics of every four images, uint8 [images // 4, S, S, 3]; None where the method has none."""
+  """The mosaics of every four images, uint8 [images // 4, S, S, 3]; None if the method has none."""
   if not (isinstance(method, InsCon) and method.has_multi):
     return None
   views = batch['views'][1][:, 0]
@@ -67,12 +67,12 @@ def drawn_mosaics(method: Method, batch: dict[str, Any]) -> np.ndarray | None:
 
 
 def view_cells(crop: np.ndarray, flip: np.ndarray, size: int) -> np.ndarray:
-  """Where the cells of the overlap lie in two views, in the order that makes them the same part of the image.
+  """The overlap's cells in two views, ordered so that each cell is the same part of the image in both.
 
   Args:
     crop: y0, x0, y1, x1 as fractions of the image, float32 [n, 2, 4].
     flip: bool [n, 2].
-    size: cells a side.
+    size: cells per side.
 
   Returns:
     y0, x0, y1, x1 as fractions of the view as the network sees it, float32 [2, n, size, size, 4].
@@ -95,7 +95,7 @@ def pixels(views: jax.Array, spec: Views) -> np.ndarray:
 
 
 def decoded(data: bytes) -> np.ndarray:
-  """An encoded image whole, uint8 [H, W, 3]; a black pixel where it cannot be decoded, as its views are."""
+  """Decodes a whole image, uint8 [H, W, 3]; a black pixel if it cannot be decoded, like its views."""
   prepared, _, _ = decode.prepare(data)
   try:
     with PIL.Image.open(io.BytesIO(prepared)) as image:
@@ -105,7 +105,7 @@ def decoded(data: bytes) -> np.ndarray:
 
 
 def _grid(boxes, size):
-  """Boxes y0, x0, y1, x1 [n, 4] cut into cells, float32 [n, size, size, 4], row by row."""
+  """Divides boxes y0, x0, y1, x1 [n, 4] into cells, float32 [n, size, size, 4], row by row."""
   boxes = np.asarray(boxes, np.float32)
   edges = np.arange(size + 1, dtype=np.float32)[:, None] / size
   y, x = (boxes[:, i] + edges * (boxes[:, i + 2] - boxes[:, i]) for i in range(2))
@@ -118,7 +118,7 @@ def _grid(boxes, size):
 
 
 def define_flags(argv: list[str]) -> flags.FlagValues:
-  """The command's flags, not parsed yet."""
+  """Defines the command's flags without parsing them."""
   values = flags.FlagValues()
   config_flags.DEFINE_config_file(
     'config', None, 'A file of configs/, with a preset after a colon.', flag_values=values, sys_argv=argv)
@@ -128,7 +128,7 @@ def define_flags(argv: list[str]) -> flags.FlagValues:
 
 
 def check_images(images: int, batch_size: int | None) -> None:
-  """Raises a `UserError` where a batch, of a size that may be open, has not so many images."""
+  """Raises a `UserError` if a batch has fewer images; `batch_size` may still be open (None)."""
   if images < 1 or (batch_size is not None and images > batch_size):
     raise UserError(f'--images={images}: from 1 to all {batch_size or "images"} of a batch are drawn.')
 
@@ -160,7 +160,7 @@ def run(values: flags.FlagValues) -> None:
 
 
 def command() -> None:
-  """The whole command, with its exit code."""
+  """Runs the command and sets its exit code."""
   def action():
     values = define_flags(sys.argv)
     command_line.parse(sys.argv, values, _USAGE)

@@ -1,4 +1,4 @@
-"""What a view is: its size, its crop and its augmentation. Methods ask for views, `data` makes them."""
+"""Specification of views: size, crop and augmentation. Methods request views, `data` makes them."""
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
@@ -16,30 +16,30 @@ class Views:
   """A group of views of one size, all drawn in the same way: the group `config.views`.
 
   Attributes:
-    count: views an image.
+    count: views per image.
     size: side of the view in pixels.
-    interpolation: of the crops: 'bilinear', antialiased where they shrink by more than 2, or 'bicubic',
-      as TensorFlow's without antialiasing.
+    interpolation: interpolation of the crops: 'bilinear', antialiased if they shrink by more than 2, or
+      'bicubic', TensorFlow's without antialiasing.
     crop: smallest and largest area of the crop as a share of the image.
-    aspect: narrowest and widest ratio of width to height of the crop.
-    overlap: the part that the group's two crops have in common, as a share of the smaller one, is at least
-      this, and at least a pixel; at 0 they may lie apart.
+    aspect: smallest and largest width-to-height ratio of the crop.
+    overlap: minimum overlap of the group's two crops as a share of the smaller one, and at least a pixel; at
+      0 they need not overlap.
     flip: probability of a horizontal flip.
     jitter: probability of the colour jitter.
     strength: factor on the four jitter ranges.
-    colour: whose contrast and saturation: 'torchvision', towards the mean luma and the luma, or 'tensorflow',
-      about the mean of each channel and in HSV.
-    additive_brightness: brightness is added to the channels; else they are multiplied by it.
+    colour: definition of contrast and saturation: 'torchvision' (towards the mean luma and the luma) or
+      'tensorflow' (about the mean of each channel, and in HSV).
+    additive_brightness: whether brightness is added to the channels instead of multiplying them.
     brightness, contrast, saturation, hue: jitter ranges (hue as a share of the colour circle).
-    grayscale: probability of dropping the colour.
+    grayscale: probability of converting to grayscale.
     blur: probability of the Gaussian blur.
     blur_sigma: range of its standard deviation in pixels.
     blur_kernel: width of its kernel as a share of the side.
-    solarise: probability of inverting what is at least 0.5.
+    solarise: probability of inverting values of at least 0.5.
     mean, std: normalisation of the channels, on the scale 0 to 1.
 
   Raises:
-    UserError: for a colour or an interpolation that there is not.
+    UserError: if `colour` or `interpolation` is unknown.
   """
   count: int
   size: int
@@ -72,11 +72,11 @@ class Views:
 
 
 def evaluated(settings: Mapping[str, Any]) -> Views:
-  """An image as an evaluation sees it, of which nothing is drawn.
+  """The view used in evaluation, without random augmentation.
 
   Args:
-    settings: of `config.views`, of a run maybe that was begun before it had all fields: its size, aspect and
-      normalisation, or else 224, torchvision's crops and ImageNet's.
+    settings: `config.views`, possibly of an older run that lacks fields. Gives size, aspect and
+      normalisation; the defaults are 224, torchvision's aspect range and ImageNet's normalisation.
   """
   own = {name: settings[name] for name in ('size', 'aspect', 'mean', 'std') if name in settings}
   return Views(**{
@@ -88,6 +88,6 @@ def evaluated(settings: Mapping[str, Any]) -> Views:
 
 
 def supervised(views: Views, size: int, crop: tuple[float, float]) -> Views:
-  """One view of a size for training on labels: a random bilinear crop, mirrored by half, and nothing else."""
+  """One view of `size` for training on labels: only a random bilinear crop, flipped half the time."""
   return dataclasses.replace(views, count=1, size=size, crop=crop, interpolation='bilinear', flip=0.5,
                              jitter=0.0, grayscale=0.0, blur=0.0, solarise=0.0, overlap=0.0)

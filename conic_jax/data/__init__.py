@@ -1,6 +1,6 @@
-"""From images on a disk to batches of views. TensorFlow is imported here only."""
+"""From images on disk to batches of views. Only this package imports TensorFlow."""
 import os
 
-# Read once when TensorFlow is imported: without them it greets every command with its build flags.
+# TensorFlow reads these on import; without them every command starts by printing its build flags.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')

@@ -1,9 +1,8 @@
 """Colour, blur and normalisation of views on the device, after the host has cropped them.
 
-Every image is worked on by itself, with its own draws, so a split batch stays where it lies.
-Images are taken apart into colour planes [B, V, H, W]: the arithmetic then runs along the rows.
-Measured on CPU against dm-pix under vmap, the plain forms below were the faster, most of all the
-blur.
+Every image is processed independently, with its own draws, so a sharded batch needs no communication.
+Images are split into colour planes [B, V, H, W] so that the arithmetic runs along the rows. On CPU
+the plain forms below were faster than dm-pix under vmap, the blur most of all.
 """
 import itertools
 
@@ -13,7 +12,7 @@ import numpy as np
 
 from conic_jax.views import Views
 
-# What is drawn for a view, always all of it: one setting does not move the draws of another.
+# Draws of a view. All are always drawn, so that one setting does not shift the draws of another.
 DRAWS = ('jitter', 'brightness', 'contrast', 'saturation', 'hue', 'order', 'grayscale', 'blur',
          'sigma', 'solarise')
 CHANGES = ('brightness', 'contrast', 'saturation', 'hue')
@@ -25,14 +24,14 @@ Planes = tuple[jax.Array, ...]  # red, green, blue
 
 def view_keys(seed: int, epoch: int | jax.Array, ids: jax.Array, num_views: int,
               first_view: int = 0) -> jax.Array:
-  """Makes the key of each view: a function of the seed, the epoch, the image and the view alone.
+  """Makes the key of each view, a function of seed, epoch, image and view only.
 
   Args:
-    seed: of the run.
-    epoch: number of the epoch.
+    seed: seed of the run.
+    epoch: epoch number.
     ids: int32 [B].
-    num_views: views an image, V.
-    first_view: number of the first of them among all views of the image.
+    num_views: views per image, V.
+    first_view: index of the first of them among all views of the image.
 
   Returns:
     Keys [B, V].
@@ -45,15 +44,15 @@ def view_keys(seed: int, epoch: int | jax.Array, ids: jax.Array, num_views: int,
 
 
 def augment(images: jax.Array, flip: jax.Array, keys: jax.Array, spec: Views) -> jax.Array:
-  """Flips, jitters the colours, drops them, blurs and normalises, as SimCLR (Chen et al. 2020).
+  """Applies flip, colour jitter, grayscale, blur and normalisation, as SimCLR (Chen et al. 2020).
 
-  Before it normalises it solarises, as BYOL (Grill et al. 2020).
+  Solarises before normalising, as BYOL (Grill et al. 2020).
 
   Args:
     images: uint8 [B, V, H, W, 3].
     flip: bool [B, V], which views are mirrored.
     keys: [B, V], from `view_keys`.
-    spec: what is done and how often; what has no effect costs nothing.
+    spec: the augmentations and their probabilities; disabled ones cost nothing.
 
   Returns:
     float32 [B, V, H, W, 3].
@@ -80,11 +79,11 @@ def augment(images: jax.Array, flip: jax.Array, keys: jax.Array, spec: Views) ->
 
 
 def normalise(images: jax.Array, spec: Views) -> jax.Array:
-  """Normalises images that are not augmented: (image / 255 - mean) / std.
+  """Normalises images without augmentation: (image / 255 - mean) / std.
 
   Args:
     images: uint8 [..., 3].
-    spec: has the mean and the standard deviation.
+    spec: gives the mean and the standard deviation.
 
   Returns:
     float32 [..., 3].
@@ -93,21 +92,21 @@ def normalise(images: jax.Array, spec: Views) -> jax.Array:
 
 
 def standardise(planes: Planes, spec: Views) -> jax.Array:
-  """Takes the mean from each plane, divides by the deviation and joins the planes."""
+  """Subtracts the mean from each plane, divides by the standard deviation and stacks the planes."""
   return jnp.stack([(plane - mean) / std
                     for plane, mean, std in zip(planes, spec.mean, spec.std, strict=True)], axis=-1)
 
 
 def jitter(planes: Planes, draws: dict[str, jax.Array], spec: Views) -> Planes:
-  """Changes brightness, contrast, saturation and hue in a random order, clipped after each.
+  """Changes brightness, contrast, saturation and hue in a random order, clipping after each.
 
-  Every image has its own order, and its n-th change is made in the n-th turn of a loop. Without
-  the loop XLA fuses the changes into one another and computes the early ones many times.
+  Every view has its own order; its n-th change happens in the n-th iteration of a loop. Without
+  the loop XLA fuses the changes and computes the early ones many times.
 
   Args:
-    planes: three of float32 [B, V, H, W], from 0 to 1.
+    planes: three planes, float32 [B, V, H, W], from 0 to 1.
     draws: uniform [B, V, 1, 1] by name.
-    spec: ranges and probability.
+    spec: gives the ranges and the probability.
   """
   applied = draws['jitter'] < spec.jitter
   ranges = {name: spec.strength * getattr(spec, name) for name in CHANGES}
@@ -135,16 +134,16 @@ def jitter(planes: Planes, draws: dict[str, jax.Array], spec: Views) -> Planes:
 def blend(planes: Planes, chosen: dict[str, jax.Array], factors: dict[str, jax.Array], spec: Views) -> Planes:
   """Changes brightness, contrast or saturation: clip(f * x + (1 - f) * target, 0, 1).
 
-  The target of the brightness is 0; where it is additive, f is 1 and the draw is added. As torchvision has
-  them, the target of the contrast is the mean luma, and of the saturation the luma. As TensorFlow has them,
-  the contrast's is the mean of each channel; and the saturation s of HSV becomes min(f * s, 1) under the same
-  hue and value v, which is the target v with min(f, 1 / s) for f.
+  The brightness target is 0; if brightness is additive, f is 1 and the draw is added. In torchvision, the
+  contrast target is the mean luma and the saturation target is the luma. In TensorFlow, the contrast target
+  is the mean of each channel, and the HSV saturation s becomes min(f * s, 1) at the same hue and value v,
+  which is the target v with min(f, 1 / s) for f.
 
   Args:
-    planes: three of float32 [B, V, H, W], from 0 to 1.
-    chosen: bool [B, V, 1, 1] by name, at most one of them true; where none is, nothing changes.
-    factors: f, or what is added, float32 [B, V, 1, 1] by name.
-    spec: `colour` and `additive_brightness`.
+    planes: three planes, float32 [B, V, H, W], from 0 to 1.
+    chosen: bool [B, V, 1, 1] by name, at most one of them true; if none is, nothing changes.
+    factors: f, or the value to add, float32 [B, V, 1, 1] by name.
+    spec: gives `colour` and `additive_brightness`.
   """
   factor, shift, targets = jnp.float32(1), None, [jnp.float32(0)] * 3
   if 'brightness' in chosen and spec.additive_brightness:
@@ -169,14 +168,14 @@ def blend(planes: Planes, chosen: dict[str, jax.Array], factors: dict[str, jax.A
 
 
 def adjust_hue(planes: Planes, turn: jax.Array) -> Planes:
-  """Turns the hue, keeping saturation and value of HSV.
+  """Rotates the hue, keeping the HSV saturation and value.
 
   With hue h from 0 to 6, chroma c and value v, a channel is v - c * clip(min(k, 4 - k), 0, 1) with
   k = (n + h) mod 6 and n = 5, 3, 1 for red, green and blue.
 
   Args:
-    planes: three of float32 [B, V, H, W], from 0 to 1.
-    turn: float32 [B, V, 1, 1], in circles, from -1 to 1.
+    planes: three planes, float32 [B, V, H, W], from 0 to 1.
+    turn: float32 [B, V, 1, 1], in full turns, from -1 to 1.
   """
   red, green, blue = planes
   value = jnp.maximum(jnp.maximum(red, green), blue)
@@ -199,10 +198,10 @@ def grayscale(planes: Planes) -> jax.Array:
 
 
 def gaussian(sigma: jax.Array, radius: int) -> jax.Array:
-  """Weights of Gaussian kernels at distance 0 to `radius`; each whole kernel sums to 1.
+  """Weights of Gaussian kernels at distances 0 to `radius`; each full kernel sums to 1.
 
   Args:
-    sigma: float32 [B, V, 1, 1], in pixels; 0 gives the kernel that changes nothing.
+    sigma: float32 [B, V, 1, 1], in pixels; 0 gives the identity kernel.
     radius: largest distance.
 
   Returns:
@@ -214,11 +213,11 @@ def gaussian(sigma: jax.Array, radius: int) -> jax.Array:
 
 
 def blur(plane: jax.Array, weights: jax.Array) -> jax.Array:
-  """Blurs the rows, then the columns, mirrored at the border (torchvision's 'reflect').
+  """Blurs the rows, then the columns, with reflected borders (torchvision's 'reflect').
 
   Args:
     plane: float32 [B, V, H, W].
-    weights: float32 [B, V, 1, radius + 1], of a symmetric kernel.
+    weights: float32 [B, V, 1, radius + 1], half of a symmetric kernel.
   """
   radius = weights.shape[-1] - 1
   for axis in (-1, -2):

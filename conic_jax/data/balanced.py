@@ -1,4 +1,4 @@
-"""A share of the labels, the same number of each class: what semi-supervised protocols learn from."""
+"""A class-balanced subset of the labelled images, for semi-supervised protocols."""
 import numpy as np
 
 from conic_jax.data.sources import Source, Subset
@@ -6,21 +6,21 @@ from conic_jax.errors import UserError
 
 
 def balanced_subset(source: Source, share: float, seed: int) -> Subset:
-  """A seeded, class-balanced share of a source's images.
+  """Draws a seeded, class-balanced subset of a source's images.
 
-  A class gives round(share·N / C) images, at least one; all that it has where they are fewer. Which ones
-  depends on the seed and the class alone.
+  Each class contributes round(share·N / C) images, at least one, or all its images if it has fewer. The draw
+  depends only on the seed and the class.
 
   Args:
     source: N images of C classes.
-    share: of the images, above 0 and below 1.
-    seed: of the choice.
+    share: share of the images, above 0 and below 1.
+    seed: seed of the draw.
 
   Returns:
-    The images chosen, in the order of their ids.
+    The chosen images, in order of their ids.
 
   Raises:
-    UserError: where the images have no labels.
+    UserError: if no image has a label.
   """
   return Subset(source, balanced_ids(source.labels(), share, seed))
 

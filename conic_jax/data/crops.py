@@ -1,4 +1,4 @@
-"""Where views are cut: boxes and flips as a pure function of (seed, epoch, image id, view)."""
+"""Crops and flips of views, as a pure function of (seed, epoch, image id, view)."""
 import dataclasses
 
 import numpy as np
@@ -7,9 +7,9 @@ from conic_jax.errors import UserError
 from conic_jax.views import Views
 
 _TRIES = 10
-# Draws of two crops until they overlap. Where a draw in 20 does, one image in 170 meets none of them.
+# Most draws of two crops until they overlap. If one draw in 20 does, one image in 170 never gets an overlap.
 _PAIR_DRAWS, _LEAST_OVERLAPPING = 100, 1 / 20
-_CHECKED_DRAWS = 32  # Of each image.
+_CHECKED_DRAWS = 32  # Per image.
 _SMALLEST_OVERLAP = 3  # Pixels along a side, one for each of InsCon's cells.
 _MULTIPLIERS = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _KEY_STEPS = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
@@ -41,17 +41,17 @@ def philox(counter: np.ndarray, key: tuple[int, int]) -> np.ndarray:
 
 def random_views(groups: tuple[Views, ...], shapes: np.ndarray, ids: np.ndarray, seed: int,
                  epoch: int) -> tuple[np.ndarray, np.ndarray]:
-  """Draws the crop and the flip of every view of every image.
+  """Draws the crop and flip of every view of every image.
 
-  Views are numbered through the groups; one view's draws do not depend on the others, but for the two of
-  a group with `overlap`: both are drawn anew until they overlap, and after 100 draws are the same.
+  Views are numbered consecutively across groups. Each view is drawn independently, except for the two of a
+  group with `overlap`: both are redrawn until they overlap; after 100 draws both get the same crop.
 
   Args:
     groups: the groups of views; V is the sum of their counts.
     shapes: height and width in pixels, int [b, 2], at least 1.
-    ids: ids of the images, int [b], below 2^32.
+    ids: image ids, int [b], below 2^32.
     seed: seed of the run, in [0, 2^32).
-    epoch: number of the epoch, in [0, 2^32).
+    epoch: epoch number, in [0, 2^32).
 
   Returns:
     boxes: y, x, height and width in pixels, int32 [b, V, 4].
@@ -70,11 +70,11 @@ def random_views(groups: tuple[Views, ...], shapes: np.ndarray, ids: np.ndarray,
 
 
 def overlaps(pairs: np.ndarray, least: float) -> np.ndarray:
-  """Whether two boxes share at least one pixel, and `least` of the area of the smaller one.
+  """Whether two boxes share at least one pixel, and at least `least` of the smaller one's area.
 
   Args:
     pairs: y, x, height and width in pixels, int32 [b, 2, 4].
-    least: share, up to 1.
+    least: a share, up to 1.
 
   Returns:
     bool [b].
@@ -85,17 +85,17 @@ def overlaps(pairs: np.ndarray, least: float) -> np.ndarray:
 
 
 def check_overlap(groups: tuple[Views, ...], shapes: np.ndarray) -> None:
-  """Looks, before training, whether the groups whose views are to overlap can be drawn.
+  """Checks, before training, that the overlapping crops of the groups can be drawn.
 
-  Where fewer than one draw in 20 overlaps, more than one image in 170 would end with the same crop twice.
+  If fewer than one draw in 20 overlaps, more than one image in 170 would get the same crop twice.
 
   Args:
     groups: the groups of views.
     shapes: height and width in pixels of some of the images, int [n, 2]; n may be 0.
 
   Raises:
-    UserError: for a share that there is not; where a group has not two views; where crops of these settings
-      practically never overlap; where most overlaps on an image are less than 3 pixels long.
+    UserError: if `overlap` is not a share from 0 to 1, a group does not have two views, crops with these
+      settings almost never overlap, or most overlaps on an image are shorter than 3 pixels.
   """
   for group in groups:
     if not 0 <= group.overlap <= 1:
@@ -110,12 +110,12 @@ def check_overlap(groups: tuple[Views, ...], shapes: np.ndarray) -> None:
 
 
 def central_boxes(shapes: np.ndarray, size: int, resize: int) -> np.ndarray:
-  """The centre crop of `size` after the short side is made `resize`, in pixels of the image itself.
+  """The centre crop of `size` after resizing the short side to `resize`, in pixels of the original image.
 
   Args:
     shapes: height and width in pixels, int [b, 2], at least 1.
     size: side of the crop.
-    resize: length of the short side; 0 or `size` for the whole central square.
+    resize: length of the short side; 0 or `size` gives the whole central square.
 
   Returns:
     y, x, height and width in pixels, int32 [b, 4].
@@ -133,7 +133,7 @@ def fractions(boxes: np.ndarray, shapes: np.ndarray) -> np.ndarray:
 
 
 def _check_draws(group, shapes):
-  """`check_overlap` of one group; shapes: [n * _CHECKED_DRAWS, 2], an image's together."""
+  """`check_overlap` for one group; shapes: [n * _CHECKED_DRAWS, 2], consecutive for each image."""
   ids = np.arange(len(shapes))
   free, _ = random_views((dataclasses.replace(group, overlap=0.0),), shapes, ids, 0, 0)
   share = overlaps(free, group.overlap).mean()
@@ -150,13 +150,13 @@ def _check_draws(group, shapes):
 
 
 def _shared_sides(pairs):
-  """Height and width of what two boxes share, 0 for nothing, int [b, 2]."""
+  """Height and width of the intersection of two boxes, 0 if empty, int [b, 2]."""
   start, size = pairs[..., :2], pairs[..., 2:]
   return np.maximum((start + size).min(axis=1) - start.max(axis=1), 0)
 
 
 def _redraw(pairs, group, numbers, shapes, ids, seed, epoch):
-  """Draws the boxes [b, 2, 4] of a group anew, in place, where they do not overlap enough."""
+  """Redraws, in place, the boxes [b, 2, 4] of a group that do not overlap enough."""
   apart = np.flatnonzero(~overlaps(pairs, group.overlap))
   for draw in range(1, _PAIR_DRAWS):
     if not len(apart):
@@ -168,7 +168,7 @@ def _redraw(pairs, group, numbers, shapes, ids, seed, epoch):
 
 
 def _uniform(numbers, ids, seed, epoch, draw=0):
-  """Uniform draws in [0, 1) for the views of these numbers, [b, V, tries and one for the flip, 4]."""
+  """Uniform draws in [0, 1) for the views with these numbers, [b, V, tries + 1 for the flip, 4]."""
   counter = np.zeros((len(ids), len(numbers), _TRIES + 1, 4), np.uint32)
   counter[..., 0] = np.asarray(ids)[:, None, None]
   counter[..., 1] = numbers[:, None]
@@ -178,9 +178,9 @@ def _uniform(numbers, ids, seed, epoch, draw=0):
 
 
 def _random_boxes(views, uniform, shapes):
-  """The first of ten tries that fits, else the largest central box of an allowed aspect.
+  """The first of ten tries that fits, else the largest central box with an allowed aspect ratio.
 
-  The rule of torchvision's RandomResizedCrop. uniform: [b, V, at least tries, 4].
+  Follows torchvision's RandomResizedCrop. uniform: [b, V, at least tries, 4].
   """
   area = np.array([view.crop for view in views], np.float64)
   log_aspect = np.log(np.array([view.aspect for view in views], np.float64))

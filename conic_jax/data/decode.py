@@ -1,10 +1,10 @@
-"""From encoded bytes to views: what reaches tf.data, and the graph that cuts and resizes it.
+"""From encoded bytes to views: the tf.data graph that decodes, crops and resizes.
 
-JPEG (gray or RGB, baseline or progressive) and PNG go to TensorFlow as they are. Every other format
-(WebP, GIF, BMP, CMYK JPEG) is first made an RGB PNG by Pillow: the first frame of an animation. As
-in torchvision's default loader, alpha is dropped, not blended, and the EXIF orientation is ignored.
+JPEG (grey or RGB, baseline or progressive) and PNG go to TensorFlow unchanged. Pillow first converts
+every other format (WebP, GIF, BMP, CMYK JPEG) to an RGB PNG; of an animation, the first frame. As in
+torchvision's default loader, alpha is dropped, not blended, and the EXIF orientation is ignored.
 16-bit samples are scaled to 8 bits. A JPEG without its end-of-image marker is truncated and counts
-as undecodable even where the crop lies above the cut, so that validity never depends on the crop.
+as undecodable even if the crop lies above the cut, so that validity never depends on the crop.
 """
 import io
 
@@ -12,7 +12,7 @@ import numpy as np
 import PIL.Image
 import tensorflow as tf
 
-# JAX owns the accelerator; TensorFlow would take its memory.
+# JAX uses the accelerator; TensorFlow would claim its memory.
 tf.config.set_visible_devices([], 'GPU')
 
 _JPEG, _PNG = b'\xff\xd8\xff', b'\x89PNG\r\n\x1a\n'
@@ -22,10 +22,10 @@ _PLAIN_FRAMES = {0xc0, 0xc1, 0xc2}
 
 
 def prepare(data: bytes) -> tuple[bytes, int, int]:
-  """Makes of an encoded image one that the graph decodes, and reads its size from the header.
+  """Converts an encoded image to one that the graph can decode, and reads its size from the header.
 
   Returns:
-    (JPEG or PNG bytes, height, width), or (b'', 0, 0) where the image cannot be decoded.
+    (JPEG or PNG bytes, height, width), or (b'', 0, 0) if the image cannot be decoded.
   """
   plain = _jpeg_size(data) if data.startswith(_JPEG) else _png_size(data)
   if plain is None:
@@ -36,16 +36,16 @@ def prepare(data: bytes) -> tuple[bytes, int, int]:
 
 def decode_views(data: tf.Tensor, boxes: tf.Tensor, groups: tuple[tuple[int, int, str], ...],
                  antialias_above: float) -> tuple[tf.Tensor, ...]:
-  """Decodes the smallest box that holds all views once, cuts the views from it and resizes them.
+  """Decodes the smallest box that contains all views once, then crops and resizes the views.
 
   Args:
     data: bytes of one JPEG or PNG.
     boxes: y, x, height and width in pixels, int32 [V, 4].
-    groups: (number of views, side in pixels, 'bilinear' or 'bicubic') of each group.
+    groups: (number of views, side in pixels, 'bilinear' or 'bicubic') for each group.
     antialias_above: bilinear views shrunk by more than this factor are antialiased.
 
   Returns:
-    For each group uint8 [count, size, size, 3].
+    For each group, uint8 [count, size, size, 3].
   """
   start = tf.reduce_min(boxes[:, :2], axis=0)
   extent = tf.reduce_max(boxes[:, :2] + boxes[:, 2:], axis=0) - start
@@ -67,17 +67,17 @@ def decode_views(data: tf.Tensor, boxes: tf.Tensor, groups: tuple[tuple[int, int
 
 def decode_chunk(data: tf.Tensor, boxes: tf.Tensor, groups: tuple[tuple[int, int, str], ...],
                  antialias_above: float) -> tuple[tuple[tf.Tensor, ...], tf.Tensor]:
-  """Decodes a few images; those that fail keep their place as zeros.
+  """Decodes a few images; those that fail become zeros.
 
-  An op that fails would end the whole step. Here each image is an element of a small inner data
-  set, which drops the failing ones; an element of zeros behind the last stands in for them.
+  A failing op would abort the whole step. So each image is an element of a small inner data set,
+  which drops the failing ones; an element of zeros after the last replaces them.
 
   Args:
     data: bytes of the images, [c], c known.
     boxes, groups, antialias_above: as for `decode_views`, boxes int32 [c, V, 4].
 
   Returns:
-    For each group uint8 [c, count, size, size, 3]; bool [c], which images were decoded.
+    For each group, uint8 [c, count, size, size, 3]; bool [c], which images were decoded.
   """
   chunk: int = data.shape[0]  # pyright: ignore[reportAssignmentType]
   images = tf.data.Dataset.from_tensor_slices((tf.range(chunk), data, boxes))
@@ -100,8 +100,8 @@ def decode_chunk(data: tf.Tensor, boxes: tf.Tensor, groups: tuple[tuple[int, int
 
 def _resize(crop, size, interpolation, antialias_above):
   shrunk = tf.cast(tf.reduce_max(tf.shape(crop)[:2]), tf.float32) > size * antialias_above
-  crop = tf.cast(crop, tf.float32)  # TensorFlow's resize is vectorised for float32 alone.
-  if interpolation == 'bicubic':  # Its kernel is negative in places: edges overshoot.
+  crop = tf.cast(crop, tf.float32)  # TensorFlow's resize is only vectorised for float32.
+  if interpolation == 'bicubic':  # Its kernel has negative lobes, so edges overshoot.
     view = tf.image.resize(crop, [size, size], tf.image.ResizeMethod.BICUBIC)
     return tf.cast(tf.clip_by_value(view, 0, 255) + 0.5, tf.uint8)
   view = tf.cond(shrunk, lambda: tf.image.resize(crop, [size, size], antialias=True),
@@ -110,7 +110,7 @@ def _resize(crop, size, interpolation, antialias_above):
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-  """(height, width), (0, 0) where damaged, None where TensorFlow does not decode this kind."""
+  """(height, width); (0, 0) if damaged; None if TensorFlow does not decode this kind."""
   at = 2
   while at + 9 < len(data) and data[at] == 0xff:
     marker = data[at + 1]
@@ -135,5 +135,5 @@ def _to_png(data):
       png = io.BytesIO()
       image.convert('RGB').save(png, 'PNG', compress_level=0)
       return png.getvalue(), image.height, image.width
-  except Exception:  # Pillow's decoders raise what they like: all of it means an unreadable image.
+  except Exception:  # Pillow's decoders raise all kinds of exceptions; each means an unreadable image.
     return b'', 0, 0

@@ -1,4 +1,4 @@
-"""Files on disk, by the operating system, and remote ones (gs://…), by TensorFlow."""
+"""File access: local files through the operating system, remote ones (gs://…) through TensorFlow."""
 import os
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -9,20 +9,20 @@ from conic_jax.errors import UserError
 
 
 def is_remote(path: str) -> bool:
-  """Whether the path has a scheme, as gs://bucket/name."""
+  """Whether the path has a scheme, such as gs://bucket/name."""
   return '://' in path
 
 
 def open_binary(path: str) -> BinaryIO:
-  """Opens a file for reading, without a buffer where it is on disk."""
+  """Opens a file for reading; local files are unbuffered."""
   return tf.io.gfile.GFile(path, 'rb') if is_remote(path) else open(path, 'rb', buffering=0)
 
 
 def read(path: str, start: int = 0, length: int = -1) -> bytes:
-  """Reads `length` bytes from `start` on, all that follow for -1.
+  """Reads `length` bytes from `start`; -1 reads to the end.
 
   Raises:
-    OSError: where the file cannot be read.
+    OSError: if the file cannot be read.
   """
   try:
     with open_binary(path) as file:
@@ -34,10 +34,10 @@ def read(path: str, start: int = 0, length: int = -1) -> bytes:
 
 
 def stamp(path: str) -> tuple[int, int]:
-  """Size in bytes and time of the last change in nanoseconds.
+  """Size in bytes and modification time in nanoseconds.
 
   Raises:
-    UserError: where there is no such file.
+    UserError: if there is no such file.
   """
   try:
     stat = tf.io.gfile.stat(path) if is_remote(path) else os.stat(path)
@@ -47,7 +47,7 @@ def stamp(path: str) -> tuple[int, int]:
 
 
 def walk(root: str) -> Iterator[tuple[str, bool]]:
-  """Everything below a folder but what is hidden: (path from the root, whether it is a folder)."""
+  """Walks everything below a folder except hidden entries: (path from the root, whether it is a folder)."""
   listing = _list_remote if is_remote(root) else _list_local
   waiting = ['']
   while waiting:
@@ -60,7 +60,7 @@ def walk(root: str) -> Iterator[tuple[str, bool]]:
 
 
 def folders(root: str) -> set[str]:
-  """Names of the folders directly in a folder; none where it cannot be listed."""
+  """Names of a folder's direct subfolders; empty if it cannot be listed."""
   try:
     return {name for name, is_folder in (_list_remote if is_remote(root) else _list_local)(root) if is_folder}
   except (OSError, tf.errors.OpError):

@@ -1,8 +1,8 @@
-"""Images in a folder: flat, nested, or one subfolder a class.
+"""Images in a folder: flat, nested, or one subfolder per class.
 
-The subfolders are classes exactly where every image lies directly in one of them and at least two
-of them hold images; a class without images keeps its place among the labels, so that two splits
-with the same subfolders have the same labels. Otherwise there are none.
+The subfolders are classes only if every image lies directly in one of them and at least two of them
+hold images; otherwise there are no labels. A class without images keeps its label, so that two
+splits with the same subfolders have the same labels.
 """
 import os
 
@@ -15,14 +15,14 @@ EXTENSIONS = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif')
 
 
 class Folder:
-  """A source of the images below a folder, on disk or gs://, in order of their relative paths.
+  """Source of all images below a folder, local or gs://, sorted by relative path.
 
   Args:
     root: the folder.
-    split: its subfolder to read, '' for all of it.
+    split: the subfolder to read, '' for the whole folder.
 
   Raises:
-    UserError: where the folder is missing or holds no image.
+    UserError: if the folder is missing or holds no images.
   """
 
   def __init__(self, root: str, split: str):

@@ -1,4 +1,4 @@
-"""From pairs of image and mask to batches: random crops to train on, whole images to test on."""
+"""From image-mask pairs to batches: random crops for training, whole images for testing."""
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from conic_jax.data.masks import VOID, Pairs, read_pairs
 from conic_jax.data.sampler import Sampler
 from conic_jax.errors import UserError
 
-_READERS = 8  # Batches read and decoded at the same time, where there are as many cores.
+_READERS = 8  # Batches read and decoded at the same time, given enough cores.
 
 
 def train_batches(pairs: Pairs, table: np.ndarray, *, crop: tuple[int, int], scale: tuple[float, float],
@@ -21,26 +21,26 @@ def train_batches(pairs: Pairs, table: np.ndarray, *, crop: tuple[int, int], sca
                   rows: np.ndarray, first_step: int = 0) -> Iterator[dict]:
   """Batches of random crops at a random scale, half of them mirrored.
 
-  Where a crop lies depends on (seed, epoch, id) alone, whatever the batch or the host.
+  A crop depends only on (seed, epoch, id), not on the batch or the host.
 
   Args:
     pairs: the images and masks.
-    table: of `masks.label_table`.
-    crop: height and width in pixels; a smaller image is padded on the right and below.
-    scale: smallest and largest factor on the size of the images.
-    short_side: length in pixels that an image's short side has before; 0 for its own.
+    table: from `masks.label_table`.
+    crop: height and width in pixels; smaller images are padded on the right and at the bottom.
+    scale: smallest and largest random scale factor.
+    short_side: short side of an image in pixels before `scale`; 0 keeps its size.
     fill: colour of the padding, which is void in the mask.
-    batch_size: images of the global batch.
+    batch_size: images in the global batch.
     seed: in [0, 2^32).
-    steps: batches up to the last; first_step: the first of them that is read.
-    rows: positions of the global batch that this process reads, [b].
+    steps: total number of batches; reading starts at `first_step`.
+    rows: positions in the global batch that this process reads, [b].
 
   Yields:
     'image' uint8 [b, *crop, 3], 'mask' uint8 [b, *crop] of classes and `masks.VOID`, 'id' int32 [b],
-    'valid' bool [b]; a pair that cannot be decoded is padding alone.
+    'valid' bool [b]; an undecodable pair is all padding.
 
   Raises:
-    UserError: where the pairs are fewer than one batch holds, or a mask does not suit.
+    UserError: if there are fewer pairs than one batch holds, or a mask is invalid.
   """
   if pairs.num_images < batch_size:
     raise UserError(f'There are {pairs.num_images} images with masks to train on, fewer than one batch: set '
@@ -70,18 +70,18 @@ def train_batches(pairs: Pairs, table: np.ndarray, *, crop: tuple[int, int], sca
 
 def eval_batches(pairs: Pairs, table: np.ndarray, *, canvas: tuple[int, int], short_side: int,
                  fill: tuple[int, int, int], batch_size: int, rows: np.ndarray) -> Iterator[dict]:
-  """Every pair once, in order of id, each image whole in the upper left corner of a canvas.
+  """Every pair once, in order of id, each whole image in the upper left corner of a canvas.
 
   Args:
     pairs, table, fill, batch_size, rows: as for `train_batches`.
     canvas: height and width in pixels.
-    short_side: length in pixels that an image's short side is brought to; 0 for its own. An image that
-      does not fit on the canvas is shrunk until it does.
+    short_side: pixels to resize the short side to; 0 keeps the image's size. Images larger than the canvas
+      are shrunk to fit.
 
   Yields:
-    'image' uint8 [b, *canvas, 3], 'id' int32 [b] (-1 fills up the last batch), 'valid' bool [b], 'size' int32
+    'image' uint8 [b, *canvas, 3], 'id' int32 [b] (-1 pads the last batch), 'valid' bool [b], 'size' int32
     [b, 2] the height and width of the image on its canvas, and 'mask', a list of uint8 [h, w] at the masks'
-    own sizes.
+    original sizes.
   """
   def read(step):
     ids = step * batch_size + np.asarray(rows)
@@ -105,7 +105,7 @@ def eval_batches(pairs: Pairs, table: np.ndarray, *, canvas: tuple[int, int], sh
 
 def random_crops(shapes: np.ndarray, ids: np.ndarray, seed: int, epoch: int, crop: tuple[int, int],
                  scale: tuple[float, float], short_side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Draws a scale, a crop at that scale, and whether it is mirrored.
+  """Draws a scale, a crop at that scale, and a flip.
 
   Args:
     shapes: height and width in pixels, int [b, 2], at least 1.
@@ -114,8 +114,8 @@ def random_crops(shapes: np.ndarray, ids: np.ndarray, seed: int, epoch: int, cro
     crop, scale, short_side: as for `train_batches`.
 
   Returns:
-    boxes: y0, x0, y1, x1 in pixels of the image itself, float64 [b, 4].
-    sizes: height and width that the box is resized to, at most `crop`, int64 [b, 2].
+    boxes: y0, x0, y1, x1 in pixels of the original image, float64 [b, 4].
+    sizes: height and width to resize the box to, at most `crop`, int64 [b, 2].
     flips: bool [b].
   """
   counter = np.zeros((len(ids), 4), np.uint32)
@@ -146,7 +146,7 @@ def _shape(pair):
 
 
 def _cut(picture, box, size):
-  """The box (y0, x0, y1, x1) of an image, bilinear, or of a mask, nearest, as an array of `size`."""
+  """Crops the box (y0, x0, y1, x1) and resizes it to `size`: images bilinearly, masks by nearest pixels."""
   y0, x0, y1, x1 = (float(edge) for edge in box)
   nearest = picture.mode == 'L'
   how = PIL.Image.Resampling.NEAREST if nearest else PIL.Image.Resampling.BILINEAR
@@ -161,7 +161,7 @@ def _empty(ids, size, fill):
 
 
 def _ahead(read: Callable[[int], dict], steps: range) -> Iterator[dict]:
-  """`read(step)` for each of the steps, in order; some are read ahead in threads."""
+  """Yields `read(step)` for each step, in order; threads read ahead."""
   readers = min(_READERS, parallel.cores())
   with ThreadPoolExecutor(readers, thread_name_prefix='conic_jax-masks') as pool:
     waiting: deque = deque()

@@ -1,4 +1,4 @@
-"""Images with masks: where they come from, and what the ids of a mask mean."""
+"""Images with segmentation masks, and the mapping from mask ids to classes."""
 import dataclasses
 import io
 import os
@@ -10,7 +10,7 @@ from conic_jax.data import folder, sources, tfds_source
 from conic_jax.data.sources import Source
 from conic_jax.errors import UserError, listed
 
-VOID = 255  # A pixel of no class, which is neither learnt nor counted.
+VOID = 255  # A pixel without a class: ignored in training and evaluation.
 MOST_CLASSES = 254
 _UNKNOWN = 254
 _LOOKED_AT = 64
@@ -19,7 +19,7 @@ _PARTS = 'images', 'masks'
 
 @dataclasses.dataclass(frozen=True)
 class Pairs:
-  """Images and their masks, two sources of the same length whose ids belong together."""
+  """Images and their masks: two sources of the same length with matching ids."""
   images: Source
   masks: Source
 
@@ -29,22 +29,22 @@ class Pairs:
     return self.images.num_images
 
   def name(self, id: int) -> str:
-    """Where the image lies; what is said of it may be meant of its mask."""
+    """Name of the image; a message about it may concern its mask."""
     return f'{self.images.name(id)} (or its mask)'
 
 
 def open_pairs(data, split: str) -> Pairs:
   """Opens the images and masks that a config names.
 
-  A folder has SPLIT/images and SPLIT/masks, in which an image and its mask have the same path but for the
-  extension. Of a TFDS data set the label map is found by its type.
+  A folder has SPLIT/images and SPLIT/masks; an image and its mask have the same relative path except for
+  the extension. In a TFDS data set the label map is found by its type.
 
   Args:
     data: config node as for `sources.open_source`.
     split: subfolder, or TFDS's split expression.
 
   Raises:
-    UserError: where there are none, or some have no partner.
+    UserError: if there are none, or some images or masks have no counterpart.
   """
   if data.name != 'folder':
     images, masks = (tfds_source.TfdsSource(data.name, data.dir, split, data.cache or sources.cache_folder(),
@@ -59,18 +59,18 @@ def open_pairs(data, split: str) -> Pairs:
 
 
 def label_table(num_classes: int, ids: tuple[int, ...], ignore: tuple[int, ...]) -> np.ndarray:
-  """What the ids of masks mean.
+  """Builds the table from mask ids to classes.
 
   Args:
     num_classes: C.
-    ids: the id of each class in the masks, [C]; empty where they are 0 … C - 1.
-    ignore: ids of pixels that are of no class.
+    ids: the id of each class in the masks, [C]; empty for 0 … C - 1.
+    ignore: ids of pixels without a class.
 
   Returns:
-    The class of each id, `VOID` for the ignored ones, 254 for those that masks must not have: uint8 [256].
+    The class of each id, `VOID` for ignored ids, 254 for ids that must not occur: uint8 [256].
 
   Raises:
-    UserError: where the classes are too many, or the ids contradict each other.
+    UserError: if there are too many classes, or the ids contradict each other.
   """
   if not 1 <= num_classes <= MOST_CLASSES:
     raise UserError(f'config.segmentation.num_classes is {num_classes}: it is from 1 to {MOST_CLASSES}.')
@@ -91,25 +91,25 @@ def read_pairs(pairs: Pairs, ids: np.ndarray,
   """Reads and decodes pairs.
 
   Args:
-    pairs: where they are.
+    pairs: the images and masks.
     ids: int [n].
-    table: of `label_table`.
+    table: from `label_table`.
 
   Returns:
-    (image RGB, mask of classes and `VOID`, 8-bit) of each; None where one of the two cannot be decoded.
+    (RGB image, 8-bit mask of classes and `VOID`) of each; None if either cannot be decoded.
 
   Raises:
-    UserError: where a mask has an id of no class, is no 8-bit mask, or has not its image's size.
+    UserError: if a mask has an unknown id, is not 8-bit, or differs in size from its image.
   """
   encoded = zip(ids, pairs.images.read(ids)[0], pairs.masks.read(ids)[0], strict=True)
   return [_decode(pairs, int(id), image, mask, table) for id, image, mask in encoded]
 
 
 def check_pairs(pairs: Pairs, table: np.ndarray) -> None:
-  """Looks, before training, at up to 64 pairs spread evenly over the source.
+  """Checks, before training, up to 64 pairs spread evenly over the source.
 
   Raises:
-    UserError: where masks do not suit, with their number and the first of them.
+    UserError: if any mask is invalid; names the first one and gives their number.
   """
   ids = np.unique(np.linspace(0, pairs.num_images - 1, _LOOKED_AT).astype(int))
   mistakes = []
@@ -144,7 +144,7 @@ def _decode(pairs, id, encoded_image, encoded_mask, table):
     image = PIL.Image.open(io.BytesIO(encoded_image)).convert('RGB')
     mask = PIL.Image.open(io.BytesIO(encoded_mask))
     mask.load()
-  except Exception:  # Pillow's decoders raise what they like: all of it means an unreadable image.
+  except Exception:  # Pillow's decoders raise all kinds of exceptions; each means an unreadable image.
     return None
   name = pairs.masks.name(id)
   if mask.size != image.size:
@@ -161,7 +161,7 @@ def _decode(pairs, id, encoded_image, encoded_mask, table):
 
 
 def _ids(mask, name):
-  """The ids of a mask, uint8 [h, w]; of three equal channels one."""
+  """The ids of a mask, uint8 [h, w]; an RGB mask must have equal channels."""
   if mask.mode == 'RGB':
     channels = np.asarray(mask)
     if (channels == channels[..., :1]).all():

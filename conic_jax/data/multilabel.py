@@ -1,8 +1,7 @@
-"""Images with several labels each: TFDS's data sets of objects, folders with a CSV file, or one label each.
+"""Multi-label images: TFDS data sets with objects, folders with a CSV file, or single-label sources.
 
-The file begins with the line `image,labels`. Every other line has the path of an image below the split's
-folder, with / between folders, and the names of its labels with ; between them, none where the image has
-none:
+The CSV file starts with the line `image,labels`. Every other line has the path of an image relative to the
+split's folder, with / as separator, and the names of its labels separated by ; (possibly none):
 
   image,labels
   beach/01.jpg,person;boat
@@ -26,15 +25,15 @@ from conic_jax.data.tfds_source import TfdsSource
 from conic_jax.errors import UserError, listed
 
 _HEADER = ['image', 'labels']
-_BLOCK = 256  # Examples of TFDS read at a time for their labels.
+_BLOCK = 256  # TFDS examples read at a time to get their labels.
 _LABEL, _DIFFICULT = 'objects/label', 'objects/is_difficult'
 
 
 class MultilabelSource:
-  """A `sources.Source` with any number of labels an image, beside the one label that it has not.
+  """A `sources.Source` with any number of labels per image, in `targets`; `labels()` is -1 throughout.
 
   Args:
-    images: where the images are read.
+    images: source of the images.
     targets: int8 [N, C], 1 where a class is present, 0 where it is absent, -1 where all its objects in the
       image are marked as difficult.
     class_names: names of the C classes.
@@ -50,29 +49,29 @@ class MultilabelSource:
     return self._images.read(ids)[0], self.labels()[ids]
 
   def labels(self) -> np.ndarray:
-    """-1 for all images, which have `targets`."""
+    """-1 for all images; see `targets`."""
     return np.full(self.num_images, -1, np.int32)
 
   def name(self, id: int) -> str:
-    """Where the image lies."""
+    """Human-readable name of the image."""
     return self._images.name(id)
 
 
 def open_splits(data, splits: Sequence[str], labels: str) -> list[MultilabelSource]:
-  """Opens splits of a data set with several labels an image, all with the same classes.
+  """Opens splits of a multi-label data set, all with the same classes.
 
   Args:
     data: config node as for `sources.open_source`: 'folder'; a TFDS data set whose `objects` have a `label`,
-      such as voc/2007, and perhaps `is_difficult`; or any source with one label an image.
+      such as voc/2007, and optionally `is_difficult`; or any source with one label per image.
     splits: the splits.
-    labels: path of the CSV file, from the folder of each split; '' where its subfolders are the classes. Used
-      for 'folder' alone.
+    labels: path of the CSV file relative to each split's folder; '' if its subfolders are the classes. Only
+      used for 'folder'.
 
   Returns:
-    A source a split. The classes of a CSV file are all labels in the files of all splits, sorted.
+    One source per split. With CSV files, the classes are all labels in the files of all splits, sorted.
 
   Raises:
-    UserError: where there are no such images, or their labels are missing or make no sense.
+    UserError: if there are no such images, or their labels are missing or invalid.
   """
   images = [sources.open_source(data, split) for split in splits]
   if data.name == 'folder' and labels:
@@ -120,7 +119,7 @@ def _table(path, images):
 
 
 def _rows(path):
-  """(image, labels) of every line but the header."""
+  """(image, labels) of every line except the header."""
   try:
     text = files.read(path).decode('utf-8-sig')
   except OSError:
@@ -165,7 +164,7 @@ def _with_objects(images, class_names):
 
 
 def _object_names(images, data):
-  """Names of the labels that the objects of a TFDS data set have, () where it has no objects."""
+  """Label names of the objects in a TFDS data set; () if it has no objects."""
   if not isinstance(images[0], TfdsSource):
     return ()
   features: Any = tfds.builder(data.name, data_dir=data.dir or None).info.features
@@ -175,7 +174,7 @@ def _object_names(images, data):
 
 
 def _labels(record):
-  """Labels int [n] of the objects of an example, and which of them are marked as difficult, bool [n]."""
+  """Labels of an example's objects, int [n], and which objects are marked as difficult, bool [n]."""
   try:
     features = tf.train.Example.FromString(record).features.feature
   except DecodeError:

@@ -1,9 +1,9 @@
-"""A small labelled data set that needs no download: patches of photographs that packages bring.
+"""A small labelled data set that needs no download: patches of photographs shipped with packages.
 
-Each of ten colour photographs from scikit-image and scikit-learn, its short side scaled to 256, is
-a class. Patches of 48×48 are cut on an even grid: for training from the left two thirds, for
-testing from what is right of them, with 8 columns between. No pixel of a test patch, nor one that
-the scaling mixed into it, lies in a training patch.
+Each of ten colour photographs from scikit-image and scikit-learn, resized to a short side of 256, is
+a class. Patches of 48×48 are cut on an even grid: training patches from the left two thirds, test
+patches from the rest, with a gap of 8 columns. No pixel of a test patch, nor any pixel that
+resizing blended into it, lies in a training patch.
 """
 import io
 
@@ -22,13 +22,13 @@ _SKLEARN = ('china.jpg', 'flower.jpg')
 
 
 class Photos:
-  """The source of patches: 2,560 for training, 1,960 for testing, every tenth of one photograph.
+  """Source of the patches: 2,560 for training, 1,960 for testing; the photographs take turns.
 
   Args:
     split: 'train' or 'test'.
 
   Raises:
-    UserError: for another split.
+    UserError: if the split is unknown.
   """
 
   def __init__(self, split: str):
@@ -57,7 +57,7 @@ class Photos:
 
 
 def corners(size: tuple[int, int], split: str) -> list[tuple[int, int]]:
-  """Left and top of the patches of a photograph of `size` (width, height)."""
+  """Left and top of each patch in a photograph of `size` (width, height)."""
   width, height = size
   border = int(width * TRAIN_SHARE)
   first, last = (0, border) if split == 'train' else (border + MARGIN, width)
@@ -67,7 +67,7 @@ def corners(size: tuple[int, int], split: str) -> list[tuple[int, int]]:
 
 
 def photographs() -> dict[str, PIL.Image.Image]:
-  """The ten photographs by name, their short side 256."""
+  """The ten photographs by name, with a short side of 256."""
   images = {name: PIL.Image.open(f'{skimage.data.data_dir}/{name}').convert('RGB')
             for name in _SKIMAGE}
   images |= {name: PIL.Image.fromarray(sklearn.datasets.load_sample_image(name))

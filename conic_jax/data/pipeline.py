@@ -1,4 +1,4 @@
-"""From a source to batches on the host: read by id, cut and resize in tf.data, ahead of use."""
+"""From a source to batches on the host: reads by id, crops and resizes in tf.data, and prefetches."""
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
@@ -25,30 +25,30 @@ _MEASURED = 64  # Images whose size is looked at before training.
 def train_batches(source: Source, groups: tuple[Views, ...], *, batch_size: int, seed: int,
                   start_step: int, rows: np.ndarray, window: int = 0, stride: int = 0, threads: int = 0,
                   prefetch: int = 2, antialias_above: float = _TRAIN_ANTIALIAS) -> Iterator[dict]:
-  """Batches of random views from `start_step` on, without end.
+  """Endless batches of random views, starting at `start_step`.
 
-  Which images make a batch depends on (seed, step, batch_size) and the window; the crops and flips of an
-  image on (seed, round, id, view), whatever the batch, the host or the number of threads.
+  The images of a batch depend on (seed, step, batch_size) and the window; the crops and flips of an image
+  depend on (seed, round, id, view) only, not on the batch, the host or the number of threads.
 
   Args:
     source: the images.
     groups: the groups of views; an image is read and decoded once for all of them.
-    batch_size: images of the global batch.
+    batch_size: images in the global batch.
     seed: seed of the run, in [0, 2^32).
     start_step: number of the first batch.
-    rows: positions of the global batch that this process reads, [b].
+    rows: positions in the global batch that this process reads, [b].
     window, stride: of the `Sampler`; without a window a round is an epoch.
-    threads: threads that decode, 0 for one on every core.
-    prefetch: batches kept ready.
+    threads: decoding threads, 0 for one per core.
+    prefetch: batches to prefetch.
     antialias_above: bilinear views shrunk by more than this factor are antialiased.
 
   Yields:
     'views' a tuple of uint8 [b, count, size, size, 3], 'id' int32 [b], 'valid' bool [b],
     'crop' float32 [b, V, 4] (y0, x0, y1, x1 as fractions), 'flip' bool [b, V], not yet applied,
-    'label' int32 [b], -1 where there is none. Undecodable images are zeros with valid False.
+    'label' int32 [b], -1 for none. Undecodable images are zeros with valid False.
 
   Raises:
-    UserError: where the images or the window are fewer than one batch holds.
+    UserError: if the source or the window has fewer images than one batch holds.
   """
   sampler = Sampler(source.num_images, batch_size, seed, window, stride)
 
@@ -67,11 +67,11 @@ def whole_pass_batches(source: Source, groups: tuple[Views, ...], *, batch_size:
 
   Args:
     source, groups, batch_size, seed, rows: as for `train_batches`.
-    epoch: names the order and the views; in [0, 2^32).
+    epoch: determines the order and the views; in [0, 2^32).
     start_step: number of the first batch.
 
   Yields:
-    The fields of `train_batches`. The last batch is filled up with zeros: id -1, label -1, valid False.
+    The fields of `train_batches`. The last batch is padded with zeros: id -1, label -1, valid False.
   """
   def read(step):
     positions = step * batch_size + np.asarray(rows)
@@ -87,18 +87,18 @@ def whole_pass_batches(source: Source, groups: tuple[Views, ...], *, batch_size:
 
 def eval_batches(source: Source, *, size: int, resize: int, batch_size: int,
                  rows: np.ndarray) -> Iterator[dict]:
-  """Every image once, in order of id: the short side made `resize`, then the centre `size` cut.
+  """Every image once, in order of id: short side resized to `resize`, then centre crop of `size`.
 
   Args:
     source: the images.
     size: side of the views.
-    resize: length of the short side; 0 or `size` for the whole central square.
-    batch_size: images of the global batch.
-    rows: positions of the global batch that this process reads, [b].
+    resize: length of the short side; 0 or `size` gives the whole central square.
+    batch_size: images in the global batch.
+    rows: positions in the global batch that this process reads, [b].
 
   Yields:
-    The fields of training, 'views' a tuple of one uint8 [b, 1, size, size, 3], nothing flipped.
-    The last batch is filled up with zeros: id -1, label -1, valid False.
+    The fields of `train_batches`, 'views' a tuple of one uint8 [b, 1, size, size, 3], nothing flipped.
+    The last batch is padded with zeros: id -1, label -1, valid False.
   """
   def read(step):
     ids = step * batch_size + np.asarray(rows)
@@ -111,43 +111,43 @@ def eval_batches(source: Source, *, size: int, resize: int, batch_size: int,
 
 
 def check_views(source: Source, groups: tuple[Views, ...]) -> None:
-  """Looks, before training, whether crops that are to overlap do, on images as large as these.
+  """Checks before training that overlapping crops exist for images of these sizes.
 
   Args:
-    source: the images; up to 64 of them are read where views are to overlap, none otherwise.
+    source: the images; up to 64 of them are read if views must overlap, none otherwise.
     groups: the groups of views.
 
   Raises:
-    UserError: as `crops.check_overlap`.
+    UserError: see `crops.check_overlap`.
   """
   if any(group.overlap != 0 for group in groups):
     crops.check_overlap(groups, _some_shapes(source))
 
 
 class Named(Protocol):
-  """What has a number of images, with names for people."""
+  """A collection of images with human-readable names."""
   @property
   def num_images(self) -> int: ...
   def name(self, id: int) -> str: ...
 
 
 class UndecodableImages:
-  """The images of a source that could not be decoded, by whichever process."""
+  """The images of a source that could not be decoded, over all processes."""
 
   def __init__(self, source: Named):
     self._source = source
     self._ids: set[int] = set()
 
   def add(self, batch: dict) -> None:
-    """Notes the undecodable images of this process's rows of a batch."""
+    """Records the undecodable images in this process's rows of a batch."""
     ids = np.asarray(batch['id'])[~np.asarray(batch['valid'])]
     self._ids.update(ids[ids >= 0].tolist())
 
   def check(self) -> None:
-    """Brings together what all processes noted, and stops them all where it is too much.
+    """Gathers undecodable images from all processes; stops the run if there are too many.
 
     Raises:
-      UserError: where more than 1% of all images have failed, and they are ten or half of them.
+      UserError: if more than 1% of all images failed, and at least ten or half of them.
     """
     self._share()
     failed, total = len(self._ids), self._source.num_images
@@ -156,7 +156,7 @@ class UndecodableImages:
                       f'and start again: {self._listed()}.')
 
   def report(self) -> str | None:
-    """A sentence that counts and names the undecodable images; None where there are none."""
+    """A sentence with the number and names of the undecodable images; None if there are none."""
     if not self._ids:
       return None
     return f'{len(self._ids)} images could not be decoded and were left out: {self._listed()}.'
@@ -181,7 +181,7 @@ class UndecodableImages:
 
 
 def _some_shapes(source):
-  """Height and width of images spread evenly over the source, int [n, 2], without the undecodable."""
+  """Height and width of images spread evenly over the source, int [n, 2]; skips undecodable ones."""
   ids = np.arange(0, source.num_images, max(1, -(-source.num_images // _MEASURED)))
   encoded, _ = source.read(ids)
   prepared = parallel.map_blocks(decode.prepare, encoded)
@@ -189,10 +189,10 @@ def _some_shapes(source):
 
 
 def _read(source, ids, draw):
-  """Reads the images of `ids`, none for id -1, and cuts them as `draw` says of their sizes [b, 2].
+  """Reads the images of `ids` (id -1 is padding); `draw` gives boxes and flips from their sizes [b, 2].
 
   Returns:
-    What `_batches` decodes: bytes, boxes, id, label, crop, flip.
+    The input of `_batches`: bytes, boxes, id, label, crop, flip.
   """
   present = np.flatnonzero(ids >= 0)
   data = np.full(len(ids), b'', object)
@@ -209,7 +209,7 @@ def _read(source, ids, draw):
 def _batches(steps: tf.data.Dataset, read: Callable[[int], list],
              groups: tuple[tuple[int, int, str], ...], rows: int, threads: int, prefetch: int,
              antialias_above: float) -> Iterator[dict]:
-  """Runs `read` and the graph over `steps` in threads, and yields whole batches in order."""
+  """Runs `read` and the graph over `steps` in threads, and yields full batches in order."""
   threads = threads or parallel.cores()
   chunk = max(size for size in range(1, _CHUNK + 1) if rows % size == 0)
   views = sum(count for count, *_ in groups)

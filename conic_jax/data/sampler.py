@@ -1,4 +1,4 @@
-"""Which images make up a batch: a pure function of (seed, step) that holds no array of them all."""
+"""The images of each batch, as a pure function of (seed, step); no array of all images is held."""
 import dataclasses
 
 import numpy as np
@@ -11,10 +11,10 @@ _RING = 2**32 - 3
 
 
 def steps_per_epoch(num_images: int, batch_size: int) -> int:
-  """Number of full batches in an epoch; the short one at the end is dropped.
+  """Number of full batches in an epoch; the last short one is dropped.
 
   Raises:
-    UserError: where there are fewer images than one batch holds.
+    UserError: if there are fewer images than one batch holds.
   """
   if num_images < batch_size:
     raise UserError(f'The data set has {num_images} images, fewer than one batch of {batch_size}: '
@@ -24,24 +24,24 @@ def steps_per_epoch(num_images: int, batch_size: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-  """The batches of a run, in rounds that visit an image at most once each.
+  """The batches of a run, in rounds that visit each image at most once.
 
-  A round is an epoch, every image in an order of its own, or it is a sliding window. Then all images lie in
-  a shuffled order on a ring, and round r visits, in an order of its own, those at the places
-  rS … rS + W − 1 (mod N): a share 1 − S/W of them was in the round before, and an image comes back after
-  W images, not N, in W/S rounds of every N/S. The ring is not shuffled again. The last short batch of a
-  round is dropped, and which images that is changes with the round. The number of the round names the
-  random draws of its views.
+  A round is either an epoch, which visits every image in a new order, or a sliding window. For windows, all
+  images are placed on a ring in shuffled order, and round r visits, in a new order, the positions
+  rS … rS + W − 1 (mod N): a share 1 − S/W of them was in the previous round, and an image comes back after
+  W images instead of N, in W/S rounds out of every N/S. The ring is shuffled only once. The last short batch
+  of a round is dropped; the dropped images change from round to round. The round number seeds the random
+  draws of the views.
 
   Attributes:
     num_images: N.
-    batch_size: images of the global batch.
-    seed: seed of the run, not negative.
-    window: W; 0, or N and more, for rounds of every image.
-    stride: S, in 1 … W where there is a window.
+    batch_size: images in the global batch.
+    seed: seed of the run, non-negative.
+    window: W; if it is 0 or at least N, every round covers all images.
+    stride: S, in 1 … W if there is a window.
 
   Raises:
-    UserError: where a round is smaller than a batch, or the stride would leave images out.
+    UserError: if a round is smaller than a batch, or the stride would skip images.
 
   Source: PIC (Cao et al., 2020), the sliding-window data scheduler.
   """
@@ -62,12 +62,12 @@ class Sampler:
 
   @property
   def slides(self) -> bool:
-    """Whether a round is a window, and not every image."""
+    """Whether each round covers a window of the images rather than all of them."""
     return 0 < self.window < self.num_images
 
   @property
   def notice(self) -> str:
-    """What the user should know of a window that is not used; '' for nothing."""
+    """Notice that the configured window has no effect; '' otherwise."""
     if not self.window or self.slides:
       return ''
     return (f'config.sampler.window is {self.window} and there are {self.num_images} images: every image is '
@@ -75,7 +75,7 @@ class Sampler:
 
   @property
   def steps_per_epoch(self) -> int:
-    """Steps that show as many images as there are: the unit of schedules, reports and checkpoints."""
+    """Steps that process N images: the unit of schedules, reports and checkpoints."""
     return steps_per_epoch(self.num_images, self.batch_size)
 
   @property
@@ -84,7 +84,7 @@ class Sampler:
     return (self.window if self.slides else self.num_images) // self.batch_size
 
   def batch_ids(self, step: int) -> np.ndarray:
-    """Ids of the global batch of a step: int64 [batch_size], the same on every host."""
+    """Image ids of a step's global batch: int64 [batch_size], the same on every host."""
     round_number, step_of_round = divmod(step, self.steps_per_round)
     positions = step_of_round * self.batch_size + np.arange(self.batch_size)
     if not self.slides:

@@ -1,4 +1,4 @@
-"""Where images come from: one contract, and the choice of the source that a config names."""
+"""Image sources: their common interface, and opening the one that a config names."""
 import os
 from pathlib import Path
 from typing import Protocol
@@ -10,10 +10,10 @@ from conic_jax.extensions import own_module
 
 
 class Source(Protocol):
-  """Encoded images that are read by id.
+  """Encoded images, read by id.
 
   Attributes:
-    num_images: N; ids are 0 … N - 1, the same at every opening.
+    num_images: N; ids are 0 … N - 1, the same every time the source is opened.
     num_classes: number of classes, 0 without labels.
     class_names: their names, by label.
   """
@@ -28,7 +28,7 @@ class Source(Protocol):
       ids: int [b].
 
     Returns:
-      Their encoded bytes, b'' for one that cannot be read; labels, int32 [b], -1 for none.
+      Their encoded bytes, b'' for unreadable ones; labels, int32 [b], -1 for none.
     """
     ...
 
@@ -37,7 +37,7 @@ class Source(Protocol):
     ...
 
   def name(self, id: int) -> str:
-    """Where the image lies, for people."""
+    """Human-readable name of the image, such as its path."""
     ...
 
 
@@ -46,13 +46,13 @@ def open_source(data, split: str) -> Source:
 
   Args:
     data: config node with `name` ('photos', 'folder', a TFDS name such as 'cifar10' or
-      'name/config:version', or a module with a function like this one), `dir` (the folder of images, or
-      TFDS's data_dir; '' for TFDS's own) and `cache` (the folder of offset indexes; '' for
+      'name/config:version', or a module with a function like this one), `dir` (the image folder, or
+      TFDS's data_dir; '' for TFDS's default) and `cache` (the folder of offset indexes; '' for
       ~/.cache/conic_jax).
     split: a TFDS split expression, a subfolder ('' for the folder itself), or 'train' or 'test'.
 
   Raises:
-    UserError: where there are no such images.
+    UserError: if there are no such images.
   """
   if module := own_module(data.name):
     return module.open_source(data, split)
@@ -64,17 +64,17 @@ def open_source(data, split: str) -> Source:
 
 
 def cache_folder() -> str:
-  """Where indexes of offsets are kept by default."""
+  """Default folder of offset indexes."""
   root = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
   return str(Path(root) / 'conic_jax')
 
 
 class Subset:
-  """Some images of a source, with ids of their own from 0.
+  """A subset of a source, with its own ids from 0.
 
   Args:
-    source: the whole.
-    ids: int [n], the images taken, in order.
+    source: the full source.
+    ids: int [n], the chosen images, in order.
   """
 
   def __init__(self, source: Source, ids: np.ndarray):
@@ -91,5 +91,5 @@ class Subset:
     return self._source.labels()[self._ids]
 
   def name(self, id: int) -> str:
-    """The name that the image has in the whole."""
+    """Name of the image in the full source."""
     return self._source.name(int(self._ids[id]))

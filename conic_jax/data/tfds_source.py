@@ -1,4 +1,4 @@
-"""Data sets that TensorFlow Datasets has prepared, read by id and never downloaded."""
+"""Data sets prepared by TensorFlow Datasets, read by id; nothing is downloaded."""
 import difflib
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError
 from conic_jax.data import files, parallel, tfrecord
 from conic_jax.errors import UserError
 
-_BLOCK = 1024  # Records in memory while labels are read.
+_BLOCK = 1024  # Records in memory while reading labels.
 
 
 class TfdsSource:
@@ -19,13 +19,13 @@ class TfdsSource:
 
   Args:
     name: 'cifar10', or 'name/config:version'.
-    data_dir: TFDS's data_dir, '' for its own default.
+    data_dir: TFDS's data_dir, '' for its default.
     split: 'train', 'train[:10%]', 'train+test' …
     cache: folder of the offset indexes of TFRecord files.
-    masks: read the label maps in place of the images that they belong to.
+    masks: whether to read the label maps instead of the images.
 
   Raises:
-    UserError: where the data set, the split or an image feature is missing, or files are damaged.
+    UserError: if the data set, the split or an image feature is missing, or files are damaged.
   """
 
   def __init__(self, name: str, data_dir: str, split: str, cache: str, masks: bool = False):
@@ -56,17 +56,17 @@ class TfdsSource:
     return [image for image, _ in examples], np.array([label for _, label in examples], np.int32)
 
   def labels(self) -> np.ndarray:
-    """The labels of all images, whose records are read for them; see `sources.Source`."""
+    """The labels of all images, which means reading all records; see `sources.Source`."""
     blocks = [self.read(np.arange(start, min(start + _BLOCK, self.num_images)))[1]
               for start in range(0, self.num_images, _BLOCK)]
     return np.concatenate(blocks)
 
   def records(self, ids: np.ndarray) -> Sequence[bytes]:
-    """The examples as they are stored, tf.train.Example; b'' for one that cannot be read."""
+    """The stored examples, serialised tf.train.Example; b'' for unreadable ones."""
     return self._records(ids)
 
   def name(self, id: int) -> str:
-    """File and number of the example in it, written as TFDS does in its tfds_id."""
+    """File and index of the example within it, in the format of TFDS's tfds_id."""
     number = int(np.searchsorted(self._ends, id, side='right'))
     shard = self._shards[number]
     example = id - int(self._ends[number]) + shard.take + shard.skip
@@ -130,9 +130,9 @@ def _shards(builder, split):
 
 
 def _flatten(features, prefix=''):
-  """Features by their key in an example, those of nested dicts as 'outer/inner'."""
+  """Features by their key in an example; nested dicts become 'outer/inner'."""
   found = {}
-  for key, feature in sorted(features.items()):  # TFDS keeps no order.
+  for key, feature in sorted(features.items()):  # TFDS does not keep the order.
     if isinstance(feature, tfds.features.FeaturesDict):
       found |= _flatten(feature, f'{prefix}{key}/')
     else:
@@ -141,19 +141,19 @@ def _flatten(features, prefix=''):
 
 
 def _choose(features, usual, fits):
-  """The key of the usual name where it fits, else the first that fits."""
+  """The usual key if it fits, else the first that fits."""
   keys = [key for key, feature in features.items() if fits(feature)]
   return usual if usual in keys else next(iter(keys), None)
 
 
 def _is_image(feature):
-  # A label map is an Image too; a float image is stored as bits that are no picture.
+  # A label map is an Image too; a float image is stored as raw bits, not as a picture.
   return (isinstance(feature, tfds.features.Image) and feature.np_dtype in (np.uint8, np.uint16)
           and not isinstance(feature, tfds.features.LabeledImage))
 
 
 def _mask_of(features, image):
-  """The key of the label map: an image of one channel, else any image beside the one that it belongs to."""
+  """The key of the label map: a single-channel image, else any image other than the main one."""
   maps = {key: feature for key, feature in features.items()
           if isinstance(feature, tfds.features.Image) and feature.np_dtype == np.uint8 and key != image}
   return _choose(maps, '', lambda feature: feature.shape[-1] == 1) or next(iter(maps), None)
@@ -173,6 +173,6 @@ def _array_records(shards):
     ids = ids.tolist()
     try:
       return records.__getitems__(ids) if ids else []
-    except RuntimeError:  # One damaged file fails them all.
+    except RuntimeError:  # One damaged file makes the whole call fail.
       return [read_one(id) for id in ids]
   return read

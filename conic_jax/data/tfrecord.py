@@ -1,4 +1,4 @@
-"""Random access to TFRecord files by an index of where their records start, built once and kept.
+"""Random access to TFRecord files through an index of record offsets, built once and cached.
 
 A record is: length (8 bytes, little endian), checksum (4), data (length), checksum (4).
 """
@@ -18,14 +18,14 @@ _BLOCK = 1 << 24  # Bytes; a remote file is streamed in such blocks.
 
 
 class TFRecords:
-  """The records of slices of TFRecord files, one after another.
+  """The concatenated records of slices of TFRecord files.
 
   Args:
     slices: (path, first record, number of records) in order.
     cache: folder of the indexes.
 
   Raises:
-    UserError: where a file is missing, damaged or shorter than its slice.
+    UserError: if a file is missing, damaged or shorter than its slice.
   """
 
   def __init__(self, slices: Sequence[tuple[str, int, int]], cache: str):
@@ -49,7 +49,7 @@ class TFRecords:
     return len(self._starts)
 
   def read(self, ids: np.ndarray) -> list[bytes]:
-    """The data of records; b'' for one that cannot be read."""
+    """The data of the records; b'' for unreadable ones."""
     return parallel.map_blocks(self._read, ids.tolist())
 
   def _read(self, id):
@@ -60,18 +60,18 @@ class TFRecords:
 
 
 def load_index(paths: Sequence[str], cache: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Where records start, from the cache while the files are as they were when it was written.
+  """Offsets of the records, from the cache if the files have not changed since it was written.
 
   Args:
     paths: TFRecord files.
     cache: folder of the indexes.
 
   Returns:
-    Start and length in bytes of the data of each record, int64 [n] each; records in each file,
+    Start and length in bytes of each record's data, int64 [n] each; number of records in each file,
     int64 [files].
 
   Raises:
-    UserError: where a file is missing or damaged, or the cache cannot be written.
+    UserError: if a file is missing or damaged, or the cache cannot be written.
   """
   stamps = np.array(parallel.map_blocks(files.stamp, paths, block=1), np.int64)
   digest = hashlib.sha256('\n'.join(paths).encode()).hexdigest()[:16]
@@ -81,7 +81,7 @@ def load_index(paths: Sequence[str], cache: str) -> tuple[np.ndarray, np.ndarray
       if np.array_equal(index['stamps'], stamps):
         return index['starts'], index['lengths'], index['counts']
   except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-    pass  # There is none yet, or a broken one: it is written anew.
+    pass  # Missing or broken: rebuild it.
   indexes = parallel.map_blocks(index_file, [(path, int(size)) for path, (size, _)
                                              in zip(paths, stamps, strict=True)], block=1)
   starts, lengths = (np.concatenate(part) for part in zip(*indexes, strict=True))
@@ -91,13 +91,13 @@ def load_index(paths: Sequence[str], cache: str) -> tuple[np.ndarray, np.ndarray
 
 
 def index_file(path_and_size: tuple[str, int]) -> tuple[np.ndarray, np.ndarray]:
-  """Start and length in bytes of the data of every record of a file, int64 each.
+  """Start and length in bytes of the data of every record in a file, int64 each.
 
   Raises:
-    UserError: where the last record does not end with the file.
+    UserError: if the last record does not end at the end of the file.
   """
   path, size = path_and_size
-  # On disk only the headers are read; a remote file comes faster in one stream.
+  # Of a local file only the headers are read; a remote one is faster to stream whole.
   block_size = _BLOCK if files.is_remote(path) else _HEADER
   starts, lengths, at, begin, block = [], [], 0, 0, b''
   with files.open_binary(path) as file:

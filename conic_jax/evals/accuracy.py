@@ -1,4 +1,4 @@
-"""How well logits tell classes apart."""
+"""Accuracy and confusion of a classifier."""
 import jax
 import jax.numpy as jnp
 
@@ -6,14 +6,14 @@ TOP = (1, 5)
 
 
 def hits(logits: jax.Array, labels: jax.Array, counted: jax.Array) -> jax.Array:
-  """How many images have their class among the first 1 and 5.
+  """Number of top-1 and top-5 hits.
 
-  Ties count against the classifier, and logits that are not all finite hit nothing.
+  Ties count against the classifier; an image with non-finite logits counts as a miss.
 
   Args:
     logits: float32 [B, C].
     labels: int32 [B].
-    counted: bool [B], the images that count.
+    counted: bool [B], the images to count.
 
   Returns:
     int32 [2].
@@ -25,11 +25,11 @@ def hits(logits: jax.Array, labels: jax.Array, counted: jax.Array) -> jax.Array:
 
 
 def confusion(predicted: jax.Array, labels: jax.Array, counted: jax.Array, num_classes: int) -> jax.Array:
-  """How many images of class i are taken for class j, int32 [C, C].
+  """Confusion matrix: number of images of class i predicted as class j, int32 [C, C].
 
   Args:
-    predicted, labels: int32, of one shape.
-    counted: bool of that shape, what counts.
+    predicted, labels: int32, of the same shape.
+    counted: bool of that shape, the entries to count.
     num_classes: C.
   """
   pairs = jnp.zeros((num_classes, num_classes), jnp.int32)

@@ -1,4 +1,4 @@
-"""The pretrained network beside what it is to beat: the table at the end of a run, and a warning."""
+"""The pretrained network against baselines: the table at the end of a run, and a warning."""
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,9 @@ from conic_jax.evals.features import Encode, pixels
 from conic_jax.hardware.mesh import replicated
 from conic_jax.views import evaluated
 
-# The rows' names in the summary; the pretrained network's figures are the summary's own.
+# Names of the rows in the summary; the pretrained network's figures are at its top level.
 PIXELS, RANDOM, WEIGHTS = 'pixels', 'random_init', 'baseline_weights'
-# Name of the figure, its title, its format.
+# Figure's name, title and format.
 _COLUMNS = (('knn_top1', 'kNN (k = {k})', '.1%'), ('linear_top1', 'linear', '.1%'),
             ('probe_instance_top1', 'own other view', '.1%'), ('probe_rankme', 'RankMe', '.1f'))
 _JUDGED = {'knn_top1': 'kNN accuracy', 'linear_top1': 'linear accuracy',
@@ -23,11 +23,11 @@ _JUDGED = {'knn_top1': 'kNN accuracy', 'linear_top1': 'linear accuracy',
 
 def baselines(encode: Encode, random_variables: Callable[[], Any], config: Any, mesh: Mesh
               ) -> dict[str, tuple[Encode, Any]]:
-  """What `config.eval` compares with: encoders and their variables, by the names of the rows.
+  """The baselines that `config.eval` asks for: encoders and their variables, by row name.
 
   Args:
     encode: the run's encoder.
-    random_variables: gives its variables at random initialisation.
+    random_variables: returns randomly initialised variables for it.
     config: the run's config.
     mesh: the mesh.
   """
@@ -40,10 +40,10 @@ def baselines(encode: Encode, random_variables: Callable[[], Any], config: Any, 
 
 
 def published(config: Any, mesh: Mesh) -> tuple[Encode, Any]:
-  """The encoder of `config.eval.baseline_weights`, which is given images as `config.views` normalises them.
+  """The encoder of `config.eval.baseline_weights`; its input is normalised as in `config.views`.
 
   Raises:
-    UserError: where there are no such weights.
+    UserError: if there are no such weights.
   """
   name = config.eval.baseline_weights
   if name == encoders.RANDOM:
@@ -66,7 +66,7 @@ def published(config: Any, mesh: Mesh) -> tuple[Encode, Any]:
 
 
 def rows(summary: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-  """The figures of each row by the name to print, the pretrained network's last."""
+  """The figures of each row by display name, the pretrained network's last."""
   named = {'raw pixels': summary.get(PIXELS), 'random network': summary.get(RANDOM)}
   if WEIGHTS in summary:
     named[Path(summary[WEIGHTS]['name']).name] = summary[WEIGHTS]
@@ -74,7 +74,7 @@ def rows(summary: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 
 def table(summary: Mapping[str, Any], k: int) -> str:
-  """The figures as a table to print, a column for each that was measured."""
+  """The figures as a printable table, one column for each that was measured."""
   lines = rows(summary)
   columns = [(name, title.format(k=k), form) for name, title, form in _COLUMNS
              if any(name in figures for figures in lines.values())]
@@ -88,9 +88,9 @@ def table(summary: Mapping[str, Any], k: int) -> str:
 
 
 def warning(summary: Mapping[str, Any]) -> str | None:
-  """A sentence where the pretrained network is no better than the random one or raw pixels, else None.
+  """A warning if the pretrained network is no better than a random one or raw pixels, else None.
 
-  Accuracies decide where there are any, and without labels how often an image finds its own other view.
+  Compares accuracies if there are any, otherwise how often an image finds its own other view.
   """
   labelled = [name for name in ('knn_top1', 'linear_top1') if name in summary]
   parts = []

@@ -1,4 +1,4 @@
-"""Features of many images as a file: made batch by batch, written and read part by part, searched."""
+"""Embedding files: computed batch by batch, written and read in parts, and searched."""
 import contextlib
 import dataclasses
 import functools
@@ -25,16 +25,16 @@ from conic_jax.evals.encoders import Encoder
 from conic_jax.hardware.mesh import process_rows, replicated, to_global
 
 SUFFIXES = ('.parquet', '.npz')
-_ROWS = 4096  # Of a row group, at least: tables of small ones are slow to read.
+_ROWS = 4096  # Minimum rows per row group: tables with small groups are slow to read.
 
 
 @dataclasses.dataclass(frozen=True)
 class Embeddings:
-  """Vectors of some images.
+  """Feature vectors of some images.
 
   Attributes:
     ids: int64 [n], ascending.
-    paths: n paths from the folder of the images, printable.
+    paths: n printable paths relative to the image folder.
     vectors: float32 [n, F].
   """
   ids: np.ndarray
@@ -44,17 +44,17 @@ class Embeddings:
 
 def embed(encoder: Encoder, source: Source, root: str, *, size: int, resize: int, batch_size: int, mesh: Mesh,
           undecodable: pipeline.UndecodableImages) -> Iterator[Embeddings]:
-  """Encodes every image of a source, batch by batch, in the order of ids.
+  """Encodes every image of a source, batch by batch, in order of id.
 
   Args:
-    encoder: the encoder, with the normalisation of its views.
+    encoder: the encoder; its views give the normalisation.
     source: the images.
-    root: the folder that paths are from.
-    size: side in pixels of the centre crop that is encoded.
-    resize: length in pixels that the image's short side is brought to before the crop.
+    root: the folder that paths are relative to.
+    size: side in pixels of the centre crop.
+    resize: pixels to resize the short side to before the crop.
     batch_size: images encoded at a time, over all devices.
-    mesh: the mesh that a batch is split over.
-    undecodable: notes the images that cannot be decoded, which are left out.
+    mesh: the mesh that a batch is sharded over.
+    undecodable: records the undecodable images, which are left out.
   """
   variables = jax.device_put(encoder.variables, replicated(mesh))
   batches = pipeline.eval_batches(source, size=size, resize=resize, batch_size=batch_size,
@@ -70,31 +70,31 @@ def embed(encoder: Encoder, source: Source, root: str, *, size: int, resize: int
 
 
 def fingerprint(encoder: Encoder) -> str:
-  """What tells the weights of an encoder from others: 16 hexadecimal digits of their SHA-256."""
+  """Fingerprint of an encoder's weights: 16 hexadecimal digits of their SHA-256."""
   digest = hashlib.sha256()
-  for leaf in jax.tree.leaves(encoder.variables):  # In the order of their names.
+  for leaf in jax.tree.leaves(encoder.variables):  # In order of their names.
     digest.update(np.asarray(leaf).tobytes())
   return digest.hexdigest()[:16]
 
 
 def printable(text: str) -> str:
-  r"""A text with names of files in it; what is not UTF-8 in a name becomes such as '\udcff'."""
+  r"""Makes text with file names printable; bytes that are not UTF-8 are escaped, such as '\udcff'."""
   return text.encode('utf-8', 'backslashreplace').decode()
 
 
 def write(blocks: Iterable[Embeddings], metadata: dict[str, str], out: Path) -> int:
-  """Writes embeddings as Parquet, row group by row group as they come, or as NPZ.
+  """Writes embeddings as Parquet, one row group at a time, or as NPZ.
 
   Args:
-    blocks: in the order of ids.
-    metadata: goes into the schema of Parquet, or as JSON into the array 'metadata' of NPZ.
-    out: the file, which has its name only when it is whole.
+    blocks: in order of id.
+    metadata: goes into the Parquet schema, or as JSON into the NPZ array 'metadata'.
+    out: the file; it gets its name only once it is complete.
 
   Returns:
     The number of vectors.
 
   Raises:
-    UserError: where there is none, the images cannot be read, or the file cannot be written.
+    UserError: if there are none, the images cannot be read, or the file cannot be written.
   """
   metadata = {name: printable(value) for name, value in metadata.items()}
   part = out.with_name(f'.{out.name}.part')
@@ -113,28 +113,28 @@ def write(blocks: Iterable[Embeddings], metadata: dict[str, str], out: Path) -> 
 
 
 def read(file: Path) -> tuple[dict[str, str], Iterator[Embeddings]]:
-  """The metadata and the embeddings of a file that `write` wrote, some rows at a time.
+  """Reads the metadata and the embeddings of a file that `write` wrote, some rows at a time.
 
   Raises:
-    UserError: where it is another file, or damaged.
+    UserError: if it is any other file, or damaged.
   """
   with _whole(file):
     return (_read_parquet if file.suffix == '.parquet' else _read_npz)(file)
 
 
 def nearest(query: np.ndarray, blocks: Iterable[Embeddings], k: int) -> tuple[list[str], np.ndarray]:
-  """The k images of the highest cosine similarity to a query, of equal ones the first.
+  """The k images with the highest cosine similarity to a query; ties go to the first.
 
   Args:
     query: [F].
-    blocks: the embeddings to look among, of which one block is held at a time.
-    k: how many, at least 1.
+    blocks: the embeddings to search; one block is held at a time.
+    k: number of images, at least 1.
 
   Returns:
-    Their paths and similarities float32 [at most k], descending.
+    Their paths, and similarities float32 [at most k], descending.
 
   Raises:
-    UserError: where the vectors have another width than the query.
+    UserError: if the vectors and the query differ in width.
   """
   paths, similarities = [], np.zeros(0, np.float32)
   for block in blocks:
@@ -160,7 +160,7 @@ def _unit(vectors):
 
 @contextlib.contextmanager
 def _whole(file):
-  """Tells of a file that another program wrote, or that is damaged, whatever its reader stumbles over."""
+  """Turns any error of a reader into a `UserError`: the file is damaged or from another program."""
   try:
     yield
   except (OSError, EOFError, AttributeError, LookupError, TypeError, ValueError, zipfile.BadZipFile,
@@ -177,7 +177,7 @@ def _readable(blocks):
 
 
 def _grouped(blocks):
-  """The same rows in blocks of at least `_ROWS`, but for the last, and none that is empty."""
+  """The same rows in blocks of at least `_ROWS`, except for the last; no block is empty."""
   waiting, rows = [], 0
   for block in blocks:
     waiting.append(block)
@@ -229,7 +229,7 @@ def _read_parquet(file):
   metadata = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
 
   def blocks() -> Iterator[Embeddings]:
-    # Pages are read, and their checksums compared, as the rows are asked for.
+    # Pages are read and their checksums verified lazily.
     with _whole(file):
       for batch in table.iter_batches(_ROWS, columns=['id', 'path', 'vector']):
         yield Embeddings(batch['id'].to_numpy(), batch['path'].to_pylist(),

@@ -1,4 +1,4 @@
-"""The encoder that an evaluation is asked for: that of a run, of a file of weights, or a random one."""
+"""The encoder to evaluate: from a run, from a weights file, or randomly initialised."""
 import dataclasses
 import types
 from collections.abc import Callable, Mapping
@@ -25,14 +25,14 @@ class Encoder:
   """An encoder with its weights.
 
   Attributes:
-    name: as the user gave it.
+    name: the name that the user gave.
     network: the module.
     variables: its {'params', 'batch_stats'}, numpy arrays.
-    views: has the normalisation and the size of its pretraining; ImageNet's and 224 where not known.
+    views: normalisation and size from pretraining; ImageNet's and 224 if unknown.
     encode: pure function (variables, images float32 [B, S, S, 3], normalised) -> features float32 [B, F],
       with frozen batch norm.
-    pretraining: the config of its run, a ConfigDict; None of a file and of a random one.
-    settings: what `models.build_encoder` takes to make the network again.
+    pretraining: the config of its run, a ConfigDict; None for a file or a random encoder.
+    settings: the settings from which `models.build_encoder` rebuilds the network.
   """
   name: str
   network: models.ResNet
@@ -47,14 +47,14 @@ def open_encoder(name: str, network: Any = None, dtype: str = 'auto', seed: int 
   """Opens an encoder by name.
 
   Args:
-    name: the folder of a run, whose last checkpoint is taken; a file that `export.read.load` takes; or
+    name: the folder of a run (its latest checkpoint is used), a file that `export.read.load` reads, or
       'random'.
-    network: what `models.build_encoder` takes, of a random one.
+    network: settings for `models.build_encoder`, for a random encoder.
     dtype: as config.dtype.
-    seed: of a random one.
+    seed: seed of a random encoder.
 
   Raises:
-    UserError: where it is no run and no file of weights.
+    UserError: if it is neither a run nor a weights file.
   """
   if name != RANDOM and not (name and Path(name).exists()):
     raise UserError(f"There is no encoder '{name}': it is the folder of a run, a file of weights, or random.")
@@ -79,10 +79,10 @@ def open_encoder(name: str, network: Any = None, dtype: str = 'auto', seed: int 
 
 
 def with_head(encoder: Encoder) -> Encoder:
-  """The encoder of a run with the projection head behind it: `encode` gives the head's features [B, D].
+  """A run's encoder followed by its projection head: `encode` gives the head's features [B, D].
 
   Raises:
-    UserError: where the encoder is not a run's, or its method has no head.
+    UserError: if the encoder is not from a run, or its method has no head.
   """
   model = {} if encoder.pretraining is None else restore_model(Path(encoder.name))
   if 'head' not in model.get('params', {}):
@@ -100,22 +100,22 @@ def with_head(encoder: Encoder) -> Encoder:
 
 
 def random_variables(network: models.ResNet, seed: int) -> dict[str, Any]:
-  """The variables {'params', 'batch_stats'} of a network at random, numpy arrays."""
+  """Randomly initialised variables {'params', 'batch_stats'} of a network, numpy arrays."""
   begin = jax.jit(lambda: network.init(jax.random.key(seed), jnp.zeros((1, 32, 32, 3))))
   return jax.tree.map(np.asarray, begin())
 
 
 def trainable(encoder: Encoder) -> models.ResNet:
-  """The encoder's module for training: in float32 where it is float16, whose gradients need a loss scale."""
+  """The encoder's module for training: float32 instead of float16, whose gradients need loss scaling."""
   float16 = encoder.network.dtype == jnp.float16
   return encoder.network.clone(dtype=jnp.float32) if float16 else encoder.network
 
 
 def pretraining_config(run: Path) -> Any:
-  """The config that a run was pretrained with, its tuples tuples again.
+  """The config of a pretraining run, with its tuples restored.
 
   Raises:
-    UserError: where the folder is no run.
+    UserError: if the folder is not a run.
   """
   def thaw(value):
     if isinstance(value, dict):

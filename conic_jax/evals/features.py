@@ -1,4 +1,4 @@
-"""The features of every image of a source, kept on the devices that computed them."""
+"""Features of every image of a source, kept on the devices that computed them."""
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -16,24 +16,24 @@ from conic_jax.views import Views
 
 Encode = Callable[[Any, jax.Array], jax.Array]
 
-# Side of the images whose pixels are features: those of larger ones are averaged to it.
+# Largest side for raw-pixel features; larger images are averaged down to it.
 _PIXELS = 64
-# Rows that one process hands to the others at a time: bounds what a device holds for `to_host`.
+# Rows that a process sends at a time: bounds the device memory of `to_host`.
 _GATHERED_ROWS = 16384
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Features:
-  """Features with their images' labels and ids, all split over the mesh along the first axis.
+  """Features with the labels and ids of their images, all sharded over the mesh along the first axis.
 
-  Rows lie in no global order; on each device the ids of the valid rows ascend.
+  Rows are in no global order; on each device the ids of the valid rows ascend.
 
   Attributes:
     features: float32 [N_padded, F], zero where `valid` is False.
-    labels: int32 [N_padded], -1 where the source has none.
+    labels: int32 [N_padded], -1 for none.
     ids: int32 [N_padded].
-    valid: bool [N_padded], False for padding and for images that could not be decoded.
+    valid: bool [N_padded], False for padding and undecodable images.
   """
   features: jax.Array
   labels: jax.Array
@@ -42,9 +42,9 @@ class Features:
 
 
 def pixels(variables: Any, images: jax.Array) -> jax.Array:
-  """The images themselves as features, [B, H, W, 3] to [B, H·W·3]: what to be better than.
+  """Raw pixels as features, [B, H, W, 3] to [B, H·W·3]: a baseline.
 
-  Images of more than 64 pixels a side are averaged down to it, as their pixels would fill the memory.
+  Images with sides over 64 pixels are averaged down to 64 to save memory.
   """
   del variables
   height, width = (min(side, _PIXELS) for side in images.shape[1:3])
@@ -57,24 +57,23 @@ def extract(encode: Encode, variables: Any, source: sources.Source, *, spec: Vie
             resize: int, batch_size: int, mesh: Mesh) -> Features:
   """Encodes the central crop of every image of a source.
 
-  Compiles once for each `encode`: pass the same function again, not a new closure.
+  Compiles once for each `encode`: reuse the same function rather than a new closure.
 
   Args:
     encode: pure function (variables, images float32 [B, size, size, 3]) -> features [B, F].
     variables: first argument of `encode`, any tree of arrays.
     source: the images.
-    spec: gives the normalisation of the channels.
+    spec: gives the channel normalisation.
     size: side of the crop in pixels.
-    resize: length in pixels that the image's short side is brought to before the crop; 0 for the
-      whole central square.
+    resize: pixels to resize the short side to before the crop; 0 gives the whole central square.
     batch_size: images encoded at a time, over all devices.
-    mesh: the mesh that the batch and the features are split over.
+    mesh: the mesh that the batch and the features are sharded over.
 
   Returns:
     The `Features` of the source, padded to a whole number of batches.
 
   Raises:
-    UserError: where the mesh cannot split `batch_size`, or too many images cannot be decoded.
+    UserError: if the mesh cannot split `batch_size`, or too many images cannot be decoded.
   """
   check_batch_size(batch_size, mesh, 'config.eval.batch_size')
   images = jax.ShapeDtypeStruct((batch_size, size, size, 3), jnp.float32)
@@ -92,10 +91,10 @@ def extract(encode: Encode, variables: Any, source: sources.Source, *, spec: Vie
 
 
 def to_host(features: Features) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Brings the valid rows to the host, in the order of their ids, on every process.
+  """Copies the valid rows to the host of every process, in order of id.
 
   Returns:
-    features float32 [N, F], labels int32 [N] and ids int32 [N].
+    Features float32 [N, F], labels int32 [N] and ids int32 [N].
   """
   rows = jax.tree.map(_all_rows, features)
   order = np.flatnonzero(rows.valid)
@@ -127,7 +126,7 @@ def _add_batch(gathered, index, variables, batch, *, encode, spec, mesh):
 
 @functools.partial(jax.jit, static_argnames='mesh', donate_argnums=0)
 def _merge_batches(gathered, *, mesh):
-  """Makes [batches, B, …] into [batches·B, …] without moving a row to another device."""
+  """Reshapes [batches, B, …] to [batches·B, …] without moving rows between devices."""
   def merge(rows):
     return rows.reshape(-1, *rows.shape[2:])
   return jax.shard_map(lambda local: jax.tree.map(merge, local), mesh=mesh,

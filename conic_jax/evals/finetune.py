@@ -1,4 +1,4 @@
-"""Fine-tuning: encoder and linear layer trained on labels together, each at its own rate."""
+"""Fine-tuning: encoder and linear layer trained on labels together, each with its own learning rate."""
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -27,19 +27,19 @@ from conic_jax.views import Views, evaluated, supervised
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneSettings:
-  """How encoder and linear layer are trained: SGD with momentum on the cross entropy.
+  """Training settings of encoder and linear layer: SGD with momentum on the cross entropy.
 
   Attributes:
-    learning_rate: of the encoder.
-    head_learning_rate: of the linear layer, which starts at zero.
-    epochs: passes over the images that are used.
-    batch_size: images a step; at most what the data set has.
+    learning_rate: learning rate of the encoder.
+    head_learning_rate: learning rate of the linear layer, which starts at zero.
+    epochs: passes over the training images.
+    batch_size: images per step; capped at the size of the data set.
     momentum: momentum of SGD.
-    weight_decay: of all parameters.
+    weight_decay: weight decay of all parameters.
     schedule: 'cosine', to zero, or 'steps'.
-    milestones: shares of the training at which the rates of 'steps' are divided by 10.
+    milestones: fractions of the training at which 'steps' divides the rates by 10.
     crop: smallest and largest area of the training crop as a share of the image.
-    labels: share of the labels that is used: 1 is all images; of less, as many of each class, see
+    labels: share of the labels to use: 1 uses all images; less draws a class-balanced subset, see
       `data.balanced`.
   """
   learning_rate: float
@@ -61,15 +61,15 @@ class FinetuneSettings:
 
 
 def run(encoder: Encoder, config: Any, session: Session) -> protocols.Outcome:
-  """Fine-tunes a copy of an encoder on `config.data` by `config.finetune`, and tests it.
+  """Fine-tunes a copy of an encoder on `config.data` with `config.finetune`, and tests it.
 
-  Its state is saved in the session's folder, after each epoch; running it again goes on from there.
+  The state is saved in the session's folder after each epoch; a new run resumes from it.
 
   Returns:
     The figures of `finetune`.
 
   Raises:
-    UserError: as `finetune`, or where the data has no labels.
+    UserError: as in `finetune`, or if the data has no labels.
   """
   train_source, test_source = protocols.labelled_sources(config, session.mesh)
   return protocols.Outcome(finetune(encoder, train_source, test_source, config, session))
@@ -77,13 +77,13 @@ def run(encoder: Encoder, config: Any, session: Session) -> protocols.Outcome:
 
 def finetune(encoder: Encoder, train_source: Source, test_source: Source, config: Any,
              session: Session) -> dict[str, Any]:
-  """Fine-tunes a copy of an encoder by `config.finetune`, and tests it.
+  """Fine-tunes a copy of an encoder with `config.finetune`, and tests it.
 
   Returns:
-    'top1' and 'top5' on the test images, shares of 1, and 'num_labels', the images trained on.
+    'top1' and 'top5' on the test images, shares of 1, and 'num_labels', the number of training images.
 
   Raises:
-    UserError: where the settings are wrong, there are too few images, or the training diverges.
+    UserError: if the settings are invalid, there are too few images, or training diverges.
   """
   settings = FinetuneSettings(**config.finetune)
   spec = evaluated(config.views)
@@ -110,13 +110,13 @@ def train(network: models.ResNet, variables: Any, source: Source, spec: Views, s
 
   Args:
     network: the encoder's module.
-    variables: its {'params', 'batch_stats'}, which stay as they are.
-    source: images with labels.
+    variables: its {'params', 'batch_stats'}; they are not modified.
+    source: labelled images.
     spec: gives size and normalisation.
-    settings: how it is trained.
-    seed: of the order of the images and their augmentation.
-    session: shows the loss of every epoch.
-    saved: where the state is saved after every epoch, and resumed from; None for nowhere.
+    settings: the training settings.
+    seed: seed of the image order and the augmentation.
+    session: logs the loss of every epoch.
+    saved: where to save the state after every epoch and to resume from; None to save nothing.
   """
   mesh = session.mesh
   steps_per_epoch = sampler.steps_per_epoch(source.num_images, settings.batch_size)
@@ -146,7 +146,7 @@ def train(network: models.ResNet, variables: Any, source: Source, spec: Views, s
 
 def init_state(network: models.ResNet, variables: Any, num_classes: int,
                settings: FinetuneSettings) -> TrainState:
-  """The state before the first step: copies of the encoder's variables, a linear layer of zeros."""
+  """The initial state: copies of the encoder's variables and a linear layer of zeros."""
   head = {'kernel': jnp.zeros((network.num_features, num_classes)), 'bias': jnp.zeros(num_classes)}
   params = {'encoder': jax.tree.map(jnp.array, variables['params']), 'head': head}
   batch_stats = {'encoder': jax.tree.map(jnp.array, variables['batch_stats'])}
@@ -155,7 +155,7 @@ def init_state(network: models.ResNet, variables: Any, num_classes: int,
 
 def make_step(network: models.ResNet, view: Views, settings: FinetuneSettings, seed: int,
               steps_per_epoch: int) -> Callable:
-  """The pure step (state, batch) -> (state, metrics, {}), to be jitted."""
+  """Makes the pure step (state, batch) -> (state, metrics, {}), to be jitted."""
   optimizer = optim.sgd(settings.weight_decay, settings.momentum)
   total_steps = settings.epochs * steps_per_epoch
   schedule = optim.relative_schedule(settings.schedule, settings.milestones, total_steps)
@@ -184,7 +184,7 @@ def make_step(network: models.ResNet, view: Views, settings: FinetuneSettings, s
 
 
 def encoder_of(params: Any, batch_stats: Any) -> dict[str, Any]:
-  """The encoder's variables of a state."""
+  """The encoder's variables in a state."""
   return {'params': params['encoder'], 'batch_stats': batch_stats['encoder']}
 
 
@@ -195,7 +195,7 @@ def logits_of(head: Any, features: Any) -> jax.Array:
 
 def evaluate(network: models.ResNet, state: TrainState, source: Source, spec: Views, resize: int,
              batch_size: int, mesh: Mesh) -> tuple[float, float]:
-  """Top-1 and top-5 accuracy on the central crops of a source, each image once, with frozen batch norm."""
+  """Top-1 and top-5 accuracy on the central crop of every image of a source, with frozen batch norm."""
   def logits(trained: Any, images: jax.Array) -> jax.Array:
     params, batch_stats = trained
     return logits_of(params['head'], network.apply(encoder_of(params, batch_stats), images, mode='frozen'))

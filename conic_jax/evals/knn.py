@@ -1,4 +1,4 @@
-"""Weighted k-nearest-neighbour classification over a bank that no device holds whole."""
+"""Weighted k-nearest-neighbour classification over a bank sharded across devices."""
 import functools
 from collections.abc import Sequence
 
@@ -11,32 +11,31 @@ from conic_jax.errors import UserError
 from conic_jax.evals.features import Features, to_host
 from conic_jax.hardware.mesh import split
 
-# Queries of each device that are compared at a time: with `chunk` it bounds the similarities held.
+# Queries of each device compared at a time; with `chunk` it bounds the similarities in memory.
 _QUERIES = 128
 
 
 def knn_accuracy(bank: Features, queries: Features, *, num_classes: int,
                  ks: Sequence[int], temperature: float = 0.07, chunk: int = 8192,
                  mesh: Mesh) -> dict[int, float]:
-  """Share of the queries that the votes of their nearest neighbours in the bank classify well.
+  """kNN accuracy: share of the queries that a vote of their nearest neighbours classifies correctly.
 
   vote(c) = Σ_{i in the k nearest, yᵢ = c} exp(sᵢ / temperature), sᵢ the cosine similarity.
 
   Args:
-    bank: features with labels, split over the mesh.
-    queries: features with labels, split over the mesh; those without a label are left out.
+    bank: labelled features, sharded over the mesh.
+    queries: labelled features, sharded over the mesh; those without a label are left out.
     num_classes: number of classes, C; labels lie in [0, C).
-    ks: numbers of neighbours; one beyond the bank's size means the whole bank.
+    ks: numbers of neighbours; a k larger than the bank means the whole bank.
     temperature: temperature of the votes.
     chunk: rows of the bank that each device compares at a time.
     mesh: the mesh.
 
   Returns:
-    For each k, the share of the queries whose class got the most votes (the lower class of two
-    that got as many).
+    For each k, the share of queries whose class got the most votes (ties go to the lower class).
 
   Raises:
-    UserError: where no query has a label.
+    UserError: if no query has a label.
 
   Source: Wu et al., Unsupervised Feature Learning via Non-Parametric Instance Discrimination, 2018.
   """
@@ -51,11 +50,11 @@ def knn_accuracy(bank: Features, queries: Features, *, num_classes: int,
 
 def neighbours(bank: Features, queries: Features, k: int, mesh: Mesh,
                chunk: int = 8192) -> tuple[np.ndarray, np.ndarray]:
-  """The k images of the bank most similar to each valid query, the queries in the order of ids.
+  """The k images of the bank most similar to each valid query; queries are in order of id.
 
   Returns:
-    cosine similarities float32 [Q, k], descending, and ids int32 [Q, k]; k is at most the number of
-    valid rows of the bank. Of equal similarities the lower id comes first.
+    Cosine similarities float32 [Q, k], descending, and ids int32 [Q, k]; k is at most the number of
+    valid rows in the bank. Ties are in order of id.
   """
   similarities, _, ids = _nearest(bank, queries, k=k, chunk=chunk, mesh=mesh)
   def rows(array):
@@ -66,9 +65,9 @@ def neighbours(bank: Features, queries: Features, k: int, mesh: Mesh,
 
 @functools.partial(jax.jit, static_argnames=('k', 'chunk', 'mesh'))
 def _nearest(bank, queries, *, k, chunk, mesh):
-  """Similarities, labels and ids [Q_padded, k] of the nearest rows, split as the queries are.
+  """Similarities, labels and ids of the nearest rows, [Q_padded, k], sharded like the queries.
 
-  Where the bank has fewer than k valid rows the rest has similarity -inf.
+  If the bank has fewer than k valid rows, the rest have similarity -inf.
   """
   axes, spec = mesh.axis_names, split(mesh)
 
@@ -87,13 +86,13 @@ def _nearest(bank, queries, *, k, chunk, mesh):
 
 
 def _nearest_local(bank, queries, k, chunk, axes):
-  """Similarities and rows [Q, k] of the nearest among this device's part of the bank."""
+  """Similarities and row numbers of the nearest in this device's part of the bank, [Q, k]."""
   num_rows = bank.features.shape[0]
   chunk = min(chunk, num_rows)
   queries = _unit(queries)
 
   def body(index, best):
-    # The last chunk is moved back to end with the bank; the rows that it shares are masked.
+    # The last chunk is shifted back to end with the bank; rows already seen are masked.
     start = jnp.minimum(index * chunk, num_rows - chunk)
     rows = start + jnp.arange(chunk)
     part = _unit(jax.lax.dynamic_slice_in_dim(bank.features, start, chunk))
@@ -116,7 +115,7 @@ def _unit(features):
 
 
 def _to_owner(candidates, axes):
-  """Gives each device the candidates [its queries, devices·k] that all have found for them."""
+  """Sends each device the candidates that all devices found for its queries, [its queries, devices·k]."""
   devices = jax.lax.axis_size(axes)
   candidates = candidates.reshape(devices, -1, candidates.shape[1])
   candidates = jax.lax.all_to_all(candidates, axes, split_axis=0, concat_axis=0, tiled=True)
@@ -124,7 +123,7 @@ def _to_owner(candidates, axes):
 
 
 def _map_blocks(function, rows, block):
-  """Applies a function to blocks of rows in turn and joins what it gives."""
+  """Applies a function to blocks of rows in turn and concatenates the results."""
   num_rows = rows.shape[0]
   block = min(block, num_rows)
   rows = jnp.pad(rows, ((0, -num_rows % block), (0, 0)))

@@ -1,4 +1,4 @@
-"""The linear protocol: one layer on the frozen encoder, at one rate or the best of several."""
+"""The linear protocol: a linear layer on the frozen encoder, with one rate or the best of several."""
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -27,22 +27,22 @@ _CONFUSED_CLASSES = 1000
 
 @dataclasses.dataclass(frozen=True)
 class LinearSettings:
-  """How the linear layer is trained: SGD without weight decay.
+  """Training settings of the linear layer: SGD without weight decay.
 
-  ConIC's appendix C.2 gives 100 epochs and the rate 75 but no batch size: the rate is taken as
-  given, never scaled by the batch. What a rate does goes with the square of the features' norm, so
-  on other encoders and small data sets a rate made for ImageNet may well diverge: name several.
+  ConIC's appendix C.2 gives 100 epochs and the rate 75 but no batch size: the rate is used as
+  given, never scaled by the batch size. The effect of a rate grows with the squared norm of the features,
+  so on other encoders and small data sets a rate meant for ImageNet may diverge: give several.
 
   Attributes:
-    learning_rates: one is used as it is; of several the best on a tenth of the training images
-      (of equals the first), which is then not trained on.
+    learning_rates: a single rate is used as is; of several, the best on a held-out tenth of the
+      training images is used (ties go to the first).
     epochs: passes over the training images.
-    batch_size: images a step; at most what the data set has.
+    batch_size: images per step; capped at the size of the data set.
     momentum: momentum of SGD.
     schedule: 'cosine', to zero, or 'steps'.
-    milestones: shares of the training at which the rate of 'steps' is divided by 10.
-    normalise: 'none', 'l2' (unit features) or 'standardise' (zero mean and unit variance of each
-      feature by statistics gathered in training).
+    milestones: fractions of the training at which 'steps' divides the rate by 10.
+    normalise: 'none', 'l2' (unit features) or 'standardise' (zero mean and unit variance per
+      feature, with statistics gathered in training).
     crop: smallest and largest area of the training crop as a share of the image.
   """
   learning_rates: tuple[float, ...]
@@ -65,21 +65,21 @@ class LinearSettings:
 
 @dataclasses.dataclass(frozen=True)
 class LinearResult:
-  """What the linear layer reaches on the test images; accuracies are shares of 1.
+  """Result of the linear layer on the test images; accuracies are shares of 1.
 
   Attributes:
-    top1, top5: accuracies of the chosen learning rate.
-    learning_rate: the one chosen.
-    by_learning_rate: top-1 accuracy of every learning rate, on the test images.
-    held_out: top-1 accuracy of every learning rate on the held-out training images, by which the
-      choice was made; empty where there was one rate.
-    feature_norm: mean norm of the test images' features, before any normalisation.
-    feature_std: their standard deviation, the mean over the features.
-    stable_rate: up to this rate descent with momentum m is stable on the test images whatever is predicted:
-      2(1 + m)/L, where the cross entropy's curvature L is at most half the mean square of what the layer
-      sees, its constant 1 included: 4(1 + m)/E(‖x‖² + 1). Larger ones may be stable too.
-    confusion: the chosen rate's predictions, images of class i taken for class j, int [C, C]; None where
-      there are more than a thousand classes.
+    top1, top5: accuracies with the chosen learning rate.
+    learning_rate: the chosen rate.
+    by_learning_rate: top-1 accuracy of every learning rate on the test images.
+    held_out: top-1 accuracy of every learning rate on the held-out training images, which decided
+      the choice; empty if there was a single rate.
+    feature_norm: mean norm of the test features, before any normalisation.
+    feature_std: standard deviation of each test feature, averaged over features.
+    stable_rate: gradient descent with momentum m is stable up to this rate on the test images, whatever the
+      predictions: 2(1 + m)/L, where the cross entropy's curvature L is at most half the mean square of the
+      layer's input, including its constant 1: 4(1 + m)/E(‖x‖² + 1). Larger rates may be stable too.
+    confusion: confusion matrix of the chosen rate, images of class i predicted as class j, int [C, C]; None
+      if there are more than a thousand classes.
   """
   top1: float
   top5: float
@@ -95,7 +95,7 @@ class LinearResult:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Heads:
-  """One linear layer a learning rate, and the statistics of the features that all of them see."""
+  """One linear layer per learning rate, and the statistics of their common input features."""
   kernel: jax.Array    # [L, F, C]
   bias: jax.Array      # [L, C]
   mean: jax.Array      # [F]
@@ -105,7 +105,7 @@ class _Heads:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _State:
-  """All that a step reads and writes: the steps done, the heads, and their momentum."""
+  """Training state: number of steps done, heads, and their momentum."""
   step: jax.Array
   heads: _Heads
   trace: Any
@@ -117,24 +117,24 @@ def linear_accuracy(encode: Encode, variables: Any, train_source: sources.Source
                     report: Callable[[dict[str, float]], None] | None = None) -> LinearResult:
   """Trains a linear classifier on the frozen encoder and tests it.
 
-  The heads of all learning rates are trained at once on the same features.
+  The heads of all learning rates are trained together on the same features.
 
   Args:
     encode: pure function (variables, images float32 [B, size, size, 3]) -> features [B, F].
     variables: first argument of `encode`, any tree of arrays.
-    train_source: images with labels to train on.
-    test_source: images with labels to test on; nothing is chosen by them.
-    spec: gives the normalisation of the channels.
+    train_source: labelled training images.
+    test_source: labelled test images; they are not used to choose anything.
+    spec: gives the channel normalisation.
     size: side of the training and test crops in pixels.
-    resize: length in pixels that a test image's short side is brought to before its crop; 0 for
-      the whole central square.
-    settings: how the layer is trained.
-    seed: of the order of the images and their augmentation.
+    resize: pixels to resize a test image's short side to before its crop; 0 gives the whole central
+      square.
+    settings: training settings of the layer.
+    seed: seed of the image order and the augmentation.
     mesh: the mesh.
     report: called after each epoch with 'epoch', 'step' and, for each rate, 'loss_<rate>'.
 
   Raises:
-    UserError: where a source has no labels, there are too few images, or the settings are wrong.
+    UserError: if a source has no labels, there are too few images, or the settings are invalid.
   """
   _check_labels(train_source, test_source)
   rates = settings.learning_rates
@@ -172,7 +172,7 @@ def linear_accuracy(encode: Encode, variables: Any, train_source: sources.Source
 
 
 def _is_held_out(num_images):
-  """A tenth of every run of ids: multiples of the golden ratio fall evenly in [0, 1)."""
+  """Selects about a tenth of any range of ids: multiples of the golden ratio fall evenly in [0, 1)."""
   golden = np.uint32(2654435769)
   return np.arange(num_images, dtype=np.uint32) * golden < np.uint32(_HELD_OUT * 2**32)
 
@@ -223,7 +223,7 @@ def _optimizer(settings):
 @functools.partial(jax.jit, static_argnames=('seed', 'encode', 'view', 'settings', 'steps_per_epoch'),
                    donate_argnames='state')
 def _step(state, variables, batch, *, seed, encode, view, settings, steps_per_epoch):
-  """The state after a step, the loss of each rate, and {}: what a `Phase` takes."""
+  """One step of a `Phase`: returns the new state, the loss of each rate, and {}."""
   step, heads = state.step, state.heads
   keys = augment.view_keys(seed, step // steps_per_epoch, batch['id'], 1)
   images = augment.augment(batch['views'][0], batch['flip'], keys, view)[:, 0]
@@ -260,7 +260,7 @@ def _logits(features, kernel, bias):
 
 
 def _update_statistics(heads, features, valid, step):
-  """Running averages over all batches so far: the encoder is frozen, so none of them is stale."""
+  """Running averages over all batches so far; none is stale because the encoder is frozen."""
   total = jnp.maximum(jnp.sum(valid), 1)
   def average(old, values):
     return old + (jnp.sum(values, axis=0, where=valid[:, None]) / total - old) / (step + 1)
@@ -280,7 +280,7 @@ def _normalise(features, heads, how):
 
 @functools.partial(jax.jit, static_argnames='normalise')
 def _count_hits(heads: _Heads, test: Features, *, normalise):
-  """Top-1 and top-5 hits [L, 2] of every head, and the number of images."""
+  """Top-1 and top-5 hits of every head, [L, 2], and the number of images."""
   valid = test.valid & (test.labels >= 0)
   total = jnp.sum(valid)
   features = _normalise(test.features, heads, normalise)
@@ -294,7 +294,7 @@ def _count_hits(heads: _Heads, test: Features, *, normalise):
 
 @functools.partial(jax.jit, static_argnames='normalise')
 def _scale(heads: _Heads, test: Features, *, normalise):
-  """Mean norm and deviation of the features, and the mean square of what the layers see."""
+  """Mean norm and standard deviation of the features, and the mean square of the layers' input."""
   squares = jnp.sum(_normalise(test.features, heads, normalise) ** 2, axis=1) + 1
   norm = jnp.mean(jnp.linalg.norm(test.features, axis=1), where=test.valid)
   std = jnp.std(test.features, axis=0, where=test.valid[:, None])
@@ -303,7 +303,7 @@ def _scale(heads: _Heads, test: Features, *, normalise):
 
 @functools.partial(jax.jit, static_argnames='normalise')
 def _confusion(heads: _Heads, chosen: int, test: Features, *, normalise):
-  """Images of class i that a head takes for class j [C, C]; none where it diverged."""
+  """Confusion matrix of a head, [C, C]; images with non-finite logits are not counted."""
   layer = heads.kernel[chosen][None], heads.bias[chosen][None]
   logits = _logits(_normalise(test.features, heads, normalise), *layer)[0]
   counted = test.valid & (test.labels >= 0) & jnp.all(jnp.isfinite(logits), axis=1)

@@ -1,8 +1,8 @@
-"""The probe: a few training images seen as random training views, measured without labels as a run goes on.
+"""The probe: label-free measures on random training views of a few training images, taken during a run.
 
-Two views of each image, and four of a quarter of them for LiDAR, whose classes are the images. Images and
-views are a function of the run's seed alone, so that all probes of a run, and those of the random network and
-of the raw pixels beside them, are of the same views.
+Uses two views of each image, and four of a quarter of the images for LiDAR, whose classes are the images.
+Images and views depend only on the run's seed, so all probes of a run, including those of the random network
+and of raw pixels, see the same views.
 """
 import dataclasses
 import functools
@@ -25,17 +25,17 @@ from conic_jax.hardware.mesh import batch_sharding, process_rows, to_global
 from conic_jax.permutation import shuffled
 from conic_jax.views import Views
 
-# Views of most images, and of the quarter that LiDAR is measured on.
+# Views of most images; views of the images used for LiDAR, a quarter of all.
 _PAIR, _SEVERAL, _QUARTER = 2, 4, 4
-# The epoch that names the choice of images, and those that name the views. Training has none of them.
+# Epoch numbers that seed the choice of images and the views. Training uses none of them.
 _CHOICE = 2**32 - 4
 _EPOCHS = {_PAIR: 2**32 - 5, _SEVERAL: 2**32 - 6}
 # The first probe, as a share of the run.
 _EARLY = 0.02
-# What all probes of a run may encode, as a share of the views that it trains on; but images are not fewer
-# than `_FEWEST`, below which the measures say little.
+# Most views that all probes of a run may encode, as a share of its training views; but always at least
+# `_FEWEST` images, below which the measures say little.
 _COST, _FEWEST = 0.05, 256
-# Bytes of views that a process keeps from one probe to the next, rather than decode them again.
+# Bytes of views that a process keeps between probes instead of decoding them again.
 _MOST_KEPT = 2**28
 
 
@@ -44,13 +44,13 @@ class Probe:
   """What is probed, and when.
 
   Attributes:
-    source: the chosen images; there are none where the probe is off.
-    views: how a view is drawn: the method's first group.
-    seed: of the run.
+    source: the chosen images; empty if the probe is off.
+    views: how views are drawn: the method's first group.
+    seed: seed of the run.
     steps: the steps after which the encoder is probed.
-    views_at_once: M, views that are encoded together over all devices.
+    views_at_once: M, views encoded together over all devices.
     mesh: the mesh.
-    kept: batches by the number of views of an image, where they are few.
+    kept: cached batches by views per image, if they are small enough.
   """
   source: Source
   views: Views
@@ -62,7 +62,7 @@ class Probe:
 
 
 def make(views: Views, source: Source, config: Any, last_step: int, mesh: Mesh) -> Probe:
-  """The probe of a run by `config.probe`.
+  """Makes the probe of a run from `config.probe`.
 
   Args:
     views: the method's first group of views.
@@ -72,7 +72,7 @@ def make(views: Views, source: Source, config: Any, last_step: int, mesh: Mesh) 
     mesh: the mesh.
 
   Raises:
-    UserError: for numbers that no probe can have.
+    UserError: if the number of images is negative or that of probes is below 1.
   """
   if config.probe.images < 0 or config.probe.times < 1:
     raise UserError(f'config.probe is of {config.probe.images} images {config.probe.times} times: the images '
@@ -88,15 +88,15 @@ def make(views: Views, source: Source, config: Any, last_step: int, mesh: Mesh) 
 
 
 def num_images(settings: Any, available: int, trained: int) -> int:
-  """How many images are probed.
+  """Number of images to probe.
 
   Args:
-    settings: has 'images', the most of them, and 'times', probes a run.
-    available: images of the training set.
+    settings: has 'images', the maximum, and 'times', probes per run.
+    available: images in the training set.
     trained: views that the run trains on.
 
   Returns:
-    At most `images`, and fewer where the probes would encode more than 5% of what is trained on, down to 256.
+    At most `images`; fewer, down to 256, if the probes would encode more than 5% of the training views.
   """
   views_each = _PAIR + (_SEVERAL - _PAIR) / _QUARTER
   affordable = int(_COST * trained / (settings.times * views_each))
@@ -104,11 +104,11 @@ def num_images(settings: Any, available: int, trained: int) -> int:
 
 
 def steps(last_step: int, times: int) -> frozenset[int]:
-  """The steps after which a run is probed: after 2% of it, then evenly to its end.
+  """The steps after which a run is probed: at 2%, then evenly until its end.
 
   Args:
     last_step: steps of the run.
-    times: how often, at least 1; fewer where the run has fewer steps.
+    times: number of probes, at least 1; fewer if the run has fewer steps.
 
   >>> sorted(steps(1000, 5))
   [20, 250, 500, 750, 1000]
@@ -120,16 +120,16 @@ def steps(last_step: int, times: int) -> frozenset[int]:
 
 
 def measure(probe: Probe, encoders: Sequence[tuple[Encode, Any]]) -> list[dict[str, float]]:
-  """Measures encoders on the same views, which are read once for all of them.
+  """Measures several encoders on the same views, which are read once.
 
   Args:
-    probe: what is probed.
+    probe: the probe.
     encoders: pure functions (variables, images float32 [M, S, S, 3]) -> features [M, F], with their
       variables.
 
   Returns:
-    For each encoder 'probe_rankme', 'probe_lidar', 'probe_instance_top1' and 'probe_std'; nothing where no
-    image is probed.
+    For each encoder, 'probe_rankme', 'probe_lidar', 'probe_instance_top1' and 'probe_std'; nothing if the
+    probe is off.
   """
   count = probe.source.num_images
   if not count:
@@ -144,21 +144,21 @@ def measure(probe: Probe, encoders: Sequence[tuple[Encode, Any]]) -> list[dict[s
 
 
 def baselines(probe: Probe, encode: Encode, random_variables: Any) -> dict[str, float]:
-  """The measures of the network at random, '…_random', and of the raw pixels, '…_pixels'."""
+  """The measures of the randomly initialised network, '…_random', and of raw pixels, '…_pixels'."""
   found = measure(probe, [(encode, random_variables), (pixels, {})])
   return {f'{name}_{suffix}': value for suffix, figures in zip(('random', 'pixels'), found)
           for name, value in figures.items()}
 
 
 def loss_share(chance: tuple[str, float] | None, figures: Mapping[str, Any]) -> dict[str, float]:
-  """'loss_share': the loss that tells images apart over its value where it tells none; near 1 at first.
+  """'loss_share': the instance-discrimination loss divided by its chance value; near 1 at first.
 
   Args:
     chance: `Method.chance`.
-    figures: of the training, by name.
+    figures: training metrics by name.
 
   Returns:
-    Nothing where the method has no such loss.
+    {} if the method has no such loss.
   """
   if chance is None or chance[0] not in figures or not chance[1] > 0:
     return {}
@@ -166,8 +166,8 @@ def loss_share(chance: tuple[str, float] | None, figures: Mapping[str, Any]) -> 
 
 
 def _figures(pairs: np.ndarray, several: np.ndarray) -> dict[str, float]:
-  """The measures of two views of all images, [n, 2, F], and of several views of some, [m, V, F]."""
-  # On a busy machine eigenvalues by several threads take many times as long: each waits for the others.
+  """The measures from two views of all images, [n, 2, F], and several views of some, [m, V, F]."""
+  # On a busy machine multi-threaded eigenvalues are many times slower: the threads wait for each other.
   with threadpool_limits(1, user_api='blas'):
     return {'probe_rankme': measures.rankme(pairs[:, 0]), 'probe_lidar': measures.lidar(several),
             'probe_instance_top1': measures.retrieval(pairs[:, 0], pairs[:, 1]),
@@ -176,7 +176,7 @@ def _figures(pairs: np.ndarray, several: np.ndarray) -> dict[str, float]:
 
 def _features(probe: Probe, positions: np.ndarray, count: int, encoders: Sequence[tuple[Encode, Any]]
               ) -> list[np.ndarray]:
-  """Features float32 [n, count, F] of some of the images by each encoder, without the undecodable."""
+  """Features of some images by each encoder, float32 [n, count, F], without undecodable images."""
   group = dataclasses.replace(probe.views, count=count)
   found = [[] for _ in encoders]
   for batch in _batches(probe, positions, group):
@@ -189,7 +189,7 @@ def _features(probe: Probe, positions: np.ndarray, count: int, encoders: Sequenc
 
 
 def _batches(probe: Probe, positions: np.ndarray, group: Views) -> Iterable[dict[str, Any]]:
-  """The views of some of the images, read once and kept where they are few."""
+  """The views of some images, read once and cached if they are small enough."""
   if group.count in probe.kept:
     return probe.kept[group.count]
   images_at_once = probe.views_at_once // group.count
@@ -205,7 +205,7 @@ def _batches(probe: Probe, positions: np.ndarray, group: Views) -> Iterable[dict
 
 @functools.partial(jax.jit, static_argnames=('group', 'seed', 'mesh'))
 def _augment(batch, *, group, seed, mesh):
-  """All views of a batch as images [M, S, S, 3], image-major, with their images' labels, ids and validity."""
+  """All views of a batch, [M, S, S, 3], image-major, with the labels, ids and validity of their images."""
   keys = view_keys(seed, jnp.uint32(_EPOCHS[group.count]), batch['id'], group.count)
   images = augment(batch['views'][0], batch['flip'], keys, group)
   images = images.reshape(-1, *images.shape[2:])

@@ -1,4 +1,4 @@
-"""What a run's encoder is worth: kNN and linear accuracy beside baselines, and pictures."""
+"""Evaluation of a run's encoder: kNN and linear accuracy compared with baselines, and pictures."""
 import dataclasses
 import functools
 import io
@@ -29,29 +29,29 @@ Draw = Callable[[Path], None]
 _QUERIES, _NEIGHBOURS, _THUMBNAIL = 6, 8, 96
 _POINTS_OF_MAP = 2000
 FEATURES = ('encoder', 'head')
-# Values of all training images' pixels, 4 GiB, up to which they are compared with at the start of a run.
+# Most pixel values of all training images, 4 GiB, for a raw-pixel baseline at the start of a run.
 _MOST_PIXELS = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-  """What an evaluation gives.
+  """The outcome of an evaluation.
 
   Attributes:
-    figures: what JSON can hold, by name.
-    pictures: what draws them, by the end of their files' names.
+    figures: JSON values by name.
+    pictures: functions that draw the pictures, by file-name suffix.
   """
   figures: dict[str, Any]
   pictures: Mapping[str, Draw] = dataclasses.field(default_factory=dict)
 
 
 def has_labels(train_source: Source, test_source: Source | None) -> bool:
-  """Whether accuracies can be measured: both sources have labels."""
+  """Whether both sources have labels, so that accuracies can be measured."""
   return bool(test_source is not None and train_source.num_classes and test_source.num_classes)
 
 
 def check(train_source: Source, test_source: Source | None, config: Any, mesh: Mesh) -> None:
-  """Raises, before a long training, the `UserError` that the evaluation after it would raise."""
+  """Raises early, before a long training, the `UserError` that its evaluation would raise."""
   check_batch_size(config.eval.batch_size, mesh, 'config.eval.batch_size')
   if features_name(config) not in FEATURES:
     raise UserError(f"config.eval.features is '{features_name(config)}'; there is: {', '.join(FEATURES)}.")
@@ -72,7 +72,7 @@ def labelled_sources(config: Any, mesh: Mesh) -> tuple[Source, Source]:
   """The training and test images of `config.data`, with the same classes.
 
   Raises:
-    UserError: where they have no labels, or other ones.
+    UserError: if they have no labels, or their classes differ.
   """
   train_source = open_source(config.data, config.data.train)
   test_source = open_source(config.data, config.data.test) if config.data.test else None
@@ -84,17 +84,17 @@ def labelled_sources(config: Any, mesh: Mesh) -> tuple[Source, Source]:
 
 
 def resize_of(config: Any) -> int:
-  """Pixels of an evaluated image's short side; 0 stands for ImageNet's 256 for a crop of 224."""
+  """Short side of an evaluated image in pixels; 0 in the config means ImageNet's ratio, 256 for 224."""
   return config.eval.resize or usual_resize(config.views.size)
 
 
 def usual_resize(size: int) -> int:
-  """Pixels of the short side for a crop of a size, as ImageNet's 256 for 224."""
+  """Short side in pixels for a crop of `size`, in ImageNet's ratio of 256 for 224."""
   return round(size * 256 / 224)
 
 
 def features_name(config: Any) -> str:
-  """Whose features kNN compares, 'encoder' or 'head'; the encoder's for a run that does not say."""
+  """Which features kNN compares, 'encoder' or 'head'; 'encoder' if the config does not say."""
   return config.eval.get('features', 'encoder')
 
 
@@ -104,17 +104,17 @@ def linear_settings(config: Any) -> LinearSettings:
 
 
 def features_of(encode: Encode, variables: Any, source: Source, config: Any, mesh: Mesh) -> Features:
-  """The features of a source's images, at the sizes of `config.views` and `config.eval`."""
+  """Features of a source's images, at the sizes of `config.views` and `config.eval`."""
   return extract(encode, variables, source, spec=evaluated(config.views), size=config.views.size,
                  resize=resize_of(config), batch_size=config.eval.batch_size, mesh=mesh)
 
 
 def knn(encode: Encode, variables: Any, train_source: Source, test_source: Source, config: Any,
         mesh: Mesh) -> dict[str, float]:
-  """kNN accuracy of the test images among the training images.
+  """kNN accuracy of the test images, with the training images as neighbours.
 
   Returns:
-    'knn_top1', for the first k of `config.eval.k`, and 'knn_top1_k<k>' for every k.
+    'knn_top1' for the first k of `config.eval.k`, and 'knn_top1_k<k>' for every k.
   """
   bank, queries = (features_of(encode, variables, source, config, mesh)
                    for source in (train_source, test_source))
@@ -126,7 +126,7 @@ def knn(encode: Encode, variables: Any, train_source: Source, test_source: Sourc
 
 def online_knn(encode: Encode, variables: Any, train_source: Source, test_source: Source | None,
                config: Any, mesh: Mesh) -> dict[str, float]:
-  """kNN accuracy while training; nothing where there are no labels."""
+  """kNN accuracy during training; {} without labels."""
   if test_source is None or not has_labels(train_source, test_source):
     return {}
   return knn(encode, variables, train_source, test_source, config, mesh)
@@ -134,17 +134,17 @@ def online_knn(encode: Encode, variables: Any, train_source: Source, test_source
 
 def linear(encode: Encode, variables: Any, train_source: Source, test_source: Source, config: Any,
            mesh: Mesh, say: Say | None = None) -> Outcome:
-  """Linear accuracy by `config.linear`.
+  """Linear accuracy with `config.linear`.
 
   Args:
     encode, variables: the encoder.
-    train_source, test_source: images with labels.
+    train_source, test_source: labelled images.
     config: the whole config.
     mesh: the mesh.
-    say: shows the loss of every epoch and the scale of the features.
+    say: prints the loss of every epoch and the scale of the features.
 
   Returns:
-    'linear_top1', 'linear_top5' and what explains them; the picture of the confusion.
+    'linear_top1', 'linear_top5' and figures that explain them; a picture of the confusion matrix.
   """
   report = None
   if say is not None:
@@ -176,9 +176,9 @@ def _linear_figures(result: LinearResult) -> dict[str, Any]:
 
 def knn_baselines(encode: Encode, random_variables: Any, train_source: Source, test_source: Source | None,
                   config: Any, mesh: Mesh) -> dict[str, float]:
-  """What the online kNN is to beat: 'knn_top1_random' and, where they fit in memory, 'knn_top1_pixels'.
+  """Baselines of the online kNN: 'knn_top1_random' and, if the pixels fit in memory, 'knn_top1_pixels'.
 
-  Nothing where there is no online kNN.
+  Returns {} if there is no online kNN.
   """
   if not config.knn_every or test_source is None or not has_labels(train_source, test_source):
     return {}
@@ -193,21 +193,21 @@ def knn_baselines(encode: Encode, random_variables: Any, train_source: Source, t
 def evaluate(encode: Encode, knn_encode: Encode, variables: Any, random_variables: Callable[[], Any],
              train_source: Source, test_source: Source | None, config: Any, mesh: Mesh,
              say: Say, probe: Probe) -> dict[str, Any]:
-  """kNN and linear accuracy of an encoder, by `config.eval`, with the baselines beside it.
+  """kNN and linear accuracy of an encoder and its baselines, as set in `config.eval`.
 
   Args:
     encode, variables: the encoder.
-    knn_encode: gives the features that kNN compares, of the same variables.
-    random_variables: gives those of the same network at random initialisation.
-    train_source, test_source: images; without labels the measures of the probe alone are compared.
+    knn_encode: gives the features that kNN compares, from the same variables.
+    random_variables: returns randomly initialised variables of the same network.
+    train_source, test_source: images; without labels only the probe's measures are compared.
     config: the run's config.
     mesh: the mesh.
     say: prints a line.
-    probe: of the run.
+    probe: the run's probe.
 
   Returns:
-    The figures of `knn` and `linear`; with `config.eval.baselines` or `baseline_weights` those of the probe
-    too, and the same in 'random_init', 'pixels' and 'baseline_weights'.
+    The figures of `knn` and `linear`; with `config.eval.baselines` or `baseline_weights` also those of the
+    probe, and the same for the baselines in 'random_init', 'pixels' and 'baseline_weights'.
   """
   asked = config.eval.knn or config.eval.linear
   labelled = asked and test_source is not None and has_labels(train_source, test_source)
@@ -245,14 +245,12 @@ def evaluate(encode: Encode, knn_encode: Encode, variables: Any, random_variable
 
 def draw(encode: Encode, variables: Any, train_source: Source, test_source: Source | None,
          config: Any, mesh: Mesh, run: Path, say: Say) -> None:
-  """Draws the pictures of a run into its figures/: curves, nearest neighbours, map of features.
+  """Draws the pictures of a run into its figures/: curves, nearest neighbours, feature map.
 
-  The neighbours of held-out images are looked for among the training images; where nothing is held
-  out, those of training images among the others.
+  Shows the nearest training images of held-out images; if nothing is held out, of training images.
 
   Raises:
-    OSError: where a picture cannot be written; only in the first process, after all that the
-      processes do together.
+    OSError: if a picture cannot be written; only in the first process, after all collective work.
   """
   shown_source = train_source if test_source is None else test_source
   order = np.random.default_rng(config.seed).permutation(shown_source.num_images)
@@ -283,11 +281,11 @@ def draw(encode: Encode, variables: Any, train_source: Source, test_source: Sour
 
 
 def thumbnails(source: Source, ids: np.ndarray) -> np.ndarray:
-  """The central squares of some images, uint8 [n, 96, 96, 3]; grey where Pillow cannot read one."""
+  """The central squares of some images, uint8 [n, 96, 96, 3]; grey if Pillow cannot read one."""
   def one(encoded):
     try:
       image = Image.open(io.BytesIO(encoded)).convert('RGB')
-    except Exception:  # What TensorFlow decodes, Pillow may refuse.
+    except Exception:  # Pillow may refuse images that TensorFlow decodes.
       return np.full((_THUMBNAIL, _THUMBNAIL, 3), 128, np.uint8)
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2

@@ -38,23 +38,23 @@ _PICTURED = 6
 
 @dataclasses.dataclass(frozen=True)
 class Segmentation:
-  """How a segmentation network is trained and tested: the group `config.segmentation`.
+  """Training and test settings of a segmentation network: the group `config.segmentation`.
 
   Attributes:
     num_classes: C.
-    classes: their names, [C]; empty for numbers.
+    classes: their names, [C]; empty to use numbers.
     ids: the id of each class in the masks, [C]; empty for 0 … C - 1.
-    ignore: ids of pixels that are neither learnt nor counted.
-    iterations, batch_size, learning_rate, momentum, weight_decay: of SGD, on all layers alike.
+    ignore: ids of pixels to ignore in training and evaluation.
+    iterations, batch_size, learning_rate, momentum, weight_decay: of SGD, the same for all layers.
     power: the rate at iteration i is learning_rate · (1 - i / iterations)^power.
     crop: height and width of training crops in pixels.
-    scale: smallest and largest factor on the size of a training image.
-    short_side: pixels that an image's short side is brought to, in training before `scale`; 0 for its own.
-    test_size: height and width of the canvas that a test image is put on; larger ones are shrunk to fit.
+    scale: smallest and largest random scale factor of a training image.
+    short_side: pixels to resize the short side to, in training before `scale`; 0 keeps the image's size.
+    test_size: height and width of the canvas for test images; larger images are shrunk to fit.
     rates: dilation of each atrous convolution.
-    channels: of the head.
-    auxiliary_weight: of the auxiliary loss, beside 1 for the main one.
-    report_every: iterations from one report to the next.
+    channels: channels of the head.
+    auxiliary_weight: weight of the auxiliary loss; the main loss has weight 1.
+    report_every: iterations between reports.
   """
   num_classes: int
   classes: tuple[str, ...]
@@ -94,7 +94,7 @@ class Segmentation:
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-  """A tested image, uint8 [h, w, 3], its truth and its prediction, uint8 [h, w]."""
+  """A test image, uint8 [h, w, 3], with its true and predicted classes, uint8 [h, w]."""
   image: np.ndarray
   truth: np.ndarray
   prediction: np.ndarray
@@ -104,15 +104,15 @@ def run(encoder: Encoder, config: Any, session: Session) -> protocols.Outcome:
   """Fine-tunes DeepLabV3 on `config.data.train` and tests it on `config.data.test`.
 
   Args:
-    encoder: what the backbone starts from; it stays as it is.
-    config: of configs/segment.py.
-    session: its folder keeps the network; running it again goes on from its last checkpoint.
+    encoder: initial backbone; it is not modified.
+    config: config of configs/segment.py.
+    session: its folder keeps the network; a new run resumes from its last checkpoint.
 
   Returns:
-    The figures of `scores`, and the picture of some predictions.
+    The figures of `scores`, and a picture of some predictions.
 
   Raises:
-    UserError: where the images, the masks or the settings do not suit.
+    UserError: if the images, the masks or the settings are invalid.
   """
   settings, mesh = Segmentation(**config.segmentation), session.mesh
   check_batch_size(settings.batch_size, mesh, 'config.segmentation.batch_size')
@@ -140,10 +140,10 @@ def run(encoder: Encoder, config: Any, session: Session) -> protocols.Outcome:
 
 
 def build(encoder: Encoder, settings: Segmentation, seed: int, mesh: Mesh) -> tuple[DeepLabV3, Any]:
-  """DeepLabV3 on the dilated encoder.
+  """Builds DeepLabV3 on the dilated encoder.
 
   Returns:
-    The module, and its variables on every device: copies of the encoder's, and fresh heads.
+    The module, and its variables on every device: copies of the encoder's, and newly initialised heads.
   """
   backbone = encoders.trainable(encoder).clone(output_stride=OUTPUT_STRIDE)
   model = DeepLabV3(backbone, settings.num_classes, settings.rates, settings.channels)
@@ -159,20 +159,20 @@ def train(model: DeepLabV3, variables: Any, pairs: masks.Pairs, table: np.ndarra
   """Trains all layers, with batch norm over the global batch.
 
   Args:
-    model, variables: of `build`.
+    model, variables: from `build`.
     pairs: images and masks.
-    table: of `masks.label_table`.
-    settings: how it is trained.
-    spec: gives the normalisation of the channels.
-    seed: of the order of the images, their crops, and what is dropped.
-    session: of the run.
-    saved: where the state is saved at every report, and resumed from; None for nowhere.
+    table: from `masks.label_table`.
+    settings: the training settings.
+    spec: gives the channel normalisation.
+    seed: seed of the image order, the crops and dropout.
+    session: session of the run.
+    saved: where to save the state at every report and to resume from; None to save nothing.
 
   Returns:
     The trained variables.
 
   Raises:
-    UserError: where the loss diverges, a mask does not suit, or too many images cannot be decoded.
+    UserError: if the loss diverges, a mask is invalid, or too many images cannot be decoded.
   """
   mesh = session.mesh
   step = jax.jit(functools.partial(_step, model=model, settings=settings, spec=spec, seed=seed),
@@ -197,7 +197,7 @@ def train(model: DeepLabV3, variables: Any, pairs: masks.Pairs, table: np.ndarra
 
 
 def begin(variables: Any, settings: Segmentation) -> TrainState:
-  """The state before the first step; the backbone is its 'encoder', as in every run."""
+  """The initial state; the backbone is stored as 'encoder', as in every run."""
   params, batch_stats = ({'encoder': part['backbone'], **{name: leaf for name, leaf in part.items()
                                                            if name != 'backbone'}}
                          for part in (variables['params'], variables['batch_stats']))
@@ -205,7 +205,7 @@ def begin(variables: Any, settings: Segmentation) -> TrainState:
 
 
 def variables_of(params: Any, batch_stats: Any) -> dict[str, Any]:
-  """The variables of DeepLabV3 of a state."""
+  """The variables of DeepLabV3 in a state."""
   return {collection: {'backbone' if name == 'encoder' else name: part for name, part in parts.items()}
           for collection, parts in (('params', params), ('batch_stats', batch_stats))}
 
@@ -213,19 +213,21 @@ def variables_of(params: Any, batch_stats: Any) -> dict[str, Any]:
 def test(model: DeepLabV3, variables: Any, pairs: masks.Pairs, table: np.ndarray, settings: Segmentation,
          spec: Views, batch_size: int, mesh: Mesh,
          say: protocols.Say) -> tuple[np.ndarray, list[Example]]:
-  """Predicts every image whole, at one scale, and counts its pixels at the size of its mask.
+  """Predicts every whole image at a single scale and counts pixels at the size of its mask.
 
-  A prediction for an image that was brought to another size is brought back to its own by nearest pixels.
+  Predictions for resized images are resized back by nearest neighbour.
 
   Args:
-    model, variables, pairs, table, settings, spec, mesh, say: as for `train`.
+    model, variables, pairs, table, settings, spec: as for `train`.
     batch_size: images predicted at a time, over all devices.
+    mesh: the mesh.
+    say: prints a line.
 
   Returns:
     Pixels by true and predicted class, int64 [C, C], over all processes; up to six of this process's images.
 
   Raises:
-    UserError: where a mask does not suit, or too many images cannot be decoded.
+    UserError: if a mask is invalid, or too many images cannot be decoded.
   """
   predict = jax.jit(functools.partial(_predict, model=model, spec=spec), out_shardings=batch_sharding(mesh))
   rows = process_rows(mesh, batch_size)
@@ -251,7 +253,7 @@ def test(model: DeepLabV3, variables: Any, pairs: masks.Pairs, table: np.ndarray
 
 
 def count_pixels(truth: np.ndarray, prediction: np.ndarray, num_classes: int) -> np.ndarray:
-  """Counts pixels by true (row) and predicted (column) class, without the void.
+  """Counts pixels by true (row) and predicted (column) class, except void ones.
 
   Args:
     truth: classes or `masks.VOID`, uint8 [h, w].
@@ -270,12 +272,12 @@ def scores(confusion: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
   """Intersection over union of each class, IoU_c = n_cc / (Σ_j n_cj + Σ_i n_ic − n_cc), and its mean.
 
   Args:
-    confusion: of `count_pixels`, [C, C].
+    confusion: from `count_pixels`, [C, C].
     class_names: [C].
 
   Returns:
-    'miou', the mean over the classes that are in the truth or the prediction, 'pixel_accuracy', and 'iou', of
-    each class by its name, None of a class that is in neither.
+    'miou', the mean over the classes present in the truth or the prediction, 'pixel_accuracy', and 'iou' by
+    class name, None for a class present in neither.
   """
   hits = np.diag(confusion)
   union = confusion.sum(axis=0) + confusion.sum(axis=1) - hits
@@ -287,7 +289,7 @@ def scores(confusion: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
 
 
 def pixel_loss(logits: jax.Array, mask: jax.Array) -> jax.Array:
-  """Cross entropy, the mean over all pixels of the batch that are not void.
+  """Mean cross entropy over all non-void pixels of the batch.
 
   Args:
     logits: float32 [B, H, W, C].
@@ -333,20 +335,20 @@ def _predict(variables, images, *, model, spec):
 
 
 def _fill(spec):
-  """The colour of the mean, which normalises to about zero."""
+  """The mean colour, which normalises to about zero."""
   red, green, blue = (round(255 * mean) for mean in spec.mean)
   return red, green, blue
 
 
 def _spread_over(num_images, batch_size, rows):
-  """Up to six ids, spread evenly over those that this process reads."""
+  """Up to six ids, spread evenly over the images that this process reads."""
   mine = np.flatnonzero(np.isin(np.arange(num_images) % batch_size, rows))
   places = np.linspace(0, len(mine) - 1, min(_PICTURED, len(mine))).astype(int)
   return set(mine[places].tolist())
 
 
 def _rows(array):
-  """This process's rows of an array split along its first axis, in their order."""
+  """This process's rows of an array sharded along its first axis, in order."""
   shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
   return np.concatenate([np.asarray(shard.data) for shard in shards])
 
@@ -357,6 +359,6 @@ def _resized(classes, size):
 
 
 def _over_processes(confusion):
-  # As bytes: a gather would make the 64-bit counts 32 bits wide.
+  # As bytes, because a gather would cast the 64-bit counts to 32 bits.
   gathered = multihost_utils.process_allgather(np.ascontiguousarray(confusion).view(np.uint8))
   return np.asarray(gathered).view(np.int64).reshape(-1, *confusion.shape).sum(axis=0)

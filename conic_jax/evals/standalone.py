@@ -1,4 +1,4 @@
-"""Evaluations as tasks of their own: any protocol, of an encoder of a run, of a file, or of a random one."""
+"""Standalone evaluation: any protocol on an encoder from a run, from a file, or randomly initialised."""
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from conic_jax.hardware import mesh as meshes
 from conic_jax.run.reporter import write_json
 from conic_jax.run.session import Session
 
-# What a run had whose config lacks the field, as it began before there was one.
+# Settings of older runs, whose configs lack these fields.
 _BEFORE = {'linear': {'momentum': 0.9, 'schedule': 'cosine', 'milestones': (), 'normalise': 'none',
                       'crop': (0.08, 1.0)}}
 
@@ -22,17 +22,16 @@ Task = Callable[[Encoder, Any, Session], protocols.Outcome]
 
 
 def evaluate(config: Any) -> dict[str, Any]:
-  """Measures `config.encoder` by the protocol `config.task`, prints and writes the figures, and draws.
+  """Evaluates `config.encoder` by the protocol `config.task`; prints and writes the figures and pictures.
 
-  They go to `config.result` + '.json' and figures/, in `config.run`, or in the encoder's own run, or, of an
-  encoder that has none, in runs/evaluated_NAME.
+  They are written to `config.result` + '.json' and figures/ in `config.run`; by default in the encoder's own
+  run or, for an encoder without a run, in runs/evaluated_NAME.
 
   Returns:
     The figures.
 
   Raises:
-    UserError: where there is no such task or encoder, the data does not suit it, or the result cannot be
-      written.
+    UserError: if there is no such task or encoder, the data is unsuitable, or the result cannot be written.
   """
   task = task_of(config.task)
   if not config.encoder:
@@ -60,17 +59,17 @@ def evaluate(config: Any) -> dict[str, Any]:
 
 
 def own_folder(encoder: Encoder) -> Path:
-  """Where the results of an encoder go by default."""
+  """Default folder for an encoder's results."""
   if encoder.pretraining is not None:
     return Path(encoder.name)
   return Path('runs', f'evaluated_{Path(encoder.name).stem}')
 
 
 def complete(config: Any, encoder: Encoder) -> Any:
-  """The config with what it leaves open taken from the encoder's own run.
+  """Fills open fields of the config from the encoder's own run.
 
   Raises:
-    UserError: where something stays open.
+    UserError: if a field stays open.
   """
   config, pretraining = config.copy_and_resolve_references(), encoder.pretraining
   if pretraining is not None:
@@ -130,7 +129,7 @@ TASKS: dict[str, Task] = {'knn': _knn, 'linear': _linear, 'finetune': finetune.r
 
 
 def task_of(name: str) -> Task:
-  """The evaluation of a name: one of `TASKS`, or the `run` of a module, such as 'mine.retrieval'."""
+  """The evaluation with this name: one of `TASKS`, or the `run` of a module such as 'mine.retrieval'."""
   if module := own_module(name):
     return module.run
   if name not in TASKS:

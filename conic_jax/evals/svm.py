@@ -1,4 +1,4 @@
-"""The SVM protocol: one linear SVM a class on frozen features, for images with several labels (VOC07)."""
+"""The SVM protocol: one linear SVM per class on frozen features, for multi-label images (VOC07)."""
 import dataclasses
 import warnings
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from conic_jax.evals.features import to_host
 from conic_jax.hardware.mesh import replicated
 from conic_jax.run.session import Session
 
-# Of a class with too few positives to choose by: scikit-learn's own.
+# For a class with too few positives or negatives to cross-validate: scikit-learn's default.
 _DEFAULT_COST = 1.0
 _RECALLS = np.linspace(0, 1, 11)
 _ROUNDING = 1e-9
@@ -29,13 +29,13 @@ _ROUNDING = 1e-9
 
 @dataclasses.dataclass(frozen=True)
 class SvmSettings:
-  """How the SVMs are trained: squared hinge, L2, positives weighed twice.
+  """Settings of the SVMs: squared hinge loss, L2 penalty, positives weighted twice.
 
   Attributes:
-    costs: of which each class takes the one of the best cross-validated average precision (of equals the
-      first).
-    folds: of the cross-validation.
-    max_iterations: of one SVM.
+    costs: candidate costs; each class takes the one with the best cross-validated average precision (ties go
+      to the first).
+    folds: folds of the cross-validation.
+    max_iterations: most iterations of one SVM.
   """
   costs: tuple[float, ...]
   folds: int
@@ -50,7 +50,7 @@ class SvmSettings:
 
 @dataclasses.dataclass(frozen=True)
 class _ClassResult:
-  """What the SVM of one class reaches; `folds` is 0 where the cost is the default."""
+  """Result of one class's SVM; `folds` is 0 if the cost is the default."""
   average_precision: float
   average_precision_area: float
   cost: float
@@ -59,40 +59,40 @@ class _ClassResult:
 
 
 def average_precision(present: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
-  """Average precision of one class, by VOC07's eleven points and as the area under the envelope.
+  """Average precision of one class: VOC07's eleven-point value, and the area under the envelope.
 
   p(r) = max of the precision at recalls of at least r; (1/11) Σ p(r) over r in 0, 0.1, … 1, and ∫ p(r) dr.
 
   Args:
     present: bool [n], at least one True.
-    scores: [n]; images of equal scores are found together.
+    scores: [n]; images with equal scores are retrieved together.
 
   Returns:
     Both, as shares of 1.
 
   Source: Everingham et al., The PASCAL Visual Object Classes (VOC) Challenge, IJCV 2010, section 4.2; the
-    area is what the challenge measures since 2010.
+    challenge has used the area since 2010.
   """
   precision, recall, _ = precision_recall_curve(present, scores)
-  # From the whole recall down; the last point is no threshold, but where the curve is made to end.
+  # From full recall down; the last point is no threshold, only the end that scikit-learn adds to the curve.
   envelope = np.maximum.accumulate(precision[:-1])
   at_points = [envelope[recall[:-1] >= point - _ROUNDING][-1] for point in _RECALLS]
   return float(np.mean(at_points)), float(-np.sum(np.diff(recall) * envelope))
 
 
 def run(encoder: Encoder, config: Any, session: Session) -> protocols.Outcome:
-  """The protocol on the data that a config names.
+  """Runs the protocol on the data that a config names.
 
   Args:
     encoder: gives the features.
     config: `data`, `views`, `eval` and `svm` of configs/svm.py.
-    session: of the run.
+    session: session of the run.
 
   Returns:
     The figures of `mean_average_precision`.
 
   Raises:
-    UserError: where the data has no labels or the settings make no sense.
+    UserError: if the data has no labels or the settings are invalid.
   """
   mesh = session.mesh
   settings = SvmSettings(tuple(config.svm.costs), config.svm.folds, config.svm.max_iterations)
@@ -111,24 +111,24 @@ def run(encoder: Encoder, config: Any, session: Session) -> protocols.Outcome:
 def mean_average_precision(train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray],
                            class_names: Sequence[str], settings: SvmSettings,
                            say: protocols.Say) -> dict[str, Any]:
-  """Trains one SVM a class on unit features and measures its average precision.
+  """Trains one SVM per class on unit features and measures its average precision.
 
-  As in VISSL, an image whose objects of a class are all difficult is a negative of the class in training,
-  and is left out of its test. There is one difference: VISSL's script calls the area its VOC07 mAP.
+  As in VISSL, an image whose objects of a class are all difficult is a negative of that class in training
+  and is left out of its test. The only difference: what VISSL's script calls VOC07 mAP is the area.
 
   Args:
     train, test: features float32 [N, F] and targets int8 [N, C], 1 present, 0 absent, -1 difficult.
-    class_names: C of them.
-    settings: of the SVMs.
+    class_names: names of the C classes.
+    settings: settings of the SVMs.
     say: prints a line.
 
   Returns:
-    'map' (eleven points) and 'map_area', shares of 1, the means over the classes; by class
-    'average_precision', 'average_precision_area' and 'cost'; 'left_out', names of the classes that have no
-    positive or no negative to learn from, or no positive to find; numbers of the images.
+    'map' (eleven-point) and 'map_area', shares of 1, means over the classes; by class
+    'average_precision', 'average_precision_area' and 'cost'; 'left_out', names of the classes without
+    positives or negatives in training, or without positives in the test; numbers of images.
 
   Raises:
-    UserError: where no class is left.
+    UserError: if no class is left.
 
   Source: Goyal et al., Scaling and Benchmarking Self-Supervised Visual Representation Learning, ICCV 2019.
   """
@@ -145,7 +145,7 @@ def mean_average_precision(train: tuple[np.ndarray, np.ndarray], test: tuple[np.
     return _measure(train_features, train[1][:, column] == 1, test_features[known],
                     test[1][known, column] == 1, settings)
 
-  # Threads, as liblinear runs without Python's lock. It would warn for every fold of every cost.
+  # Threads, since liblinear releases the GIL. Without the filter it would warn for every fold of every cost.
   with warnings.catch_warnings(), threadpool_limits(1):
     warnings.simplefilter('ignore', ConvergenceWarning)
     with ThreadPoolExecutor(parallel.cores()) as threads:
@@ -168,7 +168,7 @@ def _measure(train_features, train_present, test_features, test_present, setting
 
 
 def _choose_cost(features, present, settings):
-  """The cost of the best cross-validated average precision, and the number of folds, 0 for the default."""
+  """The cost with the best cross-validated average precision, and the number of folds, 0 for the default."""
   folds = int(min(settings.folds, present.sum(), (~present).sum()))
   if folds < 2:
     return _DEFAULT_COST, 0
@@ -178,13 +178,13 @@ def _choose_cost(features, present, settings):
 
 
 def _svm(cost, settings):
-  # The primal problem has the optimum of VISSL's dual, and no random order: threads change no figure.
+  # The primal has the same optimum as VISSL's dual and no random order, so threads do not change the result.
   return LinearSVC(C=cost, class_weight={True: 2, False: 1}, max_iter=settings.max_iterations,
                    dual=False)  # pyright: ignore[reportArgumentType]
 
 
 def _tell(by_class, left_out, settings, say):
-  """Says what is not as the settings have it."""
+  """Reports deviations from the settings."""
   def named(chosen):
     return ', '.join(name for name, result in by_class.items() if chosen(result))
   if left_out:

@@ -1,4 +1,4 @@
-"""What evaluations that train an encoder further share: checkpoints, reports, and a run of their own."""
+"""Shared by evaluations that train an encoder further: checkpoints, reports, and their own run folder."""
 import dataclasses
 import hashlib
 import json
@@ -21,17 +21,17 @@ _REMEDY = 'Set config.result to another name, or go back to the settings in its 
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
-  """Where a training is saved, and what a run that resumes it must agree with."""
+  """The checkpoints of a training, and the settings that a resumed run must match."""
   checkpoints: Checkpoints
   identity: Mapping[str, Any]
 
 
 def open_saved(encoder: Encoder, config: Any, session: Session) -> Saved:
-  """Opens the checkpoints of the session's folder, which becomes a run that `open_encoder` and `export` take.
+  """Opens checkpoints in the session's folder, making it a run that `open_encoder` and `export` can read.
 
   Args:
-    encoder: what is trained further.
-    config: of the evaluation.
+    encoder: the encoder to train further.
+    config: config of the evaluation.
     session: its folder is the run's.
   """
   session.make_folder()
@@ -44,7 +44,7 @@ def open_saved(encoder: Encoder, config: Any, session: Session) -> Saved:
 
 
 def digest(variables: Any) -> str:
-  """A short hash of all arrays of a tree."""
+  """A short hash of all arrays in a tree."""
   found = hashlib.sha256()
   for leaf in jax.tree.leaves(variables):
     found.update(np.ascontiguousarray(leaf).tobytes())
@@ -52,12 +52,12 @@ def digest(variables: Any) -> str:
 
 
 def as_json(settings: Any) -> dict[str, Any]:
-  """The fields of a dataclass as JSON holds them."""
+  """The fields of a dataclass as JSON values."""
   return json.loads(json.dumps(dataclasses.asdict(settings)))
 
 
 def description(encoder: Encoder, config: Any) -> dict[str, Any]:
-  """What config.json of a run says that trains an encoder further."""
+  """Contents of config.json for a run that trains an encoder further."""
   pretraining = {} if encoder.pretraining is None else encoder.pretraining.to_dict()
   return {**pretraining, **config.to_dict(), 'method': config.task, 'started_from': encoder.name,
           'views': {**pretraining.get('views', {}), **dataclasses.asdict(encoder.views)},
@@ -65,13 +65,13 @@ def description(encoder: Encoder, config: Any) -> dict[str, Any]:
 
 
 def train(phase: Phase, begin: Callable[[], TrainState], session: Session, saved: Saved | None) -> TrainState:
-  """Takes the steps of a phase, from where it was saved, and says what was left out.
+  """Runs a phase, resuming from its last checkpoint, and reports the images left out.
 
   Args:
-    phase: without checkpoints; its identity has the settings of the training.
-    begin: makes the state before the first step.
-    session: of the run.
-    saved: where the state is saved; None for nowhere.
+    phase: the phase, without checkpoints; its identity holds the training settings.
+    begin: makes the initial state.
+    session: session of the run.
+    saved: where to save the state; None to save nothing.
   """
   everywhere = meshes.replicated(session.mesh)
   state = None
@@ -96,7 +96,7 @@ def train(phase: Phase, begin: Callable[[], TrainState], session: Session, saved
 
 
 def _reporting(phase: Phase, first_step: int, session: Session) -> Phase:
-  """The phase with its reports in the run's metrics.jsonl and TensorBoard too."""
+  """The phase, also reporting to the run's metrics.jsonl and TensorBoard."""
   reporter = session.keep_open(Reporter(session.folder, first_step=first_step, total_steps=phase.last_step,
                                         active=session.first_process))
 

@@ -1,1 +1,1 @@
-"""The way out: an encoder as a file that PyTorch, Transformers or Detectron2 reads."""
+"""Export of an encoder to a file that PyTorch, Transformers or Detectron2 reads, and import."""

@@ -22,15 +22,15 @@ def export(source: Path, target: str, out: Path) -> list[Path]:
   """Writes an encoder and its card.
 
   Args:
-    source: folder of a pretraining, whose last checkpoint is taken, or a file that `read.load` takes.
+    source: folder of a run (its latest checkpoint is used), or a file that `read.load` reads.
     target: one of targets.SUFFIXES.
     out: the file, or the folder for Transformers.
 
   Returns:
-    What was written.
+    Paths of the files written.
 
   Raises:
-    UserError: where the source cannot be read, the target cannot express the encoder, or a name is taken.
+    UserError: if the source cannot be read, the target cannot express the encoder, or a name is taken.
   """
   if source.is_file():
     encoder, variables = read.load(source)
@@ -46,7 +46,7 @@ def export(source: Path, target: str, out: Path) -> list[Path]:
 
 
 def command() -> None:
-  """The whole command, with its exit code."""
+  """Runs the command and sets its exit code."""
   def action():
     parser = command_line.Parser(_USAGE, __doc__)
     parser.add_argument('source', metavar='RUN_OR_FILE', type=Path)

@@ -1,4 +1,4 @@
-"""The model card: what was trained on what, how, and how well."""
+"""The model card: encoder, data, training and results."""
 import dataclasses
 import json
 from collections.abc import Mapping
@@ -70,11 +70,11 @@ class Origin:
   """Where an encoder comes from.
 
   Attributes:
-    title: the card's, after the network's name.
-    facts: what is known, by name.
-    figures: numbers of evaluations, by file and name.
-    settings: those of the training.
-    mean, std: what the images are normalised by, on the scale 0 to 1.
+    title: title of the card, after the network's name.
+    facts: known facts, by name.
+    figures: evaluation results, by file and name.
+    settings: settings of the training.
+    mean, std: normalisation of the images, on the scale 0 to 1.
   """
   title: str
   facts: Mapping[str, str]
@@ -87,10 +87,10 @@ class Origin:
 def of_run(run: Path, config: Mapping[str, Any]) -> Origin:
   """The origin of a run's encoder, from its folder and its config.json.
 
-  A run is a pretraining, or the fine-tuning or segmentation that trained an encoder further.
+  The run may be a pretraining, or a fine-tuning or segmentation that trained an encoder further.
 
   Raises:
-    UserError: where a file of figures cannot be read.
+    UserError: if a results file cannot be read.
   """
   settings, figures, views = _settings(config), read_figures(run), config['views']
   data, images = settings['data'], figures.get(('summary', 'num_images'))
@@ -107,7 +107,7 @@ def of_run(run: Path, config: Mapping[str, Any]) -> Origin:
 
 
 def _training(config: Mapping[str, Any]) -> str:
-  """What the card says of how the encoder was trained."""
+  """The card's line on how the encoder was trained."""
   version = f'conic_jax {config.get("versions", {}).get("conic_jax", "")}'.rstrip()
   if 'started_from' in config:
     start = Path(config['started_from']).name
@@ -117,7 +117,7 @@ def _training(config: Mapping[str, Any]) -> str:
 
 
 def of_file(path: Path) -> Origin:
-  """The origin of an encoder that was read from a file, which does not tell data or method."""
+  """The origin of an encoder read from a file, where data and method are unknown."""
   unknown = 'not told by the file: to be filled in'
   return Origin(f'from {path.name}', {
     'data': unknown, 'method': unknown, 'training': unknown,
@@ -129,10 +129,10 @@ def text(target: str, network: ResNet, origin: Origin, out: Path) -> str:
   """The card in Markdown, with the fields that model hubs read.
 
   Args:
-    target: what the encoder is exported to.
+    target: the export target.
     network: the encoder.
     origin: where it comes from.
-    out: the file or folder of the weights.
+    out: file or folder of the weights.
   """
   name = names.architecture(network.blocks, network.bottleneck) or 'ResNet'
   facts = {
@@ -157,7 +157,7 @@ def read_figures(run: Path) -> dict[tuple[str, str], float]:
   """The numbers of a run's summary and evaluations, by file and name.
 
   Raises:
-    UserError: where a file is no JSON object.
+    UserError: if a file is not a JSON object.
   """
   figures = {}
   for path in sorted(run.glob('*.json')):
@@ -172,7 +172,7 @@ def read_figures(run: Path) -> dict[tuple[str, str], float]:
 
 
 def public(value: Any) -> Any:
-  """Settings or figures with the last part alone of every text that names a place of a machine."""
+  """Settings or figures with every path or URL cut to its last part."""
   if isinstance(value, Mapping):
     return {name: public(part) for name, part in value.items()}
   if isinstance(value, list | tuple):
@@ -183,7 +183,7 @@ def public(value: Any) -> Any:
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
-  """The settings as they are published: without the run's own folder, its caches, and the way to its data."""
+  """The settings to publish: without the run's folder, caches, and full data paths."""
   settings = public({name: value for name, value in config.items() if name != 'run'})
   settings['data'].pop('cache', None)
   if settings['data'].get('dir'):

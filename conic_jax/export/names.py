@@ -1,4 +1,4 @@
-"""What torchvision, Transformers and Detectron2 call the layers of a ResNet; PyTorch's layout of arrays."""
+"""Names of ResNet layers in torchvision, Transformers and Detectron2, and PyTorch's array layout."""
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
@@ -20,9 +20,9 @@ class Layer:
   """A convolution, or the batch norm after it.
 
   Attributes:
-    stage: from 1; 0 is the stem.
-    block: from 0.
-    number: that of the convolution in its block, from 1; 0 is the shortcut.
+    stage: stage number from 1; 0 is the stem.
+    block: block number from 0.
+    number: number of the convolution in its block, from 1; 0 is the shortcut.
     norm: whether it is the batch norm.
   """
   stage: int
@@ -32,7 +32,7 @@ class Layer:
 
 
 def layer(path: str) -> Layer:
-  """The layer that our network keeps under a path, such as 'stage2/block0/norm1'."""
+  """The layer at a path of our network, such as 'stage2/block0/norm1'."""
   match = _PATH.fullmatch(path)
   if match is None:
     raise ValueError(f'{path} is no layer of a ResNet')
@@ -42,7 +42,7 @@ def layer(path: str) -> Layer:
 
 
 def torchvision(layer: Layer) -> str:
-  """Its name in torchvision and timm, such as 'layer2.0.bn1'."""
+  """The layer's name in torchvision and timm, such as 'layer2.0.bn1'."""
   if layer.number:
     name = f'{"bn" if layer.norm else "conv"}{layer.number}'
   else:
@@ -51,7 +51,7 @@ def torchvision(layer: Layer) -> str:
 
 
 def transformers(layer: Layer) -> str:
-  """Its name in Transformers' ResNetModel, such as 'encoder.stages.1.layers.0.layer.0.normalization'."""
+  """The layer's name in Transformers' ResNetModel, 'encoder.stages.1.layers.0.layer.0.normalization'."""
   part = 'normalization' if layer.norm else 'convolution'
   if not layer.stage:
     return f'embedder.embedder.{part}'
@@ -60,43 +60,43 @@ def transformers(layer: Layer) -> str:
 
 
 def detectron2(layer: Layer) -> str:
-  """Its name in Detectron2's ResNet, such as 'res3.0.conv1.norm'."""
+  """The layer's name in Detectron2's ResNet, such as 'res3.0.conv1.norm'."""
   place = f'res{layer.stage + 1}.{layer.block}' if layer.stage else 'stem'
   name = f'conv{layer.number}' if layer.number else 'shortcut'
   return f'{place}.{name}{".norm" if layer.norm else ""}'
 
 
 def architecture(blocks: tuple[int, ...], bottleneck: bool) -> str | None:
-  """The name of a network of these blocks in all three, such as 'resnet50', where it has one."""
+  """The common name of a network with these blocks, such as 'resnet50'; None if it has none."""
   return next((name for name, layout in ARCHITECTURES.items() if layout == (blocks, bottleneck)), None)
 
 
 def named(variables: Mapping[str, Any], name: Callable[[Layer], str]) -> dict[str, np.ndarray]:
-  """The arrays of an encoder as PyTorch lays them out.
+  """The arrays of an encoder in PyTorch's layout.
 
   Args:
     variables: {'params', 'batch_stats'} of a ResNet; kernels [H, W, in, out].
-    name: gives a layer's name.
+    name: maps a layer to its name.
 
   Returns:
-    float32 by name; kernels [out, in, H, W], contiguous.
+    float32 arrays by name; kernels [out, in, H, W], contiguous.
   """
   return {array_name(path, name): to_torch(np.asarray(leaf, np.float32))
           for path, leaf in traverse_util.flatten_dict(dict(variables), sep='/').items()}
 
 
 def array_name(path: str, name: Callable[[Layer], str]) -> str:
-  """The name of an array of ours, such as 'params/stem/conv/kernel'."""
+  """The target's name for one of our arrays, such as 'params/stem/conv/kernel'."""
   _, place = path.split('/', 1)
   module, field = place.rsplit('/', 1)
   return f'{name(layer(module))}.{_FIELDS[field]}'
 
 
 def to_torch(array: np.ndarray) -> np.ndarray:
-  """A kernel [H, W, in, out] as [out, in, H, W]; what is no kernel as it is."""
+  """Transposes a kernel [H, W, in, out] to [out, in, H, W]; other arrays are unchanged."""
   return np.ascontiguousarray(array.transpose(3, 2, 0, 1)) if array.ndim == 4 else array
 
 
 def from_torch(array: np.ndarray) -> np.ndarray:
-  """The way back."""
+  """The inverse of `to_torch`."""
   return np.ascontiguousarray(array.transpose(2, 3, 1, 0)) if array.ndim == 4 else array

@@ -1,4 +1,4 @@
-"""The way in: encoders from files of other tools, read without running what is pickled in them."""
+"""Import of encoders from other tools' files, without executing pickled code."""
 import collections
 import re
 import types
@@ -17,25 +17,25 @@ from conic_jax import models
 from conic_jax.errors import UserError
 from conic_jax.export import names
 
-# Before the names of torchvision's ResNet: nothing, and what DataParallel and MoCo's checkpoints have.
+# Prefixes of torchvision's ResNet names: none, and those of DataParallel and of MoCo's checkpoints.
 _PREFIXES = ('', 'module.', 'module.encoder_q.', 'encoder_q.')
 _STEMS = {7: 'imagenet', 3: 'cifar'}
 
 
 def load(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Reads a ResNet of torchvision's names, or of MoCo's checkpoints.
+  """Reads a ResNet with torchvision's names, or from a MoCo checkpoint.
 
-  The file does not tell strides: a bottleneck's is taken to be on its 3×3, as in torchvision, and a stem of
-  3×3 to have none and no pool, as is usual for small images.
+  The file does not record strides: a bottleneck's stride is assumed to be on its 3×3, as in torchvision, and
+  a 3×3 stem to have stride 1 and no pool, as is usual for small images.
 
   Args:
-    path: a .safetensors file, or one of torch.save.
+    path: a .safetensors file, or one written by torch.save.
 
   Returns:
-    The settings that `models.build_encoder` takes, and the variables {'params', 'batch_stats'}, float32.
+    The settings for `models.build_encoder`, and the variables {'params', 'batch_stats'}, float32.
 
   Raises:
-    UserError: where the file cannot be read, holds pickled objects, or is no such ResNet.
+    UserError: if the file cannot be read, holds pickled objects, or is not such a ResNet.
   """
   if not path.is_file():
     raise UserError(f"There is no file '{path}'.")
@@ -70,7 +70,7 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
 
 
 def _encoder_alone(arrays: Mapping[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
-  """The arrays of the encoder by torchvision's names, without heads and counters."""
+  """The encoder's arrays under torchvision's names, without heads and counters."""
   prefix = next((prefix for prefix in _PREFIXES if f'{prefix}conv1.weight' in arrays), None)
   if prefix is None:
     raise UserError(f"{path} is no ResNet of torchvision's names or MoCo's: it has no conv1.weight.")
@@ -80,7 +80,7 @@ def _encoder_alone(arrays: Mapping[str, np.ndarray], path: Path) -> dict[str, np
 
 
 def _describe(arrays: Mapping[str, np.ndarray], path: Path) -> dict[str, Any]:
-  """The settings of the encoder, from names and shapes."""
+  """Infers the encoder's settings from names and shapes."""
   stem = arrays['conv1.weight']
   if stem.ndim != 4 or stem.shape[-1] not in _STEMS:
     raise UserError(f'{path} has a stem that is not of 7×7 or 3×3: conv1.weight is {stem.shape}.')
@@ -96,7 +96,7 @@ def _describe(arrays: Mapping[str, np.ndarray], path: Path) -> dict[str, Any]:
 
 
 def _variables(config: Mapping[str, Any], arrays: Mapping[str, np.ndarray], path: Path) -> dict[str, Any]:
-  """The arrays in the places that the network has for them, all of them and no others."""
+  """Puts the arrays into the network's variables; exactly the expected ones must be present."""
   network = models.build_encoder(types.SimpleNamespace(**config), jnp.float32)
   shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
   places = traverse_util.flatten_dict(shapes, sep='/')

@@ -1,4 +1,4 @@
-"""The files: which encoders a target can express, and how each target's weights are written."""
+"""Export targets: which encoders each can express, and how its weights are written."""
 import json
 import os
 import pickle
@@ -15,26 +15,26 @@ from conic_jax.export import names
 from conic_jax.models import ResNet
 from conic_jax.models.resnet import ARCHITECTURES, EXPANSION
 
-# The end of the file's name; Transformers reads a folder.
+# File suffixes; Transformers reads a folder.
 SUFFIXES = {'torchvision': '.safetensors', 'transformers': '', 'detectron2': '.pkl',
             'safetensors': '.safetensors'}
 
 
 def check(target: str, network: ResNet) -> None:
-  """Refuses an encoder that the target cannot express.
+  """Checks that the target can express the encoder.
 
   Raises:
-    UserError: naming what stands in the way.
+    UserError: if it cannot; names the obstacle.
   """
   if obstacle := _obstacle(target, network):
     raise UserError(f'{target} cannot express this encoder: {obstacle}. --to=safetensors writes any.')
 
 
 def check_out(target: str, out: Path) -> None:
-  """Refuses a name that the target would not read, or that is taken.
+  """Checks the output name.
 
   Raises:
-    UserError: saying which.
+    UserError: if the target would not read a file of that name, or it already exists.
   """
   if SUFFIXES[target] and out.suffix != SUFFIXES[target]:
     raise UserError(f'--out={out}: {target} reads a file whose name ends in {SUFFIXES[target]}.')
@@ -44,12 +44,12 @@ def check_out(target: str, out: Path) -> None:
 
 
 def card_path(target: str, out: Path) -> Path:
-  """Where the card lies: beside a file, in a folder."""
+  """Path of the card: next to a file, or inside a folder."""
   return out / 'README.md' if target == 'transformers' else out.with_name(f'{out.name}.md')
 
 
 def write(target: str, network: ResNet, variables: Mapping[str, Any], card: str, out: Path) -> list[Path]:
-  """Writes the weights and the card, each whole or not at all.
+  """Writes the weights and the card, each atomically.
 
   Args:
     target: one of SUFFIXES.
@@ -59,10 +59,10 @@ def write(target: str, network: ResNet, variables: Mapping[str, Any], card: str,
     out: the file, or Transformers' folder.
 
   Returns:
-    What was written.
+    Paths of the files written.
 
   Raises:
-    UserError: where the disk does not take it.
+    UserError: if writing fails.
   """
   try:
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ def write(target: str, network: ResNet, variables: Mapping[str, Any], card: str,
 
 
 def whole(path: Path, write: Callable[[Path], Any]) -> None:
-  """Lets `write` make a file or folder under another name first: it has its own only when it is whole."""
+  """Writes a file or folder atomically: `write` gets a temporary path, renamed once complete."""
   temporary = path.with_name(f'{path.name}.tmp{os.getpid()}')
   try:
     write(temporary)
@@ -128,15 +128,15 @@ def _write_transformers(network: ResNet, variables: Mapping[str, Any], card: str
 def _write_detectron2(variables: Mapping[str, Any], path: Path) -> None:
   content = {'model': names.named(variables, names.detectron2), '__author__': 'conic_jax',
              'matching_heuristics': True}
-  # NumPy 2 names a module that NumPy 1 lacks, which many installations of Detectron2 still have; the name
-  # from before is known to both. The first mention is the only one: pickle refers back to it.
+  # NumPy 2 writes a module name that NumPy 1, still common with Detectron2, does not know; both know the
+  # old name. Replacing the first occurrence is enough: pickle refers back to it.
   path.write_bytes(pickle.dumps(content, protocol=3).replace(
     b'cnumpy._core.multiarray\n', b'cnumpy.core.multiarray\n', 1))
 
 
 def _write_safetensors(arrays: Mapping[str, np.ndarray], path: Path) -> None:
-  # The counter of updates that PyTorch's batch norm has, and reads only without a momentum.
+  # The update counter of PyTorch's batch norm, which it reads only without a momentum.
   counters = {name.replace('running_mean', 'num_batches_tracked'): np.zeros((), np.int64)
               for name in arrays if name.endswith('running_mean')}
-  # Not by `save_file`, whose files only their owner can read.
+  # Not `save_file`, whose files are readable only by their owner.
   path.write_bytes(save({**arrays, **counters}, metadata={'format': 'pt'}))

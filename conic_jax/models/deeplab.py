@@ -1,4 +1,4 @@
-"""DeepLabV3 on a dilated encoder, laid out as torchvision's."""
+"""DeepLabV3 on a dilated encoder, with torchvision's layout."""
 from typing import Any
 
 import flax.linen as nn
@@ -14,14 +14,14 @@ _ASPP_DROPOUT, _AUXILIARY_DROPOUT = 0.5, 0.1
 class DeepLabV3(nn.Module):
   """Semantic segmentation by atrous spatial pyramid pooling, with an auxiliary FCN head.
 
-  The head is that of torchvision: ASPP with pooling of the whole map, 3x3 convolution, 1x1 classifier. The
-  auxiliary head sits on the stage before the last, stage 3 of a ResNet of four.
+  The head is torchvision's: ASPP with global pooling, 3x3 convolution, 1x1 classifier. The auxiliary head
+  is on the second-to-last stage, stage 3 of a four-stage ResNet.
 
   Attributes:
-    backbone: the encoder, whose output stride is that of the maps.
+    backbone: the encoder; its output stride is that of the maps.
     num_classes: C.
     rates: dilation of each atrous convolution; (12, 24, 36) at output stride 8.
-    channels: of every layer of the head.
+    channels: channels of every layer in the head.
 
   Source: Chen et al. 2017, Rethinking Atrous Convolution for Semantic Image Segmentation; ConIC, Appendix C.
   """
@@ -37,13 +37,13 @@ class DeepLabV3(nn.Module):
 
     Args:
       images: float [B, H, W, 3], normalised.
-      mode: batch-norm mode; in any but 'frozen' the heads drop features, by the key 'dropout'.
-      mask: bool [B]; False keeps an image out of the batch-norm statistics.
-      auxiliary: give the auxiliary logits too.
+      mode: batch-norm mode; in all but 'frozen' the heads apply dropout, with the RNG 'dropout'.
+      mask: bool [B]; False excludes an image from the batch-norm statistics.
+      auxiliary: also return the auxiliary logits.
 
     Returns:
-      Logits float32 [B, H, W, C], upsampled bilinearly (half-pixel centres); with `auxiliary` a pair of the
-      main and the auxiliary ones.
+      Logits float32 [B, H, W, C], upsampled bilinearly (half-pixel centres); with `auxiliary` a pair of main
+      and auxiliary logits.
     """
     maps = self.backbone(images, mode, mask, stages=True)
     *_, before_last, last = (feature_map for name, feature_map in maps.items() if name != 'features')
@@ -61,7 +61,7 @@ class DeepLabV3(nn.Module):
 
 
 class ASPP(nn.Module):
-  """Atrous spatial pyramid pooling: 1x1, dilated 3x3s and the mean of the map, joined by a 1x1."""
+  """Atrous spatial pyramid pooling: 1x1, dilated 3x3s and the map's mean, merged by a 1x1."""
   rates: tuple[int, ...]
   channels: int
   dtype: Any

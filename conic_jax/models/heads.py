@@ -10,22 +10,22 @@ from conic_jax.models.normalisation import BatchNorm
 
 
 class MLP(nn.Module):
-  """A projection head of one hidden layer, or a single linear layer.
+  """A projection head with one hidden layer, or a single linear layer.
 
   With `norm` it is Linear, BN, ReLU, Linear, BN (SimCLR, Chen et al. 2020, and ConIC); without,
   Linear, ReLU, Linear (MoCo v2); with `norm` but not `norm_output`, Linear, BN, ReLU, Linear (BYOL,
-  Grill et al. 2020). A linear layer before a batch norm has no bias, which the norm would take away
-  again. SimCLR's and BYOL's public code leave out the last layer's bias too. On a map [B, h, w, F] the
-  layers are 1×1 convolutions.
+  Grill et al. 2020). A linear layer before a batch norm has no bias, since the norm would cancel it.
+  SimCLR's and BYOL's public code also omit the last layer's bias. On a map [B, h, w, F] the layers are
+  1×1 convolutions.
 
   Attributes:
     hidden: width of the hidden layer; 0 for a single linear layer, without norm.
     features: width of the output.
     norm: whether a batch norm follows each linear layer.
-    norm_output: whether one follows the last, where `norm`.
+    norm_output: with `norm`, whether a batch norm also follows the last layer.
     groups: batch-norm groups in mode 'grouped'.
-    dtype: type of the computation.
-    output_bias: whether the last layer, the batch norm or else the linear one, has a bias.
+    dtype: compute dtype.
+    output_bias: whether the last layer (batch norm or linear) has a bias.
   """
   hidden: int
   features: int
@@ -38,13 +38,13 @@ class MLP(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, mode: str = 'frozen',
                mask: jax.Array | None = None, members: jax.Array | None = None) -> jax.Array:
-    """Projects.
+    """Projects features.
 
     Args:
       x: [B, ..., F].
       mode: batch-norm mode.
-      mask: bool [B]; False keeps a row out of the batch-norm statistics.
-      members: int32 [B], the batch-norm group of each row in mode 'grouped'; else they are consecutive.
+      mask: bool [B]; False excludes a row from the batch-norm statistics.
+      members: int32 [B], the batch-norm group of each row in mode 'grouped'; None for consecutive groups.
 
     Returns:
       float32 [B, ..., features].
@@ -65,11 +65,11 @@ class MLP(nn.Module):
 
 
 def mlp_of(params: Mapping[str, Any], dtype: Any = jnp.float32) -> MLP:
-  """The head that has these parameters.
+  """The head to which these parameters belong.
 
   Args:
-    params: of an `MLP`, by layer.
-    dtype: type of the computation.
+    params: parameters of an `MLP`, by layer.
+    dtype: compute dtype.
   """
   last = params['linear2' if 'linear2' in params else 'linear']
   hidden = params['linear1']['kernel'].shape[1] if 'linear1' in params else 0
@@ -78,7 +78,7 @@ def mlp_of(params: Mapping[str, Any], dtype: Any = jnp.float32) -> MLP:
 
 
 def linear(x: jax.Array, features: int, use_bias: bool, dtype: Any, name: str) -> jax.Array:
-  """Applies a linear layer initialised as PyTorch's: U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
+  """Applies a linear layer with PyTorch's initialisation: U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
   bound = x.shape[-1]**-0.5
 
   def init(key, shape, dtype=jnp.float32):

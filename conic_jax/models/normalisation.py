@@ -1,4 +1,4 @@
-"""Batch normalisation with the four modes that the methods need."""
+"""Batch normalisation in the four modes that the methods need."""
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -13,16 +13,16 @@ MODES = ('batch', 'grouped', 'running', 'frozen')
 class BatchNorm(nn.Module):
   """Batch normalisation: y = scale * (x - mean) / sqrt(var + epsilon) + bias.
 
-  The mode says which mean and variance normalise, and whether the running ones move:
-    'batch': those of the whole global batch; the running statistics are updated.
-    'grouped': those of each of `groups` parts of the global batch, the same on any mesh: equal and
-      consecutive parts, or those that `members` names; the running statistics are updated by the
-      mean over the groups.
-    'running': the running ones from before this batch; they are updated by the batch's.
-    'frozen': the running ones, which stay as they are.
+  The mode selects the mean and variance to normalise with, and whether the running statistics change:
+    'batch': those of the global batch; updates the running statistics.
+    'grouped': those of each of `groups` parts of the global batch, regardless of the mesh: equal
+      consecutive parts, or those given by `members`; updates the running statistics with the mean over
+      the groups.
+    'running': the running statistics from before this batch; then updates them with the batch's.
+    'frozen': the running statistics; no update.
 
   The update is running = momentum * running + (1 - momentum) * batch, with the unbiased variance
-  (PyTorch's rule, with 1 - momentum for its momentum).
+  (PyTorch's rule; PyTorch's momentum is 1 - momentum).
 
   Attributes:
     momentum: share of the running statistics that an update keeps.
@@ -43,18 +43,18 @@ class BatchNorm(nn.Module):
     """Normalises the last axis.
 
     Args:
-      x: [B, ..., C], of any floating type.
+      x: [B, ..., C], of any floating dtype.
       mode: one of `MODES`.
-      mask: bool [B]; False keeps an image out of every statistic.
-      members: int32 [B], in mode 'grouped' the group of each image. A shuffled batch needs no image to
-        move: that of the groups is enough.
+      mask: bool [B]; False excludes an image from all statistics.
+      members: int32 [B], the group of each image in mode 'grouped'. Shuffling these instead of the images
+        is enough to shuffle a batch.
 
     Returns:
-      An array of the shape and type of `x`.
+      An array with the shape and dtype of `x`.
 
     Raises:
-      ValueError: where the mode is unknown.
-      UserError: where the batch does not divide into the groups.
+      ValueError: if the mode is unknown.
+      UserError: if the batch does not divide into the groups.
     """
     if mode not in MODES:
       raise ValueError(f'Batch norm has no mode {mode!r}; there is: {", ".join(MODES)}.')
@@ -95,11 +95,11 @@ class BatchNorm(nn.Module):
 
 
 def _statistics(x: jax.Array, mask: jax.Array | None, shift: jax.Array):
-  """Mean and biased variance [G, C] of x [G, B/G, ..., C] in float32, and the values counted [G].
+  """Mean and biased variance [G, C] of x [G, B/G, ..., C] in float32, and the number of values [G].
 
-  Sum and sum of squares need one pass over the activations and one all-reduce, where
-  mean((x - mean)^2) needs two in sequence; taking them about the running mean keeps the
-  difference of the two from cancelling when the mean is large beside the deviation.
+  Sum and sum of squares need one pass over the activations and one all-reduce, whereas
+  mean((x - mean)^2) needs two in sequence. Subtracting the running mean first avoids cancellation
+  when the mean is large compared to the standard deviation.
   """
   axes = tuple(range(1, x.ndim - 1))
   shift = jax.lax.stop_gradient(shift)
@@ -117,7 +117,7 @@ def _statistics(x: jax.Array, mask: jax.Array | None, shift: jax.Array):
 
 def _joined(mean: jax.Array, var: jax.Array, count: jax.Array, members: jax.Array, groups: int,
             shift: jax.Array):
-  """Mean and biased variance [G, C] and values counted [G] of groups, from those of each image: one sum."""
+  """Mean and biased variance [G, C] and number of values [G] per group, from those per image, in one sum."""
   shift = jax.lax.stop_gradient(shift)
   weighted = jax.nn.one_hot(members, groups) * count[:, None]
   offset = mean - shift[None]
@@ -129,13 +129,13 @@ def _joined(mean: jax.Array, var: jax.Array, count: jax.Array, members: jax.Arra
 
 
 def _over_groups(mean: jax.Array, var: jax.Array, count: jax.Array):
-  """Mean over the groups that have images of the means and of the unbiased variances, [C] each."""
+  """Means and unbiased variances averaged over the non-empty groups, [C] each."""
   weight = ((count > 0) / jnp.maximum(jnp.sum(count > 0), 1))[:, None]
   unbiased = var * (count / jnp.maximum(count - 1, 1))[:, None]
   return jax.lax.stop_gradient((jnp.sum(weight * mean, 0), jnp.sum(weight * unbiased, 0)))
 
 
 def _spread(statistic: jax.Array, ndim: int) -> jax.Array:
-  """Shapes [G, C] to broadcast against [G, B/G, ..., C]."""
+  """Reshapes [G, C] to broadcast against [G, B/G, ..., C]."""
   groups, features = statistic.shape
   return statistic.reshape(groups, *(1,) * (ndim - 1), features)

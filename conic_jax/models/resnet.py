@@ -1,4 +1,4 @@
-"""Residual networks, laid out as PyTorch's, so that exported weights give the same features."""
+"""Residual networks with PyTorch's layout, so that exported weights give the same features."""
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +10,7 @@ from conic_jax.errors import UserError
 from conic_jax.extensions import own_module
 from conic_jax.models.normalisation import BatchNorm
 
-# Blocks of each stage, and whether they are bottlenecks (He et al. 2016, table 1).
+# Blocks per stage, and whether they are bottlenecks (He et al. 2016, table 1).
 ARCHITECTURES = {
     'resnet18': ((2, 2, 2, 2), False),
     'resnet34': ((3, 4, 6, 3), False),
@@ -29,13 +29,13 @@ def build_encoder(config: Any, dtype: Any, groups: int = 8) -> 'ResNet':
   """Builds the encoder that `config.encoder` describes.
 
   Args:
-    config: has `name` (an architecture, or a module with `build(config, dtype, groups)`), `blocks` (blocks of
-      each stage, () for those of the name), `stem`, `width`, `zero_gamma` and `output_stride`.
-    dtype: type of the computation; parameters and statistics are float32.
+    config: has `name` (an architecture, or a module with `build(config, dtype, groups)`), `blocks` (blocks
+      per stage, () for the architecture's own), `stem`, `width`, `zero_gamma` and `output_stride`.
+    dtype: compute dtype; parameters and statistics are float32.
     groups: batch-norm groups in mode 'grouped'.
 
   Raises:
-    UserError: where the name, the stem or the output stride is unknown.
+    UserError: if the name, the stem or the output stride is unknown.
   """
   if module := own_module(config.name):
     return module.build(config, dtype, groups)
@@ -50,17 +50,17 @@ def build_encoder(config: Any, dtype: Any, groups: int = 8) -> 'ResNet':
 
 
 class ResNet(nn.Module):
-  """Residual network (He et al. 2016), with the stride on the 3x3 of the bottleneck.
+  """Residual network (He et al. 2016), with the bottleneck's stride on its 3x3 convolution.
 
   Attributes:
-    blocks: blocks of each stage.
-    bottleneck: bottleneck blocks (1x1, 3x3, 1x1), or basic ones (3x3, 3x3).
-    width: factor on every number of channels.
-    stem: 'imagenet' (7x7 of stride 2 and a pool, together stride 4) or 'cifar' (3x3, stride 1).
-    zero_gamma: start the last scale of each block at 0, so that blocks start as the identity.
-    output_stride: the most that the map shrinks; stages beyond it dilate instead.
+    blocks: blocks per stage.
+    bottleneck: bottleneck blocks (1x1, 3x3, 1x1) rather than basic ones (3x3, 3x3).
+    width: multiplier of all channel counts.
+    stem: 'imagenet' (7x7 with stride 2 and a pool, total stride 4) or 'cifar' (3x3, stride 1).
+    zero_gamma: whether each block's last scale starts at 0, so that blocks start as the identity.
+    output_stride: maximum total stride; stages beyond it dilate instead.
     groups: batch-norm groups in mode 'grouped'.
-    dtype: type of the computation.
+    dtype: compute dtype.
   """
   blocks: tuple[int, ...]
   bottleneck: bool
@@ -73,7 +73,7 @@ class ResNet(nn.Module):
 
   @property
   def num_features(self) -> int:
-    """Number of the pooled features."""
+    """Number of pooled features."""
     return self._channels(len(self.blocks) - 1) * (EXPANSION if self.bottleneck else 1)
 
   @nn.compact
@@ -84,13 +84,13 @@ class ResNet(nn.Module):
     Args:
       images: float [B, H, W, 3], normalised.
       mode: batch-norm mode.
-      mask: bool [B]; False keeps an image out of the batch-norm statistics.
-      members: int32 [B], the batch-norm group of each image in mode 'grouped'; else they are consecutive.
-      stages: give the maps too.
+      mask: bool [B]; False excludes an image from the batch-norm statistics.
+      members: int32 [B], the batch-norm group of each image in mode 'grouped'; None for consecutive groups.
+      stages: also return the maps.
 
     Returns:
-      Pooled features, float32 [B, num_features]; with `stages` a mapping of them, 'features', and
-      of the maps [B, h, w, C] in the compute type: 'stem' (what stage 1 takes in), 'stage1', ….
+      Pooled features, float32 [B, num_features]; with `stages` a mapping of these, 'features', and
+      the maps [B, h, w, C] in the compute dtype: 'stem' (the input of stage 1), 'stage1', ….
     """
     x = Stem(self._channels(0), self.stem, self.groups, self.dtype, name='stem')(
         images.astype(self.dtype), mode, mask, members)
@@ -112,7 +112,7 @@ class ResNet(nn.Module):
 
 
 class Stem(nn.Module):
-  """From pixels to the first map."""
+  """The first layers, from pixels to the first map."""
   channels: int
   kind: str
   groups: int
@@ -129,7 +129,7 @@ class Stem(nn.Module):
 
 
 class Stage(nn.Module):
-  """Blocks on maps of one size; the first one changes the size and the channels."""
+  """Blocks with the same map size; the first one changes size and channels."""
   count: int
   channels: int
   bottleneck: bool
@@ -151,10 +151,10 @@ class Stage(nn.Module):
 
 
 class Block(nn.Module):
-  """A residual block; the convolution that has the stride has the first dilation.
+  """A residual block; its strided convolution has the first dilation.
 
-  A convolution after a stride that was given up dilates by it, and the one that gave it up does
-  not: at every second pixel the map is then the one that the stride would have given.
+  The convolutions after an omitted stride are dilated by it, but the one that omits it is not: every
+  second pixel of the map is then what the strided network would give.
   """
   channels: int
   bottleneck: bool
@@ -190,7 +190,7 @@ class Block(nn.Module):
 
 def conv(channels: int, size: int, dtype: Any, name: str, stride: int = 1,
          dilation: int = 1) -> nn.Conv:
-  """A convolution without bias, padded on each side by (size - 1) / 2 times the dilation."""
+  """A convolution without bias, padded by (size - 1) / 2 times the dilation on each side."""
   padding = (size - 1) // 2 * dilation
   return nn.Conv(channels, (size, size), (stride, stride), ((padding, padding),) * 2,
                  kernel_dilation=(dilation, dilation), use_bias=False, dtype=dtype,
@@ -198,10 +198,10 @@ def conv(channels: int, size: int, dtype: Any, name: str, stride: int = 1,
 
 
 def max_pool(x: jax.Array) -> jax.Array:
-  """Max pooling of 3x3 with stride 2, padded by 1 on each side, as PyTorch's.
+  """3x3 max pooling with stride 2, padded by 1 on each side, as in PyTorch.
 
-  A window along an axis is an odd entry, the even one and the odd one after it, so that reshaping
-  into pairs and comparing gives the pool. Its gradient is elementwise; XLA's for reduce_window is
+  Along an axis, each window is an odd entry and the next even and odd ones, so reshaping into pairs
+  and taking maxima gives the pool. Its gradient is elementwise; XLA's gradient of reduce_window is
   a scatter, which takes a third of a small network's step on CPU.
 
   Args:

@@ -1,14 +1,14 @@
-"""Pooling a part of a feature map into cells, and the part that two crops of an image share.
+"""Pooling part of a feature map into cells, and the overlap of two crops of an image.
 
-Coordinates: feature j of a row has its centre at j + ½, so a map [H, W] covers [0, H] × [0, W] and a position
-in the view's pixels is divided by the stride.
+Coordinates: feature j of a row is centred at j + ½, so a map [H, W] covers [0, H] × [0, W]; divide a position
+in view pixels by the stride.
 """
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 OUTSIDE = ('edge', 'zero')
-# Side of the cells, in features, that those of an empty box are taken as: their mean is a point's value.
+# Minimum side of a cell, in features: the cells of an empty box then give the value at a point.
 _SMALLEST_CELL = 1e-4
 _PRECISION = jax.lax.Precision.HIGHEST
 
@@ -16,25 +16,25 @@ Size = int | tuple[int, int]
 
 
 def precise_pool(maps: jax.Array, boxes: jax.Array, size: Size, outside: str = 'edge') -> jax.Array:
-  """Precise RoI pooling: the exact mean of the bilinear surface of a map over each cell of a box.
+  """Precise RoI pooling: the exact mean of a map's bilinear surface over each cell of a box.
 
   pooled = ∬ f(y, x) dy dx / area of the cell,
   f(y, x) = Σᵢⱼ fᵢⱼ h(y − i − ½) h(x − j − ½), h(t) = max(0, 1 − |t|)
 
-  The surface is separable, and so is its integral: two small matrices a box, differentiable in the corners.
+  The surface and its integral are separable: two small matrices per box, differentiable in the corners.
 
   Args:
-    maps: [B, H, W, C], of any floating type.
-    boxes: y0, x0, y1, x1 in features, float [B, 4]; they may lie outside of the map, or be empty.
-    size: cells along both sides of a box, or along its height and its width.
-    outside: 'edge' continues the outermost features beyond their centres, so that a cell at the border is
-      not darker than the others; 'zero' lets the surface fall to zero there, as in the paper.
+    maps: [B, H, W, C], of any floating dtype.
+    boxes: y0, x0, y1, x1 in features, float [B, 4]; may extend beyond the map or be empty.
+    size: cells along both sides of a box, or along its height and width.
+    outside: 'edge' extends the outermost features beyond their centres, so that cells at the border are
+      not damped; 'zero' lets the surface fall to zero there, as in the paper.
 
   Returns:
-    [B, rows, columns, C], float32 at least.
+    [B, rows, columns, C], at least float32.
 
   Raises:
-    ValueError: for another `outside`.
+    ValueError: if `outside` is unknown.
 
   Source: Jiang et al., Acquisition of Localization Confidence for Accurate Object Detection, ECCV 2018.
   """
@@ -49,14 +49,14 @@ def precise_pool(maps: jax.Array, boxes: jax.Array, size: Size, outside: str = '
 
 
 def adaptive_pool(maps: jax.Array, size: Size) -> jax.Array:
-  """Means over bins, along a side bin i from ⌊i·H/s⌋ to ⌈(i + 1)·H/s⌉: PyTorch's AdaptiveAvgPool2d.
+  """PyTorch's AdaptiveAvgPool2d: means over bins; bin i of a side runs from ⌊i·H/s⌋ to ⌈(i + 1)·H/s⌉.
 
   Args:
-    maps: [B, H, W, C], of any floating type.
-    size: bins along both sides, or along the height and the width.
+    maps: [B, H, W, C], of any floating dtype.
+    size: bins along both sides, or along the height and width.
 
   Returns:
-    [B, rows, columns, C], float32 at least.
+    [B, rows, columns, C], at least float32.
   """
   dtype = jnp.promote_types(maps.dtype, jnp.float32)
   bins = (size, size) if isinstance(size, int) else size
@@ -66,29 +66,29 @@ def adaptive_pool(maps: jax.Array, size: Size) -> jax.Array:
 
 
 def overlap_boxes(crop: jax.Array, flip: jax.Array) -> jax.Array:
-  """Where the part of an image that two crops of it share lies in each of the two views.
+  """The overlap of two crops of an image, as a box in each of the two views.
 
   Args:
     crop: y0, x0, y1, x1 as fractions of the image, float32 [B, 2, 4].
     flip: which views are mirrored, bool [B, 2].
 
   Returns:
-    y0, x0, y1, x1 in units of the view's side as the network sees it, mirrored where it is, float32
-    [B, 2, 4]; to be multiplied by the side of the feature map. Empty where the crops share nothing.
+    y0, x0, y1, x1 in units of the view's side as the network sees it (after the flip), float32 [B, 2, 4];
+    multiply by the side of the feature map. Empty if the crops do not overlap.
   """
   start = jnp.max(crop[..., :2], axis=1, keepdims=True)
   stop = jnp.maximum(jnp.min(crop[..., 2:], axis=1, keepdims=True), start)
   corner, side = crop[..., :2], crop[..., 2:] - crop[..., :2]
-  side = jnp.where(side > 0, side, 1)  # Of the crops that only tell shapes.
+  side = jnp.where(side > 0, side, 1)  # For dummy crops that only carry shapes.
   (y0, x0), (y1, x1) = (jnp.moveaxis((edge - corner) / side, -1, 0) for edge in (start, stop))
   return jnp.stack([y0, jnp.where(flip, 1 - x1, x0), y1, jnp.where(flip, 1 - x0, x1)], axis=-1)
 
 
 def unflip_cells(cells: jax.Array, flip: jax.Array) -> jax.Array:
-  """The cells in the order of the image: cell (i, j) of both views of a pair is then the same part of it.
+  """Reorders cells as in the image: cell (i, j) of both views of a pair is then the same part of it.
 
   Args:
-    cells: [B, rows, columns, C], of a box of `overlap_boxes`.
+    cells: [B, rows, columns, C], from a box of `overlap_boxes`.
     flip: which views are mirrored, bool [B].
   """
   return jnp.where(flip[:, None, None, None], cells[:, :, ::-1], cells)
@@ -97,9 +97,9 @@ def unflip_cells(cells: jax.Array, flip: jax.Array) -> jax.Array:
 def _weights(start: jax.Array, stop: jax.Array, cells: int, length: int, outside: str) -> jax.Array:
   """Weight of each feature of a row in the mean over each cell of the boxes, [B, cells, length].
 
-  A hat h(t − centre) is two slopes. What a slope adds is the share of the cell that it covers times its
-  mean height there, which is its height in the middle. All positions are relative to the cell's middle, so
-  that small cells lose nothing to rounding.
+  A hat h(t − centre) has two slopes. Each contributes the share of the cell that it covers times its mean
+  height there, which is its height at the midpoint. Positions are relative to the cell's centre, so that
+  small cells do not lose precision.
   """
   side = ((stop - start) / cells)[:, None, None]
   number = jnp.arange(cells, dtype=start.dtype)[None, :, None]
@@ -125,7 +125,7 @@ def _weights(start: jax.Array, stop: jax.Array, cells: int, length: int, outside
 
 
 def _bins(bins: int, length: int) -> np.ndarray:
-  """The weight of each feature of a row in each bin, float64 [bins, length]."""
+  """Weight of each feature of a row in each bin, float64 [bins, length]."""
   weights = np.zeros((bins, length))
   for i in range(bins):
     first, last = i * length // bins, -(-(i + 1) * length // bins)

@@ -1,6 +1,6 @@
-"""Settings for anybody's folder: what a config leaves open is read off the images and the machine.
+"""The recipe: settings that a config leaves open are chosen from the images and the machine.
 
-A field is open where its value is None, or 'auto' in a field of words. docs/recipe.md has the measurements.
+A field is open if its value is None, or 'auto' for a string field. docs/recipe.md has the measurements.
 """
 from conic_jax.recipe.facts import Facts, look, plain_facts
 from conic_jax.recipe.resolve import (

@@ -1,4 +1,4 @@
-"""What the recipe reads off a folder and a machine."""
+"""Facts about the images and the machine, from which the recipe chooses settings."""
 import dataclasses
 import io
 
@@ -13,7 +13,7 @@ from conic_jax.errors import UserError
 FEWEST_IMAGES = 64
 _LOOKED_AT = 512
 _THUMBNAIL = 8
-# In 8-bit grey values: two thumbnails that differ by less are of one image, saved again or scaled.
+# In 8-bit grey values: thumbnails that differ by less show the same image, re-encoded or resized.
 _SAME = 2.0
 _MANY_COPIES, _FEWEST_PAIRS = 0.5, 5
 _WIDE, _MANY_WIDE = 3.0, 0.1
@@ -21,18 +21,17 @@ _WIDE, _MANY_WIDE = 3.0, 0.1
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-  """What the rules may depend on.
+  """The facts that the rules may depend on.
 
   Attributes:
     num_images: N.
-    short_side: the median length of the images' shorter side, in pixels.
-    aspect: the median ratio of the longer to the shorter side.
-    labelled: whether there are labels and held-out images: accuracies can be measured.
+    short_side: median length of the images' shorter side, in pixels.
+    aspect: median ratio of the longer to the shorter side.
+    labelled: whether there are labels and held-out images, so that accuracies can be measured.
     accelerator: whether the devices are GPUs or TPUs.
-    devices: their number.
-    seconds_per_image: what an image costs in training, all its views, read and learned from; 0 where it was
-      not measured.
-    warnings: what the user should know of the images.
+    devices: number of devices.
+    seconds_per_image: training time per image, including reading and all its views; 0 if not measured.
+    warnings: warnings about the images for the user.
   """
   num_images: int
   short_side: int
@@ -45,15 +44,15 @@ class Facts:
 
 
 def plain_facts(num_images: int, accelerator: bool, devices: int) -> Facts:
-  """Facts of photographs that nobody has looked at, for a plan."""
+  """Facts assumed for typical photographs, for a plan without images."""
   return Facts(num_images, short_side=256, accelerator=accelerator, devices=devices)
 
 
 def look(source: Source, labelled: bool, seed: int) -> Facts:
-  """Looks at up to 512 images of a source, drawn by the seed, and at the machine.
+  """Inspects the machine and up to 512 images of a source, drawn with the seed.
 
   Raises:
-    UserError: where there are too few images to learn from, none of those looked at can be decoded, or all of
+    UserError: if there are too few images to learn from, none of the inspected ones can be decoded, or all of
       them are copies of one.
   """
   count = source.num_images
@@ -80,9 +79,9 @@ def look(source: Source, labelled: bool, seed: int) -> Facts:
 
 
 def copies_warning(thumbnails: np.ndarray, num_images: int) -> str:
-  """A sentence where images look like copies of each other; '' where they do not.
+  """A warning if images look like copies of each other, else ''.
 
-  Of n images drawn from N, a share p of the pairs is alike; an image then has about p (N − 1) copies.
+  If a share p of the pairs among n images drawn from N is alike, an image has about p (N − 1) copies.
 
   Args:
     thumbnails: float [n, pixels], in 8-bit grey values.
@@ -101,7 +100,7 @@ def copies_warning(thumbnails: np.ndarray, num_images: int) -> str:
 
 
 def _wide_warning(ratios: np.ndarray) -> str:
-  """A sentence where some images are long strips and others are not, as crops suit the median; else ''."""
+  """A warning if only some images are long strips, since crops are chosen for the median; else ''."""
   share = float((ratios > _WIDE).mean())
   if not _MANY_WIDE <= share <= 1 - _MANY_WIDE:
     return ''
@@ -113,7 +112,7 @@ def _wide_warning(ratios: np.ndarray) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Image:
-  """Height and width, and a grey thumbnail [64]."""
+  """An image's height and width, and a grey thumbnail [64]."""
   sides: tuple[int, int]
   thumbnail: np.ndarray
 
@@ -124,8 +123,8 @@ def _glance(data: bytes) -> _Image | None:
     return None
   try:
     with PIL.Image.open(io.BytesIO(prepared)) as image:
-      image.draft('L', (4 * _THUMBNAIL, 4 * _THUMBNAIL))  # A large JPEG is decoded at an eighth of its size.
+      image.draft('L', (4 * _THUMBNAIL, 4 * _THUMBNAIL))  # Decodes a large JPEG at an eighth of its size.
       small = image.convert('L').resize((_THUMBNAIL, _THUMBNAIL), PIL.Image.Resampling.BOX)
-  except Exception:  # What TensorFlow decodes, Pillow may refuse in ways of its own.
+  except Exception:  # Pillow may refuse images that TensorFlow decodes, with all kinds of exceptions.
     return None
   return _Image((height, width), np.asarray(small, float).ravel())

@@ -1,4 +1,4 @@
-"""From a config with open fields to one without, and the reason of every choice."""
+"""Fills the open fields of a config, with a reason for every choice."""
 import dataclasses
 import json
 import os
@@ -14,21 +14,21 @@ from conic_jax.recipe.facts import Facts
 from conic_jax.recipe.rules import RULES
 
 AUTO = 'auto'
-# Decided before there are facts, as they say which images there are.
+# Chosen before the facts are known, since they determine the images.
 SPLITS = ('data.train', 'data.test')
 _HELD_OUT = ('val', 'validation', 'test')
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-  """A field that was open, its value, and why it has it."""
+  """The value chosen for an open field, and the reason."""
   field: str
   value: Any
   reason: str
 
 
 def is_open(config: Any, field: str) -> bool:
-  """Whether the config has the field and leaves it open."""
+  """Whether the config has this field and leaves it open."""
   try:
     value = _get(config, field)
   except (KeyError, AttributeError):
@@ -42,17 +42,17 @@ def open_fields(config: Any) -> list[str]:
 
 
 def resolve(config: Any, facts: Facts) -> tuple[Any, list[Choice]]:
-  """Gives every open field a value, by its rule; a field that has one is never changed.
+  """Gives every open field a value by its rule; fields that are set never change.
 
   Args:
     config: the whole config.
-    facts: of the images and the machine.
+    facts: facts about the images and the machine.
 
   Returns:
-    The config without open fields, and the choices in the order in which they were made.
+    The config without open fields, and the choices in the order they were made.
 
   Raises:
-    UserError: where a field is open that has no rule, or a value that was given rules one out.
+    UserError: if an open field has no rule, or a given value makes one impossible.
   """
   check_open(config)
   resolved = config.copy_and_resolve_references()
@@ -66,7 +66,7 @@ def resolve(config: Any, facts: Facts) -> tuple[Any, list[Choice]]:
 
 
 def check_open(config: Any) -> None:
-  """Raises a `UserError` where a field is open that nothing can choose."""
+  """Raises a `UserError` if an open field has no rule."""
   for field in open_fields(config):
     if field not in RULES and field not in SPLITS:
       can = ', '.join(field for field in RULES if _has(config, field))
@@ -74,7 +74,7 @@ def check_open(config: Any) -> None:
 
 
 def apply(config: Any, choices: list[Choice]) -> Any:
-  """The config with these values."""
+  """The config with these choices applied."""
   resolved = config.copy_and_resolve_references()
   for choice in choices:
     _set(resolved, choice.field, choice.value)
@@ -82,7 +82,7 @@ def apply(config: Any, choices: list[Choice]) -> Any:
 
 
 def describe(choices: list[Choice], what: str = 'these images and this machine') -> str:
-  """The choices as lines to print: field, value, reason."""
+  """The choices as printable lines: field, value, reason."""
   width = max(len(choice.field) for choice in choices)
   shown = [(choice.field, str(choice.value) or '(empty)', choice.reason) for choice in choices]
   lines = [f'  {field:{width}}  {value:14}  {reason}' for field, value, reason in shown]
@@ -90,7 +90,7 @@ def describe(choices: list[Choice], what: str = 'these images and this machine')
 
 
 def split_folders(config: Any) -> list[Choice]:
-  """Chooses open `data.train` and `data.test`: a folder's train/ with its val/ or test/, or all of it."""
+  """Chooses open `data.train` and `data.test`: a folder's train/ with val/ or test/, or the whole folder."""
   data, asked = config.data, [field for field in SPLITS if is_open(config, field)]
   if not asked:
     return []
@@ -109,14 +109,14 @@ def split_folders(config: Any) -> list[Choice]:
 
 
 def stored(run: Path, config: Any) -> list[Choice]:
-  """The values of open fields that a run was begun with, which it keeps; none where it has not begun.
+  """The stored values of open fields with which a run began; they are kept. Empty if it has not begun.
 
-  A run has begun where it has a checkpoint. Before that its choices are kept as long as all that was given is
-  the same, but for fields that there were not yet.
+  A run has begun if it has a checkpoint. Before that, its choices are kept as long as all given settings are
+  the same, apart from fields that did not exist yet.
 
   Args:
-    run: its folder.
-    config: with open fields.
+    run: folder of the run.
+    config: config with open fields.
   """
   try:
     written = json.loads((run / 'config.json').read_text())

@@ -1,7 +1,7 @@
 """The rules: a function (config, facts) -> (value, reason) for each field that may be open, in order.
 
-A rule may read the fields above its own. The measurement behind each number is in docs/recipe.md; what could
-not be measured, the settings for accelerators, is what published runs have, named there.
+A rule may read fields earlier in the order. docs/recipe.md has the measurement behind each number; settings
+for accelerators, which could not be measured, follow published runs, named there.
 """
 import math
 from collections.abc import Callable
@@ -13,24 +13,24 @@ from conic_jax.recipe.facts import Facts
 Rule = Callable[[Any, Facts], tuple[Any, str]]
 
 # ---- Length -------------------------------------------------------------------------------------
-MINUTES_ON_A_CPU = 40.0     # of training; start, evaluation and pictures come on top
-MOST_OF_THE_IMAGES = 8      # a batch is an eighth of them at most
+MINUTES_ON_A_CPU = 40.0     # of training; start-up, evaluation and pictures are extra
+MOST_OF_THE_IMAGES = 8      # a batch is at most an eighth of them
 SMALLEST_BATCH = 8
-MOSAIC = 4                  # images of one of InsCon’s mosaics, which a batch divides into
+MOSAIC = 4                  # images of one of InsCon’s mosaics; the batch must be a multiple
 PAPER_EPOCHS, PAPER_IMAGES = 200, 1_281_167
 FEWEST_EPOCHS, MOST_EPOCHS = 100, 1000
-ENOUGH_EPOCHS = 8           # fewer were not measured
+ENOUGH_EPOCHS = 8           # fewer have not been measured
 ENOUGH_VISITS = 25          # of a row; experiments/recipe has shorter runs, experiments/recipe_default longer
 # ---- Views and network of a CPU -----------------------------------------------------------------
 SIZE_ON_A_CPU, BLOCKS_ON_A_CPU, WIDTH_ON_A_CPU = 48, (1, 1, 1), 0.5
 SMALL_HIDDEN = 512
 SMALLEST_CROP = 0.15
-BLURRED_FROM = 96           # pixels of a view
+BLURRED_FROM = 96           # view size in pixels
 MILD_COLOURS, FULL_COLOURS = 0.5, 1.0
 # ---- Learning -----------------------------------------------------------------------------------
-TRAVEL = 0.5                # radians that a row turns at a visit, at the peak of the rate
+TRAVEL = 0.5                # radians that a row turns per visit, at the peak learning rate
 PACE = 4.0
-FEW_IMAGES = 100_000        # below: what is for small data sets
+FEW_IMAGES = 100_000        # below this, settings for small data sets
 TEMPERATURES = {'conic': 0.1, 'conic_s': 0.1, 'exemplar': 0.1, 'one_million': 0.15, 'data_parallel': 0.15,
                 'pic': 0.2, 'moco': 0.2, 'co2': 0.2, 'inscon': 0.2, 'simclr': 0.2, 'instdisc': 0.3}
 
@@ -46,7 +46,7 @@ def view_size(config: Any, facts: Facts) -> tuple[int, str]:
 
 
 def crop(config: Any, facts: Facts) -> tuple[tuple[float, float], str]:
-  """Crops are nearly square: of a strip they are a smaller part."""
+  """Crops are nearly square, so they cover a smaller part of a strip."""
   if facts.aspect <= 2:
     return (SMALLEST_CROP, 1.0), 'ConIC’s'
   whole = 1 / facts.aspect
@@ -121,7 +121,7 @@ def minutes(config: Any, facts: Facts) -> tuple[float, str]:
 
 
 def batch_size(config: Any, facts: Facts) -> tuple[int, str]:
-  """A power of two, or the multiple of the devices next to it."""
+  """A power of two, rounded to a multiple of the device count."""
   usual = 256 if facts.accelerator else 128
   if facts.accelerator and facts.num_images >= FEW_IMAGES:
     usual = 512
@@ -135,7 +135,7 @@ def batch_size(config: Any, facts: Facts) -> tuple[int, str]:
 
 
 def epochs(config: Any, facts: Facts) -> tuple[int, str]:
-  """The papers' for as many images, cut to the minutes."""
+  """As in the papers for this number of images, limited by the minutes."""
   grown = PAPER_EPOCHS * (PAPER_IMAGES / facts.num_images) ** 0.25
   wanted = round(min(max(grown, FEWEST_EPOCHS), MOST_EPOCHS))
   reason = f'{PAPER_EPOCHS} at {PAPER_IMAGES:,} images, more for fewer'
@@ -156,7 +156,7 @@ def epochs(config: Any, facts: Facts) -> tuple[int, str]:
 
 
 def too_few(config: Any, epochs: int) -> str:
-  """What to say of a short run; a row of a classifier is seen once an epoch."""
+  """Note about a short run; a classifier row is visited once per epoch."""
   if epochs < ENOUGH_EPOCHS:
     return f'; FEW: below {ENOUGH_EPOCHS} expect little, give more minutes'
   if 'classifier' in config and epochs < ENOUGH_VISITS:
@@ -165,13 +165,13 @@ def too_few(config: Any, epochs: int) -> str:
 
 
 def rounded(number: int) -> int:
-  """Down to two digits, so that a machine's whims do not change what is trained."""
+  """Rounds down to two digits, so that timing noise does not change the training."""
   unit = 10 ** max(0, len(str(number)) - 2)
   return number // unit * unit
 
 
 def steps(config: Any, facts: Facts) -> int:
-  """Of the whole run."""
+  """Number of steps of the whole run."""
   return config.epochs * max(1, facts.num_images // config.batch_size)
 
 
@@ -183,7 +183,7 @@ def optimizer(config: Any, facts: Facts) -> tuple[str, str]:
 
 
 def learning_rate(config: Any, facts: Facts) -> tuple[float, str]:
-  """By the square root of the batch: 0.06 at 128, and the paper's 0.12 where it is 512."""
+  """Scales with the square root of the batch size: 0.06 at 128, the paper's 0.12 at 512."""
   rate = 0.06 * (config.batch_size / 128) ** 0.5
   return round(rate, 4), '0.06·√(batch/128)'
 
@@ -247,7 +247,7 @@ def classifier_window(config: Any, facts: Facts) -> tuple[int, str]:
 
 
 def lr_scale(config: Any, facts: Facts) -> tuple[float, str]:
-  """A row turns by η s / ((1 − m) B τ r²) radians at a visit, once an epoch."""
+  """A row turns by η s / ((1 − m) B τ r²) radians per visit, once per epoch."""
   if config.method == 'data_parallel':
     return 1.0, 'rows are the encoder’s parameters'
   rows = config.classifier
@@ -260,7 +260,7 @@ def lr_scale(config: Any, facts: Facts) -> tuple[float, str]:
 
 
 def row_norm(config: Any) -> float:
-  """Of the rows at the start."""
+  """Initial norm of the rows."""
   if 'prior' in config and config.prior.batch_norm != 'none':
     return 1.0 if config.prior.normalise else config.head.features ** 0.5
   return config.classifier.norm
@@ -282,7 +282,7 @@ def cell_queue(config: Any, facts: Facts) -> tuple[int, str]:
 
 
 def momentum(config: Any, facts: Facts) -> tuple[float, str]:
-  """The key encoder looks back over a fifteenth of the run; BYOL's further than that hinders it."""
+  """The key encoder averages over a fifteenth of the run; looking back further hurts BYOL."""
   lowest, highest = (0.95, 0.996) if config.method == 'byol' else (0.99, 0.999)
   value = min(max(1 - 15 / max(1, steps(config, facts)), lowest), highest)
   return round(value, 4), f'it looks back over a fifteenth of the steps, from {lowest} to {highest}'

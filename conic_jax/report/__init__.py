@@ -1,1 +1,1 @@
-"""The page of a run: one HTML file with its figures, curves, pictures, settings and commands."""
+"""A run's report page: one HTML file with its figures, curves, pictures, settings and commands."""

@@ -17,10 +17,10 @@ _USAGE = 'python -m conic_jax.report RUN [--out=RUN/report.html]'
 
 
 def report(folder: Path, out: Path) -> None:
-  """Writes the page of a run, over an older one.
+  """Writes the page of a run, replacing an older one.
 
   Raises:
-    UserError: where the folder is no run, a file of it cannot be read, or the page cannot be written.
+    UserError: if the folder is not a run, one of its files cannot be read, or the page cannot be written.
   """
   text = page(read_run(folder))
   try:
@@ -31,13 +31,13 @@ def report(folder: Path, out: Path) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-  """Writes the page that the command is asked for.
+  """Writes the page that the arguments ask for.
 
   Args:
-    arguments: those of `_arguments`.
+    arguments: from `_arguments`.
 
   Raises:
-    UserError: as `report` does.
+    UserError: as in `report`.
   """
   out = arguments.out or arguments.run / 'report.html'
   report(arguments.run, out)
@@ -52,7 +52,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def command() -> None:
-  """The whole command, with its exit code."""
+  """Runs the command and sets its exit code."""
   command_line.guarded(lambda: run(_arguments()))
 
 

@@ -1,4 +1,4 @@
-"""Curves as SVG, readable without scripts; page.js reads the values under the pointer from data-points."""
+"""Curves as SVG that work without scripts; page.js reads the values under the pointer from data-points."""
 import dataclasses
 import json
 import math
@@ -25,9 +25,9 @@ _DASHES = ('', '6 2', '2 2', '8 2 2 2')
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-  """One line of a panel: its name in the legend, its colour, and its points [n, 2], epoch and value.
+  """One line of a panel: legend, colour, and points [n, 2], epoch and value.
 
-  A baseline's points are all of one value and are not marked.
+  The points of a baseline all have the same value and no markers.
   """
   legend: str
   colour: str
@@ -36,9 +36,9 @@ class Series:
 
 
 def panels(reports: Sequence[dict[str, Any]]) -> list[tuple[str, list[Series]]]:
-  """The panels that the reports have values for: those of the picture of curves, then all others by name."""
+  """The panels for which the reports have values: those of the curves picture, then all others by name."""
   layout = list(PANELS + _MORE_PANELS)
-  # Of kNN's accuracies the one with the first k is drawn, as 'knn_top1'.
+  # Only the kNN accuracy with the first k, 'knn_top1', is drawn.
   known = {'step', 'epoch'} | {name for _, _, series in layout for name, _, _ in series}
   names = {name for report in reports for name in report}
   beside = {f'{name}_{suffix}' for name in names | known for suffix, _, _ in BASELINES}
@@ -54,7 +54,7 @@ def panels(reports: Sequence[dict[str, Any]]) -> list[tuple[str, list[Series]]]:
 
 
 def _with_baselines(reports, factor, names, lines):
-  """The lines of a panel and, from end to end, what its figures are to be better than."""
+  """The lines of a panel and, across its full width, the baselines of its figures."""
   epochs = np.unique(np.concatenate([line.points[:, 0] for line in lines]))
   level = lambda value: np.stack([epochs, np.full(len(epochs), factor * value)], axis=1)
   beside = [Series(legend, colour, level(value), marked=False) for name in names
@@ -66,7 +66,7 @@ def _with_baselines(reports, factor, names, lines):
 
 
 def figure(title: str, series: Sequence[Series]) -> str:
-  """A panel as HTML: title, legend, the place for values under the pointer, and the drawing."""
+  """A panel as HTML: title, legend, a field for the values under the pointer, and the drawing."""
   points = np.concatenate([line.points for line in series])
   ticks = {'x': nice_ticks(0, max(points[:, 0].max(), 1e-9), 5),
            'y': nice_ticks(points[:, 1].min(), points[:, 1].max(), 4)}
@@ -88,7 +88,7 @@ def figure(title: str, series: Sequence[Series]) -> str:
 
 
 def nice_ticks(low: float, high: float, most: int) -> np.ndarray:
-  """Multiples of 1, 2 or 5 · 10ᵏ, the finest that have at most `most` steps from below low to above high."""
+  """Multiples of 1, 2 or 5 · 10ᵏ that span low to high: the finest with at most `most` intervals."""
   if high - low < 1e-9 * max(abs(high), abs(low), 1e-12):
     margin = abs(high) / 10 or 1
     low, high = low - margin, high + margin
@@ -101,7 +101,7 @@ def nice_ticks(low: float, high: float, most: int) -> np.ndarray:
 
 
 def _points(reports, name, factor):
-  """Epochs and values [n, 2] of a figure, those that are finite; means of blocks where there are many."""
+  """Epochs and finite values of a figure, [n, 2]; block means if there are many."""
   rows = [(report['epoch'], factor * report[name]) for report in reports
           if math.isfinite(report.get(name, math.nan))]
   points = np.array(rows, np.float64).reshape(-1, 2)
@@ -114,7 +114,7 @@ def _points(reports, name, factor):
 
 
 def _place(points, ticks):
-  """Where points lie in the drawing, [n, 2]."""
+  """Positions of points in the drawing, [n, 2]."""
   x, y = ((points[:, i] - ticks[axis][0]) / (ticks[axis][-1] - ticks[axis][0]) for i, axis in enumerate('xy'))
   return np.stack([_LEFT + x * (_RIGHT - _LEFT), _BOTTOM - y * (_BOTTOM - _TOP)], axis=1)
 

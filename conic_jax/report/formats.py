@@ -1,28 +1,28 @@
-"""How figures are written for people."""
+"""Human-readable formatting of figures."""
 import math
 import re
 from typing import Any
 
-# The names, or parts of names, of shares of 1; what is nested below them (classes, rates) is a share too.
+# Names, or parts of names, of shares of 1; values nested below them (by class, by rate) are shares too.
 _SHARE = re.compile(r'(^|_)(knn|top\d+|accuracy|precision|ap|map|iou|miou|held_out|by_learning_rate)(_|$)')
 _WORDS = {'knn': 'kNN', 'top1': 'top-1', 'top5': 'top-5', 'ap': 'AP', 'map': 'mAP', 'iou': 'IoU',
           'miou': 'mIoU', 'rankme': 'RankMe', 'lidar': 'LiDAR'}
 
 
 def words(name: str) -> str:
-  """A name of a figure as words: 'linear_top1' is 'Linear top-1', 'knn_top1_k20' 'kNN top-1, k = 20'."""
+  """A figure's name in words: 'linear_top1' is 'Linear top-1', 'knn_top1_k20' is 'kNN top-1, k = 20'."""
   first, *rest = name.split('_')
   text = ' '.join(_WORDS.get(word, word) for word in ('', *rest))
   return _WORDS.get(first, first[:1].upper() + first[1:]) + re.sub(r' k(\d+)$', r', k = \1', text)
 
 
 def is_share(path: tuple[str, ...], value: Any) -> bool:
-  """Whether a figure is a share of 1, by the names on the way to it: ('iou', 'road') is one."""
+  """Whether a figure is a share of 1, judging by the names in its path: ('iou', 'road') is one."""
   return isinstance(value, float) and 0 <= value <= 1 and any(_SHARE.search(name) for name in path)
 
 
 def written(path: tuple[str, ...], value: Any) -> str:
-  """A figure as text: shares in percent, numbers with four digits, lists by comma."""
+  """A figure as text: shares in percent, numbers with four digits, lists separated by commas."""
   if is_share(path, value):
     return f'{100 * value:.1f} %'
   if isinstance(value, bool) or value is None:
@@ -37,7 +37,7 @@ def written(path: tuple[str, ...], value: Any) -> str:
 
 
 def number(value: float) -> str:
-  """Four significant digits, by thousands; with an exponent below 10⁻⁴ and from 10⁷ on."""
+  """Four significant digits with thousands separators; scientific notation below 10⁻⁴ and from 10⁷."""
   if not math.isfinite(value):
     return minus(str(value))
   if value and not 1e-4 <= abs(value) < 1e7:
@@ -48,5 +48,5 @@ def number(value: float) -> str:
 
 
 def minus(text: str) -> str:
-  """A number with the sign that print has for it."""
+  """A number with a typographic minus sign."""
   return text.replace('-', '−')

@@ -1,4 +1,4 @@
-"""The page: HTML with all that it shows inside, so that it opens offline and can be sent as one file."""
+"""The page: self-contained HTML that opens offline and can be sent as one file."""
 import base64
 import re
 from collections.abc import Iterable, Mapping
@@ -13,7 +13,7 @@ from conic_jax.report.formats import is_share, words, written
 from conic_jax.report.read_run import Run
 from conic_jax.run.verdict import judge
 
-# Nothing is loaded and nothing is sent; style and script are those in the page.
+# Nothing is loaded or sent; style and script are inline.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 _PAGE = '''\
 <!doctype html>
@@ -41,7 +41,7 @@ _PAGE = '''\
 </body>
 </html>
 '''
-# The figure that stands for an evaluation, by the end of its name.
+# Main figure of an evaluation, by the end of its name.
 _MAIN_FIGURE = re.compile(r'(^|_)(top1|top5|map|miou)$')
 _BASELINES = {'random_init': 'Random network', 'pixels': 'Raw pixels'}
 _WEIGHTS = {'baseline_weights': 'Published weights'}
@@ -55,7 +55,7 @@ _CAPTIONS = {
   'predictions': 'Images, their masks, and the predicted masks.',
   'activations': 'Mean activation of the last stage.',
   'curves': 'Curves of the pretraining.'}
-# What evaluates the encoder: config and the flags beside it, with what it measures.
+# Evaluations of the encoder: config, extra flags, and what it measures.
 _PROTOCOLS = (
   ('knn.py', '', 'nearest neighbours'), ('linear.py', '', 'a linear classifier'),
   ('semi.py:folder_1pct', ' --config.data.dir=IMAGES', 'fine-tuning with few labels'),
@@ -81,7 +81,7 @@ def page(run: Run) -> str:
 
 
 def _verdict(run: Run) -> str:
-  """The word on the run, with what was seen; nothing where it was not probed."""
+  """The verdict on the run, with its evidence; '' if the run was not probed."""
   verdict = judge(run.reports, run.settings)
   if verdict is None:
     return ''
@@ -96,10 +96,10 @@ def _file(name: str) -> str:
 
 
 def _headline(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
-  """The main figure of every evaluation, beside the same of the baselines.
+  """The main figure of every evaluation, next to the baselines.
 
-  What the summary repeats of 'knn' or 'linear', which are on the run's own data, is left out there, and its
-  baselines stand beside those; a preset's, such as 'knn_cifar10', may be on other data.
+  Figures of the summary that repeat 'knn' or 'linear', which use the run's own data, are left out there, and
+  its baselines are shown next to those; presets, such as 'knn_cifar10', may use other data.
   """
   rows, summary = [], evaluations.get('summary', {})
   repeated = {(file, name) for file in ('knn', 'linear') for name, value in evaluations.get(file, {}).items()
@@ -133,7 +133,7 @@ def _evaluations(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _figures(caption: str, figures: Mapping[str, Any], above: tuple[str, ...] = ()) -> str:
-  """A table of figures; groups of them fold. Inside, names stay as they are: many are of classes or rates."""
+  """A table of figures with foldable groups; names inside are unchanged, as many are classes or rates."""
   rows = []
   for name, value in figures.items():
     shown = escape(name if above else words(name))
@@ -146,7 +146,7 @@ def _figures(caption: str, figures: Mapping[str, Any], above: tuple[str, ...] = 
 
 
 def _data(path: tuple[str, ...], value: Any) -> str:
-  """A figure, with all its digits for machines and under the pointer."""
+  """A figure, with all its digits for machines and in the tooltip."""
   text = escape(written(path, value))
   if type(value) in (int, float):
     return f'<data value="{value!r}" title="{value!r}">{text}</data>'
@@ -158,7 +158,7 @@ def _folded(title: str, count: int, content: str) -> str:
 
 
 def _title(file: str) -> str:
-  """What an evaluation is called, by its file: 'finetune_cifar10' is 'Fine-tuning: cifar10'."""
+  """Title of an evaluation, from its file name: 'finetune_cifar10' is 'Fine-tuning: cifar10'."""
   kind, _, rest = file.partition('_')
   if kind not in _EVALUATIONS:
     return file
@@ -183,7 +183,7 @@ def _curves(run: Run) -> str:
 
 
 def _pictures(run: Run) -> str:
-  """The pictures of the run; that of its curves only where they are not drawn above."""
+  """The pictures of the run; the curves picture only if no curves are drawn above."""
   shown = [path for path in run.pictures if path.stem != 'curves' or not run.reports]
   drawn = ''.join(_picture(path) for path in shown)
   return f'<div class="pictures">{drawn}</div>' if drawn else ''
@@ -204,7 +204,7 @@ def _picture(path: Path) -> str:
 
 
 def _settings(settings: Mapping[str, Any]) -> str:
-  """The settings, a folded table a group; those of no group come first, the recipe's reasons last."""
+  """The settings, one folded table per group; those without a group come first, the recipe's reasons last."""
   if 'recipe' in settings:
     settings = {**settings, 'recipe': dict(settings['recipe']['reasons'])}
   groups = {'general': {name: value for name, value in settings.items() if not isinstance(value, Mapping)},
@@ -227,7 +227,7 @@ def _setting_rows(values: Mapping[str, Any], above: str = '') -> list[str]:
 
 
 def _setting(value: Any) -> str:
-  """A setting as it is given on the command line, no digit left out."""
+  """A setting as given on the command line, with all digits."""
   if isinstance(value, list):
     return f'({", ".join(map(str, value))})'
   return repr(value) if value == '' else str(value)

@@ -1,4 +1,4 @@
-"""What a run folder holds, for its page."""
+"""Reads a run folder for its page."""
 import dataclasses
 import json
 import math
@@ -17,16 +17,16 @@ from conic_jax.run.checkpoints import read_config
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """A run as its page shows it, without the folders of the machine.
+  """A run as shown on its page, without paths of the machine.
 
   Attributes:
     title: method, data and encoder.
-    facts: what there is to know in a line each, by name.
-    evaluations: the figures of every evaluation, nested, by the name of its file; 'summary' first.
-    reports: the numbers of each line of metrics.jsonl, 'step' and 'epoch' among them.
+    facts: one-line facts by name.
+    evaluations: the figures of every evaluation, nested, by file name; 'summary' first.
+    reports: the numbers in each line of metrics.jsonl, including 'step' and 'epoch'.
     pictures: the PNG files.
     settings: the resolved config.
-    targets: what the encoder can be exported to.
+    targets: the formats that the encoder can be exported to.
   """
   title: str
   facts: Mapping[str, str]
@@ -38,10 +38,10 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-  """Reads a run folder, be the run finished or under way.
+  """Reads the folder of a finished or ongoing run.
 
   Raises:
-    UserError: where the folder is no run, or a file of it cannot be read.
+    UserError: if the folder is not a run, or one of its files cannot be read.
   """
   config = read_config(folder)
   origin = card.of_run(folder, config)
@@ -63,7 +63,7 @@ def read_run(folder: Path) -> Run:
 
 
 def _read_reports(path: Path) -> list[dict[str, Any]]:
-  """The reports so far; the last line may be half written, while the run goes on or after a crash."""
+  """The reports so far; the last line may be incomplete during a run or after a crash."""
   lines = path.read_text().splitlines() if path.is_file() else []
   reports = []
   for number, line in enumerate(lines, 1):

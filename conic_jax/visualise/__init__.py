@@ -1,4 +1,4 @@
-"""Pictures: of a run, of its features, of what a method sees; one file a kind."""
+"""Pictures of a run, its features and its views; one module per kind."""
 from conic_jax.visualise.activation_maps import activations_picture
 from conic_jax.visualise.confusion import confusion_picture
 from conic_jax.visualise.feature_map import feature_map

@@ -1,4 +1,4 @@
-"""Where the activation of encoders lies, over the images."""
+"""Activation maps of encoders, drawn over the images."""
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,12 +15,12 @@ _LUMINANCE = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601.
 
 
 def activations_picture(images: np.ndarray, maps: Sequence[tuple[str, np.ndarray]], out: Path) -> None:
-  """Draws images beside the maps of each encoder, which lie over the grey image.
+  """Draws images next to each encoder's activation maps, which overlay the grey image.
 
   Args:
     images: uint8 [n, S, S, 3].
-    maps: of each encoder its title and its maps, float [n, S, S] from 0 to 1.
-    out: picture to write.
+    maps: title and maps of each encoder, float [n, S, S] from 0 to 1.
+    out: file to write.
 
   Source: Consistent Instance Classification for Unsupervised Representation Learning, Figure 1.
   """
@@ -42,7 +42,7 @@ def activations_picture(images: np.ndarray, maps: Sequence[tuple[str, np.ndarray
 
 
 def _over(images, maps):
-  """The maps in colour over the grey images, uint8 [n, S, S, 3]."""
+  """The coloured maps over the grey images, uint8 [n, S, S, 3]."""
   grey = (images @ _LUMINANCE)[..., None]
   heat = 255 * matplotlib.colormaps[_HEAT](maps)[..., :3]
   return (_OPACITY * heat + (1 - _OPACITY) * grey).round().astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Which classes a classifier takes for which."""
+"""Picture of a confusion matrix."""
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,13 +16,13 @@ _LONGEST_NAME = 24
 def confusion_picture(confusion: np.ndarray, class_names: Sequence[str], out: Path) -> None:
   """Draws a confusion matrix as shares of each true class.
 
-  Up to 20 classes are named, with the counts in the cells; of more, the 15 most frequent confusions are
-  listed. Beyond 250 classes a cell stands for several and shows the largest share among them.
+  Up to 20 classes are named, with counts in the cells; for more, the 15 most frequent confusions are listed.
+  Beyond 250 classes a cell covers several classes and shows their largest share.
 
   Args:
-    confusion: numbers of images by true and by predicted class, integers [C, C].
+    confusion: number of images by true and predicted class, integers [C, C].
     class_names: names of the classes.
-    out: picture to write.
+    out: file to write.
   """
   names = [name if len(name) <= _LONGEST_NAME else f'{name[:_LONGEST_NAME - 1]}…' for name in class_names]
   listed = len(names) <= _LISTED_CLASSES
@@ -32,7 +32,7 @@ def confusion_picture(confusion: np.ndarray, class_names: Sequence[str], out: Pa
     side = float(np.clip(1.5 + 0.42 * len(names), 3, 7.5)) if listed else 5.5
     figure = Figure(figsize=(side + (0.9 if listed else 4.2), side), layout='constrained')
     axes = figure.subplots(1, 1 if listed else 2, squeeze=False, width_ratios=[1] if listed else [1.5, 1])[0]
-    # The root shows that there are confusions of a few percent.
+    # A square-root scale makes confusions of a few percent visible.
     drawn = axes[0].imshow(_largest(shares), cmap='Blues', norm=PowerNorm(0.5, 0, 1))
     axes[0].grid(False)
     axes[0].set(xlabel='predicted class', ylabel='true class', anchor='N',
@@ -48,7 +48,7 @@ def confusion_picture(confusion: np.ndarray, class_names: Sequence[str], out: Pa
 
 
 def most_confused(confusion: np.ndarray, count: int) -> list[tuple[int, int]]:
-  """The pairs (true, predicted) of different classes with the most images, of equals the first."""
+  """The pairs (true, predicted) of different classes with the most images; ties go to the first."""
   wrong = np.where(np.eye(len(confusion), dtype=bool), 0, confusion)
   order = np.argsort(-wrong, axis=None, kind='stable')[:count]
   pairs = zip(*np.unravel_index(order, wrong.shape), strict=True)
@@ -56,7 +56,7 @@ def most_confused(confusion: np.ndarray, count: int) -> list[tuple[int, int]]:
 
 
 def _largest(shares):
-  """The largest share in each block of classes, so that at most 250 blocks are left."""
+  """The largest share in each block of classes, with at most 250 blocks per side."""
   starts = np.arange(0, len(shares), -(-len(shares) // _MOST_CELLS))
   return np.maximum.reduceat(np.maximum.reduceat(shares, starts, axis=0), starts, axis=1)
 

@@ -1,4 +1,4 @@
-"""The map of a run's features."""
+"""Two-dimensional map of a run's features."""
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,14 +14,14 @@ _LISTED_CLASSES = 20
 
 def feature_map(features: np.ndarray, labels: np.ndarray | None, class_names: Sequence[str],
                 out: Path, seed: int) -> None:
-  """Draws the features in two dimensions: PCA to at most 50, then t-SNE on unit features.
+  """Draws unit features in two dimensions: PCA to at most 50 dimensions, then t-SNE.
 
   Args:
     features: [n, F].
-    labels: integers [n], or None: all points in one colour.
-    class_names: names of the classes, listed beside the map where there are at most 20.
-    out: picture to write.
-    seed: of t-SNE.
+    labels: integers [n]; None draws all points in one colour.
+    class_names: names of the classes, listed next to the map if there are at most 20.
+    out: file to write.
+    seed: seed of PCA and t-SNE.
   """
   points = _embed(features, seed)
   with matplotlib.rc_context(STYLE):
@@ -43,14 +43,14 @@ def feature_map(features: np.ndarray, labels: np.ndarray | None, class_names: Se
 
 
 def _embed(features, seed):
-  # Take seconds to import, which every other command would pay.
+  # Imported here because they take seconds, which other commands should not pay for.
   from sklearn.decomposition import PCA
   from sklearn.manifold import TSNE
   from threadpoolctl import threadpool_limits
   norms = np.linalg.norm(features, axis=1, keepdims=True)
   features = features / np.maximum(norms, np.finfo(np.float32).tiny)
   perplexity = min(30, (len(features) - 1) / 3)
-  # On cores that others use too, OpenMP's threads wait for each other: five times as long with two.
+  # On shared cores OpenMP's threads wait for each other: two threads take five times as long.
   with threadpool_limits(1):
     reduced = PCA(min(50, *features.shape), random_state=seed).fit_transform(features)
     return TSNE(perplexity=perplexity, init='pca', random_state=seed).fit_transform(reduced)

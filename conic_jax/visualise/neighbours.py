@@ -1,4 +1,4 @@
-"""A sheet of images beside their nearest neighbours."""
+"""Grid of images and their nearest neighbours."""
 from pathlib import Path
 
 import matplotlib
@@ -9,19 +9,19 @@ from matplotlib.patches import Patch
 
 from conic_jax.visualise.style import BLUE, ORANGE, STYLE, draw_image, save
 
-_WIDE = 10  # Neighbours in a row of pictures; more go on below.
+_WIDE = 10  # Neighbours per row; more wrap to the next row.
 
 
 def neighbours_grid(query_images: np.ndarray, neighbour_images: np.ndarray,
                     similarities: np.ndarray, same_label: np.ndarray | None, out: Path) -> None:
-  """Draws each query beside its nearest neighbours, framed by whether they are of its class.
+  """Draws each query next to its nearest neighbours; the frame's colour shows whether the class matches.
 
   Args:
     query_images: uint8 [Q, S, S, 3].
-    neighbour_images: uint8 [Q, k, S, S, 3], the nearest first.
+    neighbour_images: uint8 [Q, k, S, S, 3], nearest first.
     similarities: cosine similarities [Q, k].
-    same_label: bool [Q, k], or None where classes are not known.
-    out: picture to write.
+    same_label: bool [Q, k], or None if classes are unknown.
+    out: file to write.
   """
   num_queries, k = similarities.shape
   wide, lines = min(k, _WIDE), -(-k // _WIDE)
@@ -44,7 +44,7 @@ def neighbours_grid(query_images: np.ndarray, neighbour_images: np.ndarray,
       if not axis.images:
         axis.set_axis_off()
     axes[0, 0, 0].set_title('query', fontsize=8, loc='center')
-    # A text, not a title, whose width would push the columns apart.
+    # A text because the width of a title would push the columns apart.
     axes[0, 0, 2].text(0, 1.07, 'nearest neighbours, with cosine similarity', fontsize=8,
                        transform=axes[0, 0, 2].transAxes, in_layout=False)
     if same_label is not None:

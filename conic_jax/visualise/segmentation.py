@@ -1,4 +1,4 @@
-"""Masks drawn over their images, the truth beside the prediction."""
+"""Masks drawn over their images: truth next to prediction."""
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,15 +17,15 @@ _TITLES = 'image', 'truth', 'prediction'
 
 def segmentation_picture(images: Sequence[np.ndarray], truths: Sequence[np.ndarray],
                          predictions: Sequence[np.ndarray], class_names: Sequence[str], out: Path) -> None:
-  """Draws images, their true and their predicted classes over them, and a legend.
+  """Draws images, overlays of their true and predicted classes, and a legend.
 
-  Pixels that are of no class stay as they are. The legend names the 24 classes that have the most pixels.
+  Pixels without a class are left unchanged. The legend lists the 24 classes with the most pixels.
 
   Args:
-    images: n of uint8 [h, w, 3].
-    truths, predictions: n of uint8 [h, w], 255 for no class.
+    images: n arrays uint8 [h, w, 3].
+    truths, predictions: n arrays uint8 [h, w], 255 for no class.
     class_names: names of the classes.
-    out: picture to write.
+    out: file to write.
   """
   colours = _colours(len(class_names))
   heights = [len(image) / image.shape[1] for image in images]
@@ -47,7 +47,7 @@ def segmentation_picture(images: Sequence[np.ndarray], truths: Sequence[np.ndarr
 
 
 def _colours(count):
-  """Colours of the classes, float [count, 3]: the 20 of tab20, then hues a golden ratio apart."""
+  """Class colours, float [count, 3]: the 20 of tab20, then hues spaced by the golden ratio."""
   listed = np.array(matplotlib.colormaps['tab20'].colors)  # pyright: ignore[reportAttributeAccessIssue]
   order = np.concatenate([np.arange(0, 20, 2), np.arange(1, 20, 2)])
   hues = np.arange(max(count - len(listed), 0)) * (5 ** 0.5 - 1) / 2 % 1
@@ -55,7 +55,7 @@ def _colours(count):
 
 
 def _over(image, classes, colours):
-  """The image, uint8 [h, w, 3], with the colours of its pixels' classes over it."""
+  """The image, uint8 [h, w, 3], overlaid with the colours of its pixels' classes."""
   drawn = image.copy()
   known = classes != _VOID
   mixed = (1 - _OPACITY) * image[known] + _OPACITY * 255 * colours[classes[known]]
@@ -64,7 +64,7 @@ def _over(image, classes, colours):
 
 
 def _commonest(truths, predictions):
-  """Labels of the classes that have the most pixels, ascending."""
+  """Labels of the classes with the most pixels, ascending."""
   pixels = np.concatenate([np.ravel(part) for part in (*truths, *predictions)])
   labels, counts = np.unique(pixels[pixels != _VOID], return_counts=True)
   return np.sort(labels[np.argsort(-counts, kind='stable')[:_LISTED_CLASSES]])

@@ -1,4 +1,4 @@
-"""What all pictures share: colours, the style of their axes, and how they are written."""
+"""Shared by all pictures: colours, axis style, and saving."""
 import io
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from PIL import Image
 
-# Okabe and Ito's blue, vermilion and green, apart in every common kind of colour blindness.
+# Okabe and Ito's blue, vermilion and green, distinguishable with every common kind of colour blindness.
 BLUE, ORANGE, GREEN = '#0072B2', '#D55E00', '#009E73'
-# Tol's muted scheme and a grey; beyond ten classes the marker changes too.
+# Tol's muted scheme and a grey; after ten classes the marker changes.
 CLASS_COLOURS = ('#332288', '#CC6677', '#117733', '#88CCEE', '#882255', '#DDCC77', '#44AA99',
                  '#AA4499', '#999933', '#777777')
 LETTERED: dict[str, Any] = {'color': 'white', 'ha': 'center', 'va': 'center', 'clip_on': True,
@@ -21,11 +21,11 @@ STYLE: dict[Any, Any] = {'font.size': 9, 'axes.titlesize': 10, 'axes.titlelocati
                          'axes.axisbelow': True, 'grid.color': '#E6E6E6', 'grid.linewidth': 0.6,
                          'axes.edgecolor': '#666666', 'xtick.color': '#444444', 'ytick.color': '#444444',
                          'legend.frameon': False,
-                         'text.parse_math': False}  # Names of classes may hold a $.
+                         'text.parse_math': False}  # Class names may contain a $.
 
 
 def draw_image(axis: Axes, image: np.ndarray, colour: str) -> None:
-  """Draws an image without ticks in a frame of a colour."""
+  """Draws an image without ticks in a coloured frame."""
   axis.imshow(image, interpolation='nearest')
   axis.grid(False)
   axis.set(xticks=[], yticks=[])
@@ -33,7 +33,7 @@ def draw_image(axis: Axes, image: np.ndarray, colour: str) -> None:
 
 
 def save(figure: Figure, out: Path, dpi: int = 130) -> None:
-  """Writes the picture in 256 dithered colours, at a third of the size."""
+  """Writes the picture with 256 dithered colours, a third of the file size."""
   drawn = io.BytesIO()
   figure.savefig(drawn, format='png', dpi=dpi)
   picture = Image.open(drawn).convert('RGB')

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from conic_jax.errors import UserError
 from conic_jax.visualise.style import BLUE, GREEN, ORANGE, STYLE, save
 
-# Title of the panel, factor on the values and the series (name in the file, legend, colour) in it.
+# Title of the panel, factor on the values, and its series (name in the file, legend, colour).
 PANELS = (
     ('Loss (nats)', 1, (('loss', 'total', BLUE), ('loss_instance', 'instance', ORANGE),
                         ('loss_contrast', 'contrast', ORANGE), ('loss_single', 'single', ORANGE),
@@ -30,23 +30,23 @@ PANELS = (
                                        ('probe_std', 'encoder', ORANGE))),
     ('Learning rate', 1, (('learning_rate', '', '#444444'),)),
 )
-# What a figure is to be better than, measured once: the end of its name in the file, legend, colour.
+# Baselines, measured once: suffix of the name in the file, legend, colour.
 BASELINES = (('random', 'random network', '#888888'), ('pixels', 'raw pixels', '#444444'))
-OWN = 'this run'  # The legend of a series that has none, beside its baselines.
+OWN = 'this run'  # Legend of an unnamed series next to its baselines.
 
 
 def loss_curves(metrics: Path, out: Path) -> None:
   """Draws the curves of a run as small multiples over the epochs.
 
   Args:
-    metrics: file with one JSON object a line; each has 'epoch' and some of 'loss', 'loss_instance',
+    metrics: file with one JSON object per line; each has 'epoch' and some of 'loss', 'loss_instance',
       'loss_consistency', 'alignment', 'uniformity', 'instance_top1', 'knn_top1', 'feature_std' and
-      'learning_rate'. What no line has gets no panel. Figures of the same names with '_random' or
-      '_pixels', such as 'knn_top1_random', are drawn beside them as dashed lines.
-    out: picture to write.
+      'learning_rate'. Figures that no line has get no panel. Baselines, whose names end in '_random' or
+      '_pixels', such as 'knn_top1_random', are drawn in the same panel as dashed lines.
+    out: file to write.
 
   Raises:
-    UserError: where the file holds none of them.
+    UserError: if the file has none of these figures.
   """
   rows = [json.loads(line) for line in metrics.read_text().splitlines() if line.strip()]
   names = {name for row in rows for name in row}
@@ -68,7 +68,7 @@ def loss_curves(metrics: Path, out: Path) -> None:
 
 
 def baselines(rows: Sequence[Mapping[str, Any]], name: str) -> list[tuple[str, str, float]]:
-  """Legend, colour and value of each baseline that the reports have of a figure, the last value of each."""
+  """Legend, colour and latest value of each baseline of a figure in the reports."""
   found = []
   for suffix, legend, colour in BASELINES:
     values = [row[f'{name}_{suffix}'] for row in rows if f'{name}_{suffix}' in row]

@@ -1,4 +1,4 @@
-"""Images beside what a method sees of them."""
+"""Images next to their augmented views."""
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +11,8 @@ from matplotlib.patches import Rectangle
 
 from conic_jax.visualise.style import BLUE, GREEN, LETTERED, ORANGE, STYLE, draw_image, save
 
-_CELL_GAP = 0.04  # Between the frames of neighbouring cells, as a share of their side, on either side.
-# The rest of Okabe and Ito's, after the three above.
+_CELL_GAP = 0.04  # Inset of each cell's frame, as a share of its side.
+# Continues the three colours above with the rest of Okabe and Ito's.
 _VIEW_COLOURS = (BLUE, ORANGE, GREEN, '#CC79A7', '#E69F00', '#56B4E9', '#F0E442')
 
 
@@ -21,8 +21,8 @@ class Column:
   """A column of the picture of views.
 
   Attributes:
-    title: above it.
-    images: n of uint8 [H, W, 3].
+    title: title above the column.
+    images: n arrays uint8 [H, W, 3].
     cells: y0, x0, y1, x1 as fractions of the image's sides, [n, r, c, 4]; numbered row by row.
   """
   title: str
@@ -32,14 +32,14 @@ class Column:
 
 def views_picture(columns: Sequence[Column], crops: np.ndarray, names: Sequence[str],
                   mosaics: np.ndarray | None, out: Path) -> None:
-  """Draws images beside their views, each framed in the colour that its crop has on the image.
+  """Draws images next to their views; each view's frame has the colour of its crop on the image.
 
   Args:
-    columns: the images themselves, then each view.
+    columns: the images, then each view.
     crops: y0, x0, y1, x1 of the views as fractions of the image, [n, V, 4].
-    names: of the images; what follows a path is written.
-    mosaics: of every four images, uint8 [n // 4, S, S, 3], or None; drawn below.
-    out: picture to write.
+    names: names of the images; only the last part of a path is shown.
+    mosaics: one of every four images, uint8 [n // 4, S, S, 3], drawn below; or None.
+    out: file to write.
   """
   rows, wide = len(names), len(columns)
   mosaic_rows = 0 if mosaics is None else -(-len(mosaics) // (wide - 1))
@@ -70,7 +70,7 @@ def _view_colour(column):
 
 
 def _rectangle(shape, box, **style):
-  """A box of fractions on an image drawn by imshow, whose first pixel's corner is at (-½, -½)."""
+  """A box given in fractions, on an image drawn by imshow, whose first pixel's corner is at (-½, -½)."""
   height, width = shape[:2]
   y0, x0, y1, x1 = box
   return Rectangle((x0 * width - 0.5, y0 * height - 0.5), (x1 - x0) * width, (y1 - y0) * height, **style)
