@@ -64,7 +64,7 @@ def retrieval(first: np.ndarray, second: np.ndarray) -> float:
   Returns:
     A share from 0 to 1; chance is 1/n. Ties count as misses.
   """
-  similarities = _unit(first) @ _unit(second).T
+  similarities = unit_rows(first) @ unit_rows(second).T
   if len(similarities) < 2:
     return float(len(similarities))
   own = np.diagonal(similarities)
@@ -80,7 +80,7 @@ def spread(features: np.ndarray) -> float:
   Args:
     features: [n, F].
   """
-  unit = _unit(features) * features.shape[1] ** 0.5
+  unit = unit_rows(features) * features.shape[1] ** 0.5
   return float(unit.std(axis=0).mean()) if len(unit) else 0.0
 
 
@@ -133,10 +133,10 @@ def _scaled(features: np.ndarray) -> np.ndarray:
   return features / np.sqrt(np.mean(features ** 2))
 
 
-def _unit(features: np.ndarray) -> np.ndarray:
+def unit_rows(features: np.ndarray) -> np.ndarray:
   """Rows normalised to unit norm, float64; zero rows stay zero."""
   features = np.asarray(features, np.float64)
-  largest = np.abs(features).max(axis=1, initial=0, keepdims=True)
+  largest = np.abs(features).max(axis=-1, initial=0, keepdims=True)
   features = features / np.where(largest > 0, largest, 1)
-  norms = np.linalg.norm(features, axis=1, keepdims=True)
+  norms = np.linalg.norm(features, axis=-1, keepdims=True)
   return features / np.where(norms > 0, norms, 1)

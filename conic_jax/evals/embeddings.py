@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jax.sharding import Mesh
 
+from conic_jax import measures
 from conic_jax.data import augment, pipeline
 from conic_jax.data.sources import Source
 from conic_jax.errors import UserError
@@ -142,7 +143,8 @@ def nearest(query: np.ndarray, blocks: Iterable[Embeddings], k: int) -> tuple[li
       raise UserError(f'The vectors have {block.vectors.shape[1]} numbers and those of this encoder '
                       f'{len(query)}: name the encoder that they are of.')
     paths = paths + block.paths
-    similarities = np.concatenate([similarities, _unit(block.vectors) @ _unit(query)])
+    found = measures.unit_rows(block.vectors) @ measures.unit_rows(query)
+    similarities = np.concatenate([similarities, found])
     order = np.argsort(-similarities, kind='stable')[:k]
     paths, similarities = [paths[i] for i in order], similarities[order]
   return paths, similarities
@@ -151,11 +153,6 @@ def nearest(query: np.ndarray, blocks: Iterable[Embeddings], k: int) -> tuple[li
 @functools.partial(jax.jit, static_argnames=('encode', 'spec'))
 def _encode(variables, images, *, encode, spec):
   return encode(variables, augment.normalise(images, spec)).astype(jnp.float32)
-
-
-def _unit(vectors):
-  norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
-  return vectors / np.maximum(norms, np.finfo(np.float32).tiny)
 
 
 @contextlib.contextmanager

@@ -10,9 +10,12 @@ from jax.sharding import Mesh
 from conic_jax.errors import UserError
 from conic_jax.evals.features import Features, to_host
 from conic_jax.hardware.mesh import split
+from conic_jax.losses import normalise
 
 # Queries of each device compared at a time; with `chunk` it bounds the similarities in memory.
 _QUERIES = 128
+# Smallest squared norm of a feature that is normalised.
+_SMALLEST = float(np.finfo(np.float32).tiny)
 
 
 def knn_accuracy(bank: Features, queries: Features, *, num_classes: int,
@@ -89,13 +92,13 @@ def _nearest_local(bank, queries, k, chunk, axes):
   """Similarities and row numbers of the nearest in this device's part of the bank, [Q, k]."""
   num_rows = bank.features.shape[0]
   chunk = min(chunk, num_rows)
-  queries = _unit(queries)
+  queries = normalise(queries, _SMALLEST)
 
   def body(index, best):
     # The last chunk is shifted back to end with the bank; rows already seen are masked.
     start = jnp.minimum(index * chunk, num_rows - chunk)
     rows = start + jnp.arange(chunk)
-    part = _unit(jax.lax.dynamic_slice_in_dim(bank.features, start, chunk))
+    part = normalise(jax.lax.dynamic_slice_in_dim(bank.features, start, chunk), _SMALLEST)
     valid = jax.lax.dynamic_slice_in_dim(bank.valid, start, chunk) & (rows >= index * chunk)
     similarities = jnp.einsum('qf,nf->qn', queries, part, precision=jax.lax.Precision.HIGHEST,
                               preferred_element_type=jnp.float32)
@@ -107,11 +110,6 @@ def _nearest_local(bank, queries, k, chunk, axes):
 
   none = jnp.full((len(queries), k), -jnp.inf), jnp.zeros((len(queries), k), jnp.int32)
   return jax.lax.fori_loop(0, -(-num_rows // chunk), body, jax.lax.pcast(none, axes, to='varying'))
-
-
-def _unit(features):
-  squares = jnp.sum(features * features, axis=1, keepdims=True)
-  return features * jax.lax.rsqrt(jnp.maximum(squares, jnp.finfo(jnp.float32).tiny))
 
 
 def _to_owner(candidates, axes):

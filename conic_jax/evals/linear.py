@@ -17,6 +17,7 @@ from conic_jax.errors import UserError
 from conic_jax.evals import accuracy
 from conic_jax.evals.features import Encode, Features, extract
 from conic_jax.hardware.mesh import cut_batch_size, process_rows, replicated
+from conic_jax.losses import normalise
 from conic_jax.run.loop import Figures, Phase, run_steps
 from conic_jax.run.session import Session
 from conic_jax.views import Views, supervised
@@ -271,8 +272,7 @@ def _update_statistics(heads, features, valid, step):
 
 def _normalise(features, heads, how):
   if how == 'l2':
-    squares = jnp.sum(features**2, axis=1, keepdims=True)
-    return features * jax.lax.rsqrt(jnp.maximum(squares, jnp.finfo(jnp.float32).tiny))
+    return normalise(features, float(np.finfo(np.float32).tiny))
   if how == 'standardise':
     return (features - heads.mean[None]) * jax.lax.rsqrt(heads.variance[None] + 1e-5)
   return features

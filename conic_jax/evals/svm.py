@@ -13,6 +13,7 @@ from sklearn.model_selection import cross_val_score
 from sklearn.svm import LinearSVC
 from threadpoolctl import threadpool_limits
 
+from conic_jax import measures
 from conic_jax.data import multilabel, parallel
 from conic_jax.errors import UserError
 from conic_jax.evals import protocols
@@ -137,7 +138,7 @@ def mean_average_precision(train: tuple[np.ndarray, np.ndarray], test: tuple[np.
   if not measured.any():
     raise UserError('No class has images with and without it in config.data.train and images with it in '
                     'config.data.test: choose splits that have.')
-  train_features, test_features = _unit(train[0]), _unit(test[0])
+  train_features, test_features = measures.unit_rows(train[0]), measures.unit_rows(test[0])
   say(f'Training the SVMs of {measured.sum()} classes on {len(train_features)} images')
 
   def measure(column):
@@ -197,9 +198,3 @@ def _tell(by_class, left_out, settings, say):
   if unconverged := sum(not result.converged for result in by_class.values()):
     say(f'{unconverged} SVMs did not converge in {settings.max_iterations} iterations: raise '
         'config.svm.max_iterations.')
-
-
-def _unit(features):
-  features = features.astype(np.float64)
-  norms = np.linalg.norm(features, axis=1, keepdims=True)
-  return features / np.maximum(norms, np.finfo(np.float64).tiny)

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from conic_jax.measures import unit_rows
 from conic_jax.visualise.style import BLUE, CLASS_COLOURS, STYLE, save
 
 _LISTED_CLASSES = 20
@@ -47,8 +48,7 @@ def _embed(features, seed):
   from sklearn.decomposition import PCA
   from sklearn.manifold import TSNE
   from threadpoolctl import threadpool_limits
-  norms = np.linalg.norm(features, axis=1, keepdims=True)
-  features = features / np.maximum(norms, np.finfo(np.float32).tiny)
+  features = unit_rows(features)
   perplexity = min(30, (len(features) - 1) / 3)
   # On shared cores OpenMP's threads wait for each other: two threads take five times as long.
   with threadpool_limits(1):
