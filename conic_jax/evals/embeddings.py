@@ -144,7 +144,7 @@ def nearest(query: np.ndarray, blocks: Iterable[Embeddings], k: int) -> tuple[li
                       f'{len(query)}: name the encoder that they are of.')
     paths = paths + block.paths
     found = measures.unit_rows(block.vectors) @ measures.unit_rows(query)
-    similarities = np.concatenate([similarities, found])
+    similarities = np.concatenate([similarities, found.astype(np.float32)])
     order = np.argsort(-similarities, kind='stable')[:k]
     paths, similarities = [paths[i] for i in order], similarities[order]
   return paths, similarities
