@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 from conic_jax import losses
+from conic_jax.losses import dense
 
 TAU = 0.1
 
@@ -39,8 +40,8 @@ def softmax(logits):
 
 @pytest.mark.slow
 def test_the_examples_in_docstrings_run():
-  assert doctest.testmod(losses).attempted > 0
-  assert doctest.testmod(losses).failed == 0
+  assert doctest.testmod(dense).attempted > 0
+  assert doctest.testmod(dense).failed == 0
 
 
 # ---- Values -----------------------------------------------------------------------------------

@@ -231,7 +231,7 @@ def test_narrow_products_of_synthetic_cosines(dtype, tolerance):
   vectors = rng.normal(size=(2048, DIM)) + 0.2
   vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
   wanted = probabilities @ vectors
-  actual = partitioned._sum_products(jnp.float32(probabilities), jnp.float32(vectors), dtype)
+  actual = partitioned.sum_products(jnp.float32(probabilities), jnp.float32(vectors), dtype)
   assert np.abs(actual - wanted).max() < tolerance * np.abs(wanted).max()
 
 

@@ -241,7 +241,7 @@ def test_the_store_is_closed_when_the_worker_is_done_with_it(mesh8, tmp_path, mo
   monkeypatch.setattr(HostStore, 'close', lambda self: done_at_close.extend(done))
   trainer = Trainer(tmp_path, mesh8, 'host', slow_ids).start()
   assert at_work.wait(60)
-  trainer.companion.close()
+  trainer.host.close()
   assert done_at_close == begun != []
 
 
@@ -249,12 +249,12 @@ def test_a_process_that_keeps_no_row_has_nothing_to_tell(mesh8, tmp_path):
   """As of 61 rows the last of 32 processes; it needs no rates either."""
   trainer, saved = Trainer(tmp_path, mesh8, 'host'), None
   for _ in range(2):
-    trainer.companion._layout = Layout(N, DIM, SEED, process_index=31, process_count=32)
+    trainer.host._layout = Layout(N, DIM, SEED, process_index=31, process_count=32)
     trainer.start(saved)
-    inputs = trainer.companion.prepare(trainer.steps_done)
+    inputs = trainer.host.inputs(trainer.steps_done)
     assert not any(np.any(inputs[name]) for name in ('origin', 'missing', 'products', 'rows'))
     saved = trainer.save()
-    trainer.companion.close()
+    trainer.host.close()
     trainer = Trainer(tmp_path, mesh8, 'host')
 
 

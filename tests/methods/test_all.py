@@ -189,5 +189,5 @@ def test_encode_and_embed_give_finite_features(settings, name, mesh8):
 
 def test_an_unknown_method_says_what_there_is(tiny_config, mesh8):
   tiny_config.method = 'moko'
-  with pytest.raises(UserError, match="'moko'; there is: align_uniform, byol, co2, conic, conic_s"):
+  with pytest.raises(UserError, match="'moko'; available: align_uniform, byol, co2, conic, conic_s"):
     methods.make(tiny_config, NUM_IMAGES, mesh8, jnp.float32)

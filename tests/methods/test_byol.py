@@ -83,8 +83,8 @@ def test_the_second_view_differs_in_its_own_settings_only(method, tiny_config, m
 
 @pytest.mark.parametrize(('change', 'message'), [
   ({'views.count': 2}, r'config.views.count is 2: BYOL takes one view'),
-  ({'momentum.schedule': 'linear'}, r"config.momentum.schedule is 'linear'; there is: constant, cosine"),
-  ({'momentum.start': 1.5}, r'config.momentum.start is 1.5: it lies from 0 to 1')])
+  ({'momentum.schedule': 'linear'}, r"config.momentum.schedule is 'linear'; available: constant, cosine"),
+  ({'momentum.start': 1.5}, r'config.momentum.start is 1.5; it must be from 0 to 1')])
 def test_bad_settings_are_told_before_training(tiny_config, mesh8, change, message):
   config = as_method(tiny_config, 'byol', **{'views.count': 1, **change})
   with pytest.raises(UserError, match=message):

@@ -130,7 +130,7 @@ def test_a_step_is_that_of_plain_passes(make):
   np.testing.assert_array_equal(after['queue'].ids[:8], batch['id'])
   np.testing.assert_allclose(after['cell_queue'].keys[:72], key_cells.reshape(72, -1), atol=1e-4)
   np.testing.assert_array_equal(after['cell_queue'].ids[:72], np.repeat(batch['id'], 9))
-  momentum = method.momentum.start
+  momentum = method.key.start
   jax.tree.map(lambda new, old, ours: np.testing.assert_allclose(
     new, momentum * old + (1 - momentum) * ours, rtol=1e-5, atol=1e-6),
     after['key']['params'], own, {name: params[name] for name in own})

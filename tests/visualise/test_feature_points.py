@@ -3,7 +3,7 @@ import pytest
 from pictures import check_picture
 
 from conic_jax import visualise
-from conic_jax.visualise import feature_map as feature_maps
+from conic_jax.visualise import feature_points as feature_maps
 
 
 @pytest.mark.parametrize(('num_classes', 'listed'), [(4, 4), (20, 20), (30, 0), (None, 0)])
