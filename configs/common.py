@@ -301,7 +301,7 @@ def classification(task: str, result: str, data_set: str) -> ConfigDict:
 def check(name: str, presets: dict | tuple, preset: str) -> None:
   """Raises a `ValueError` where configs/NAME.py has no such preset."""
   if preset not in presets:
-    raise ValueError(f"There is no preset '{preset}' of configs/{name}.py; there is: {', '.join(presets)}.")
+    raise ValueError(f"There is no preset '{preset}' of configs/{name}.py; available: {', '.join(presets)}.")
 
 
 def with_preset(config: ConfigDict, name: str, presets: dict, preset: str) -> ConfigDict:

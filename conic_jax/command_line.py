@@ -78,7 +78,7 @@ def parse(argv: list[str], flag_values: flags.FlagValues, usage: str) -> None:
   path = next((arg.split('=', 1)[1] for arg in argv if arg.startswith('--config=')), None)
   if path is None:
     raise UserError('Which config? Give --config=FILE[:PRESET], such as '
-                    f'--config=configs/conic.py:photos. There is: {_configs()}.')
+                    f'--config=configs/conic.py:photos. Available: {_configs()}.')
   config = load(path)
   for arg in argv[1:]:
     if arg.startswith('--config.'):
@@ -90,7 +90,7 @@ def parse(argv: list[str], flag_values: flags.FlagValues, usage: str) -> None:
   except flags.UnrecognizedFlagError as error:
     name = error.flagname
     hint = f' Did you mean --config.{name}?' if name in config else ''
-    raise UserError(f'There is no flag --{name}; there is: --config, --config.FIELD, '
+    raise UserError(f'There is no flag --{name}; available: --config, --config.FIELD, '
                     f'{", ".join(_own_flags(flag_values))}.{hint}') from error
   except flags.Error as error:
     raise UserError(_wrong_value(config, argv, error)) from error
@@ -124,7 +124,7 @@ def load(path: str) -> ConfigDict:
       raise
     raise UserError(str(errors[-1])) from error
   if not isinstance(holder.value, ConfigDict):
-    raise UserError(f"There is no config file '{path.split(':')[0]}'; there is: {_configs()}.")
+    raise UserError(f"There is no config file '{path.split(':')[0]}'; available: {_configs()}.")
   return holder.value
 
 
@@ -184,7 +184,7 @@ def _no_field(groups: dict[str, ConfigDict], prefix: str, name: str) -> str:
   """Error message for an unknown field, with the valid ones."""
   if near := _nearest(groups, prefix, name):
     return f'There is no {prefix}{name}; did you mean {" or ".join(near)}?'
-  return f'There is no {prefix}{name}; there is: {", ".join(sorted(groups[prefix]))}.'
+  return f'There is no {prefix}{name}; available: {", ".join(sorted(groups[prefix]))}.'
 
 
 def _nearest(groups: dict[str, ConfigDict], prefix: str, name: str) -> list[str]:

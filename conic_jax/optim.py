@@ -80,7 +80,7 @@ def make_optimizer(config: Any) -> optax.GradientTransformationExtraArgs:
     return sgd(config.weight_decay, config.momentum, decayed)
   if config.name == 'lars':
     return lars(config.weight_decay, config.momentum, config.trust, decayed, config.lr_in_momentum)
-  raise UserError(f"config.optimizer.name is '{config.name}'; there is: sgd, lars.")
+  raise UserError(f"config.optimizer.name is '{config.name}'; available: sgd, lars.")
 
 
 # ---- Schedules ----------------------------------------------------------------------------------
@@ -153,7 +153,7 @@ def relative_schedule(name: str, milestones: tuple[float, ...], total_steps: int
 def check_relative(name: str, milestones: tuple[float, ...], group: str) -> None:
   """Raises a UserError if these settings of a config group are invalid for `relative_schedule`."""
   if name not in ('cosine', 'steps'):
-    raise UserError(f"{group}.schedule is '{name}'; there is: cosine, steps.")
+    raise UserError(f"{group}.schedule is '{name}'; available: cosine, steps.")
   if any(not 0 < milestone < 1 for milestone in milestones):
     raise UserError(f'{group}.milestones is {milestones}: each is a share of the training between 0 and 1, '
                     'such as (0.6, 0.8).')
@@ -180,5 +180,5 @@ def make_schedule(config: Any, epochs: int, steps_per_epoch: int) -> Schedule:
     milestones = tuple(epoch * steps_per_epoch for epoch in config.milestones)
     schedule = step_schedule(peak, milestones, warmup_steps)
   else:
-    raise UserError(f"config.optimizer.schedule is '{config.schedule}'; there is: cosine, steps.")
+    raise UserError(f"config.optimizer.schedule is '{config.schedule}'; available: cosine, steps.")
   return per_epoch(schedule, steps_per_epoch, warmup_steps) if config.per_epoch else schedule

@@ -335,8 +335,8 @@ def num_instances(config: Any) -> int:
     UserError: if N is not set and the images are neither present nor of a known data set.
   """
   if config.num_instances < 0 or config.num_instances > _MOST_INSTANCES:
-    raise UserError(f'config.num_instances is {config.num_instances}: it lies from 1 to {_MOST_INSTANCES}, '
-                    'or is 0 for the images of the data set.')
+    raise UserError(f'config.num_instances is {config.num_instances}; it must be from 1 to '
+                    f'{_MOST_INSTANCES}, or 0 for the images of the data set.')
   if config.num_instances:
     return config.num_instances
   try:

@@ -68,7 +68,7 @@ class Views:
     for field, known in (('colour', COLOURS), ('interpolation', INTERPOLATIONS)):
       value = getattr(self, field)
       if value not in known:
-        raise UserError(f"config.views.{field} is '{value}'; there is: {', '.join(known)}.")
+        raise UserError(f"config.views.{field} is '{value}'; available: {', '.join(known)}.")
 
 
 def evaluated(settings: Mapping[str, Any]) -> Views:

@@ -51,7 +51,7 @@ def main() -> None:
   parser.add_argument('--list', action='store_true', help='say what is missing, and run nothing')
   args = parser.parse_args()
   if unknown := set(args.names) - set(jobs.all_names()):
-    parser.error(f'no experiment {", ".join(sorted(unknown))}; there is: {", ".join(jobs.all_names())}')
+    parser.error(f'no experiment {", ".join(sorted(unknown))}; available: {", ".join(jobs.all_names())}')
   cores = range(args.core, args.core + args.workers)
   if hasattr(os, 'sched_getaffinity') and not set(cores) <= (ours := os.sched_getaffinity(0)):
     parser.error(f'cores {list(cores)} are not among {sorted(ours)}: change --core or --workers')

@@ -51,15 +51,15 @@ def long_config(tiny_config):
 
 
 @pytest.mark.parametrize(('arguments', 'answer'), [
-  ([], r'Which config\? .*There is: configs/align_uniform\.py, configs/byol\.py'),
-  (['--config=configs/nope.py'], r"no config file 'configs/nope.py'; there is: .*configs/conic.py"),
-  (['--config=configs/conic.py:foto'], r"no preset 'foto' .*there is: imagenet, .*photos, folder"),
+  ([], r'Which config\? .*Available: configs/align_uniform\.py, configs/byol\.py'),
+  (['--config=configs/nope.py'], r"no config file 'configs/nope.py'; available: .*configs/conic.py"),
+  (['--config=configs/conic.py:foto'], r"no preset 'foto' .*available: imagenet, .*photos, folder"),
   (['--config=configs/conic.py', '--config.batchsize=3'],
    r'no config\.batchsize; did you mean config\.batch_size\?$'),
   (['--config=configs/conic.py', '--config.views.crp=3'],
    r'no config\.views\.crp; did you mean config\.views\.crop\?$'),
   (['--config=configs/conic.py', '--config.learning_rate=3'], r'mean config\.optimizer\.learning_rate\?$'),
-  (['--config=configs/conic.py', '--config.eval.xyz=3'], r'no config\.eval\.xyz; there is: baseline_weig'),
+  (['--config=configs/conic.py', '--config.eval.xyz=3'], r'no config\.eval\.xyz; available: baseline_weig'),
   (['--config=configs/conic.py', '--config.batch_size=many'],
    r"config\.batch_size takes a whole number such as 512, not 'many'"),
   (['--config=configs/conic.py', '--config.encoder=resnet18'],

@@ -81,9 +81,9 @@ def test_four_steps_of_changing_rate_by_hand(name, rule, decay_vectors, inside):
 
 
 def test_an_unknown_optimizer_or_schedule_says_what_there_is():
-  with pytest.raises(UserError, match=r"config\.optimizer\.name is 'adam'; there is: sgd, lars"):
+  with pytest.raises(UserError, match=r"config\.optimizer\.name is 'adam'; available: sgd, lars"):
     optim.make_optimizer(settings(name='adam'))
-  with pytest.raises(UserError, match=r"config\.optimizer\.schedule is 'linear'; there is: cosine, steps"):
+  with pytest.raises(UserError, match=r"config\.optimizer\.schedule is 'linear'; available: cosine, steps"):
     optim.make_schedule(settings(schedule='linear'), 1, 1)
 
 
@@ -139,7 +139,7 @@ def test_milestones_that_are_no_shares_are_refused(share):
 
 def test_shares_between_0_and_1_are_milestones():
   optim.check_relative('steps', (0.001, 0.6, 0.999), 'config.linear')
-  with pytest.raises(UserError, match=r"config\.linear\.schedule is 'poly'; there is: cosine, steps"):
+  with pytest.raises(UserError, match=r"config\.linear\.schedule is 'poly'; available: cosine, steps"):
     optim.check_relative('poly', (), 'config.linear')
 
 

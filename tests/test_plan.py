@@ -281,7 +281,7 @@ def test_images_that_are_here_are_counted(tiny_config, capsys):
 @pytest.mark.parametrize(('arguments', 'answer'), [
   (['--config=configs/conic.py'], r'Which hardware\? .*--topology=64xV100-32GB'),
   (['--topology=cpu:8'], r'Which config\?'),
-  (['--config=configs/conic.py', '--topology=8xV100'], r"no topology '8xV100'; there is: .*V100-32GB"),
+  (['--config=configs/conic.py', '--topology=8xV100'], r"no topology '8xV100'; available: .*V100-32GB"),
   (['--config=configs/conic.py', '--topology=cpu:8', '--config.batch_size=100'],
    r'100 cannot be split over 8 devices: .* 96 and 104'),
   (['--config=configs/conic.py', '--topology=cpu:8', '--config.data.dir=/no',

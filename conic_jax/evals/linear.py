@@ -57,7 +57,7 @@ class LinearSettings:
 
   def __post_init__(self):
     if self.normalise not in ('none', 'l2', 'standardise'):
-      raise UserError(f"config.linear.normalise is '{self.normalise}'; there is: none, l2, "
+      raise UserError(f"config.linear.normalise is '{self.normalise}'; available: none, l2, "
                       'standardise.')
     optim.check_relative(self.schedule, self.milestones, 'config.linear')
     if not self.learning_rates:

@@ -54,7 +54,7 @@ def check(train_source: Source, test_source: Source | None, config: Any, mesh: M
   """Raises early, before a long training, the `UserError` that its evaluation would raise."""
   check_batch_size(config.eval.batch_size, mesh, 'config.eval.batch_size')
   if features_name(config) not in FEATURES:
-    raise UserError(f"config.eval.features is '{features_name(config)}'; there is: {', '.join(FEATURES)}.")
+    raise UserError(f"config.eval.features is '{features_name(config)}'; available: {', '.join(FEATURES)}.")
   if config.eval.get('baseline_weights'):
     comparison.published(config, mesh)
   if test_source is None or not has_labels(train_source, test_source):

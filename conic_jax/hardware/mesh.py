@@ -117,5 +117,5 @@ def compute_dtype(name: str, device: jax.Device | None = None) -> jnp.dtype:  # 
     elif chosen.platform == 'gpu':
       name = 'bfloat16' if float(chosen.compute_capability) >= 8 else 'float16'
   if name not in ('float32', 'bfloat16', 'float16'):
-    raise UserError(f"config.dtype is '{name}'; there is: auto, float32, bfloat16, float16.")
+    raise UserError(f"config.dtype is '{name}'; available: auto, float32, bfloat16, float16.")
   return jnp.dtype(name)

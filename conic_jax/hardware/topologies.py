@@ -113,7 +113,7 @@ def parse(name: str) -> Topology:
     count = int(tpu.group(2))
     memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
     return Topology(name, 'cpu', count, 1, Hardware(memory // count))
-  raise UserError(f"There is no topology '{name}'; there is: COUNTxGPU such as 64xV100-32GB, with "
+  raise UserError(f"There is no topology '{name}'; available: COUNTxGPU such as 64xV100-32GB, with "
                   f'{", ".join(GPUS)}; {", ".join(TPUS)} with sides such as v5e:8x8 or v4:4x4x4; cpu:COUNT.')
 
 

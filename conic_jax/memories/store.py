@@ -195,7 +195,7 @@ def open_store(kind: str, folder: Path, layout: Layout, step: int | None = None)
   """
   kinds = {store.kind: store for store in (HostStore, DiskStore)}
   if kind not in kinds:
-    raise UserError(f"There is no store '{kind}'; there is: {', '.join(kinds)}.")
+    raise UserError(f"There is no store '{kind}'; available: {', '.join(kinds)}.")
   return kinds[kind](folder, layout, step)
 
 

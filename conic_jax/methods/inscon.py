@@ -173,7 +173,7 @@ def make(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype) -> InsCo
   """
   size, batch_size, cell = config.views.size, config.batch_size, config.cell
   if cell.position not in POSITIONS:
-    raise UserError(f"config.cell.position is '{cell.position}'; there is: {', '.join(POSITIONS)}.")
+    raise UserError(f"config.cell.position is '{cell.position}'; available: {', '.join(POSITIONS)}.")
   if config.multi.enabled and (batch_size % _QUADRANTS or size % 2):
     raise UserError(f'Mosaics of four half-size views need config.batch_size, {batch_size}, to be a multiple '
                     f'of 4 and config.views.size, {size}, of 2; or set config.multi.enabled=False.')
@@ -194,7 +194,7 @@ def _check_cells(config: Any) -> None:
   check_positive(cell.temperature, 'config.cell.temperature')
   check_positive(cell.size, 'config.cell.size')
   if cell.outside not in roi.OUTSIDE:
-    raise UserError(f"config.cell.outside is '{cell.outside}'; there is: {', '.join(roi.OUTSIDE)}.")
+    raise UserError(f"config.cell.outside is '{cell.outside}'; available: {', '.join(roi.OUTSIDE)}.")
   if config.views.overlap <= 0:
     raise UserError('config.views.overlap is 0: the cells are cut from the overlap of two crops; set it to '
                     'the least share of the smaller crop that they have in common, above 0.')

@@ -81,13 +81,13 @@ def make(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype) -> InstD
     UserError: for an unknown loss, or a setting out of range.
   """
   if config.loss.name not in ('nce', 'full'):
-    raise UserError(f"config.loss.name is '{config.loss.name}'; there is: nce, full.")
+    raise UserError(f"config.loss.name is '{config.loss.name}'; available: nce, full.")
   if config.loss.noise < 1:
-    raise UserError(f'config.loss.noise is {config.loss.noise}: it is at least 1; for a loss without noise '
-                    'set config.loss.name to full.')
+    raise UserError(f'config.loss.noise is {config.loss.noise}; it must be at least 1. For a loss without '
+                    'noise set config.loss.name to full.')
   if not 0 <= config.bank.momentum < 1:
-    raise UserError(f'config.bank.momentum is {config.bank.momentum}: it is at least 0 and below 1, where '
-                    'the bank would never change.')
+    raise UserError(f'config.bank.momentum is {config.bank.momentum}; it must be at least 0 and below 1, '
+                    'where the bank would never change.')
   if config.views.count != 1:
     raise UserError(f'config.views.count is {config.views.count}: instdisc compares one view of an image '
                     'with its row of the bank; set it to 1.')

@@ -92,17 +92,18 @@ def make(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype) -> OneMi
   """
   alpha, k, drawn = config.smoothing.alpha, config.smoothing.k, config.classifier.drawn
   if config.prior.batch_norm not in PRIORS:
-    raise UserError(f"config.prior.batch_norm is '{config.prior.batch_norm}'; there is: {', '.join(PRIORS)}.")
+    raise UserError(f"config.prior.batch_norm is '{config.prior.batch_norm}'; available: "
+                    f"{', '.join(PRIORS)}.")
   if config.smoothing.table not in TABLES:
-    raise UserError(f"config.smoothing.table is '{config.smoothing.table}'; there is: {', '.join(TABLES)}.")
+    raise UserError(f"config.smoothing.table is '{config.smoothing.table}'; available: {', '.join(TABLES)}.")
   if not 0 <= alpha < 1:
-    raise UserError(f'config.smoothing.alpha is {alpha}: it lies from 0 to below 1; 0 is without smoothing.')
+    raise UserError(f'config.smoothing.alpha is {alpha}; it must be at least 0 (no smoothing) and below 1.')
   if alpha and drawn:
     raise UserError('Labels are smoothed over all classes only: set config.smoothing.alpha to 0 for drawn '
                     'negatives, or config.classifier.drawn to 0 for all of them.')
   if alpha and not 0 < k < num_instances:
     raise UserError(f'config.smoothing.k is {k}: the hardest classes of an image are chosen among the '
-                    f'{num_instances - 1} others, so it is at least 1 and at most that.')
+                    f'{num_instances - 1} others, so it must be from 1 to that.')
   if not 0 <= drawn <= num_instances:
     raise UserError(f'config.classifier.drawn is {drawn}: of {num_instances} classes as many can be drawn, '
                     'and 0 takes all of them.')

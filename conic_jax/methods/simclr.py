@@ -53,5 +53,5 @@ def make(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype) -> SimCL
     raise UserError(f'config.views.count is {config.views.count}: SimCLR compares two views of an image; set '
                     'it to 2.')
   if config.loss.reduction not in ('mean', 'sum'):
-    raise UserError(f"config.loss.reduction is '{config.loss.reduction}'; there is: mean, sum.")
+    raise UserError(f"config.loss.reduction is '{config.loss.reduction}'; available: mean, sum.")
   return SimCLR(config, dtype)

@@ -57,7 +57,7 @@ class BatchNorm(nn.Module):
       UserError: if the batch does not divide into the groups.
     """
     if mode not in MODES:
-      raise ValueError(f'Batch norm has no mode {mode!r}; there is: {", ".join(MODES)}.')
+      raise ValueError(f'Batch norm has no mode {mode!r}; available: {", ".join(MODES)}.')
     features = x.shape[-1]
     scale = self.param('scale', self.scale_init, (features,), jnp.float32)
     bias = self.param('bias', nn.initializers.zeros, (features,), jnp.float32) if self.use_bias else None

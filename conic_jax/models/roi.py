@@ -39,7 +39,7 @@ def precise_pool(maps: jax.Array, boxes: jax.Array, size: Size, outside: str = '
   Source: Jiang et al., Acquisition of Localization Confidence for Accurate Object Detection, ECCV 2018.
   """
   if outside not in OUTSIDE:
-    raise ValueError(f'outside is {outside!r}; there is: {", ".join(OUTSIDE)}.')
+    raise ValueError(f'outside is {outside!r}; available: {", ".join(OUTSIDE)}.')
   dtype = jnp.promote_types(maps.dtype, jnp.float32)
   cells = (size, size) if isinstance(size, int) else size
   rows, columns = (_weights(boxes[:, i].astype(dtype), boxes[:, i + 2].astype(dtype), cells[i],

@@ -192,7 +192,7 @@ def test_whole_augmentation(views):
 @pytest.mark.parametrize(('field', 'value', 'known'), [
   ('colour', 'opencv', 'torchvision, tensorflow'), ('interpolation', 'nearest', 'bilinear, bicubic')])
 def test_a_setting_that_there_is_not_says_what_there_is(field, value, known):
-  with pytest.raises(UserError, match=f"config.views.{field} is '{value}'; there is: {known}"):
+  with pytest.raises(UserError, match=f"config.views.{field} is '{value}'; available: {known}"):
     views_of(**{field: value})
 
 

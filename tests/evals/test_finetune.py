@@ -150,7 +150,7 @@ def test_half_precision_is_trained_in_float32(variables):
 
 
 @pytest.mark.parametrize(('changes', 'message'), [
-  ({'schedule': 'plateau'}, "is 'plateau'; there is: cosine, steps"),
+  ({'schedule': 'plateau'}, "is 'plateau'; available: cosine, steps"),
   ({'milestones': (60, 80)}, 'share of the training between 0 and 1'),
   ({'labels': 0.0}, 'share of the labels'), ({'labels': 1.5}, 'share of the labels'),
   ({'head_learning_rate': 3e38}, 'Lower config.finetune.learning_rate'),

@@ -249,9 +249,9 @@ def test_steps_fall_at_their_shares():
 
 
 @pytest.mark.parametrize(('settings', 'message'), [
-    ({'normalise': 'bn'}, "is 'bn'; there is: none, l2, standardise"),
+    ({'normalise': 'bn'}, "is 'bn'; available: none, l2, standardise"),
     ({'learning_rates': ()}, 'learning_rates is empty'),
-    ({'schedule': 'poly'}, "is 'poly'; there is: cosine, steps"),
+    ({'schedule': 'poly'}, "is 'poly'; available: cosine, steps"),
     ({'milestones': (60, 80)}, 'share of the training between 0 and 1'),
 ])
 def test_wrong_settings_are_told(mesh8, settings, message):

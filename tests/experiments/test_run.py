@@ -138,7 +138,7 @@ def test_a_training_keeps_its_lock_where_its_command_was_killed(tmp_path):
 
 
 @pytest.mark.parametrize(('arguments', 'said'), [
-  (['conic_alfa'], 'no experiment conic_alfa; there is: rates, all_methods'),
+  (['conic_alfa'], 'no experiment conic_alfa; available: rates, all_methods'),
   (['conic_compact'], 'cifar5k: python -m experiments.sets writes them'),
   (['--core=100000'], 'cores [100000] are not among')])
 def test_what_a_user_mistypes_is_told_before_anything_runs(arguments, said, tmp_path, capsys, monkeypatch):

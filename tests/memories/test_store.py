@@ -160,7 +160,7 @@ def test_the_store_of_another_run_is_refused_with_each_difference(kind, tmp_path
 
 
 def test_another_kind_is_refused(tmp_path):
-  with pytest.raises(UserError, match="no store 'tape'; there is: host, disk"):
+  with pytest.raises(UserError, match="no store 'tape'; available: host, disk"):
     open_store('tape', tmp_path, LAYOUT)
 
 

@@ -140,7 +140,7 @@ def test_a_step_is_that_of_plain_passes(make):
   ({'cell.queue': 143}, r'config.cell.queue is 143, smaller than the 144 keys of a batch'),
   ({'batch_norm.groups': 8}, r'The 4 mosaics of a batch of 16 do not divide into config.batch_norm.groups 8: '
                              r'set config.batch_size to a multiple of 32'),
-  ({'cell.position': 'res3'}, r"config.cell.position is 'res3'; there is: res5, res4"),
+  ({'cell.position': 'res3'}, r"config.cell.position is 'res3'; available: res5, res4"),
   ({'cell.position': 'res4'}, r"config.cell.position is 'res4' and the network has 1 stage"),
   ({'views.overlap': 0.0}, r'config.views.overlap is 0'),
   ({'views.size': 15}, r'config.views.size, 15, of 2'),

@@ -128,8 +128,8 @@ def test_the_config_is_the_public_codes():
 
 
 @pytest.mark.parametrize(('field', 'value', 'message'), [
-  ('loss.name', 'softmax', r"config\.loss\.name is 'softmax'; there is: nce, full"),
-  ('loss.noise', 0, r'config\.loss\.noise is 0: it is at least 1'),
+  ('loss.name', 'softmax', r"config\.loss\.name is 'softmax'; available: nce, full"),
+  ('loss.noise', 0, r'config\.loss\.noise is 0; it must be at least 1'),
   ('bank.momentum', 1.0, r'config\.bank\.momentum is 1\.0'),
   ('views.count', 2, r'config\.views\.count is 2')])
 def test_settings_that_no_run_can_have(config, mesh8, field, value, message):

@@ -63,7 +63,7 @@ def test_the_sum_of_both_directions_moves_batch_norm_twice_as_far_under_lars(tin
 
 
 @pytest.mark.parametrize(('change', 'message'), [
-  ({'loss.reduction': 'max'}, r"config.loss.reduction is 'max'; there is: mean, sum"),
+  ({'loss.reduction': 'max'}, r"config.loss.reduction is 'max'; available: mean, sum"),
   ({'views.count': 1}, r'config.views.count is 1: SimCLR compares two views'),
   ({'temperature': 0.0}, r'config.temperature is 0.0; it must be positive')])
 def test_bad_settings_are_told_before_training(tiny_config, mesh8, change, message):

@@ -65,7 +65,7 @@ def main() -> None:
   args = parser.parse_args()
   mutants = {mutant.path.stem: mutant for mutant in all_mutants()}
   if unknown := set(args.names) - set(mutants):
-    parser.error(f'no patch {", ".join(sorted(unknown))}; there is: {", ".join(mutants)}')
+    parser.error(f'no patch {", ".join(sorted(unknown))}; available: {", ".join(mutants)}')
   chosen = [mutants[name] for name in args.names or mutants]
   with tempfile.TemporaryDirectory() as folder:
     copy_checkout(whole := Path(folder) / 'whole')

@@ -44,7 +44,7 @@ def main() -> None:
   parser.add_argument('--minutes', type=float, default=float('inf'), help='begin no module after so many')
   args = parser.parse_args()
   if unknown := set(args.modules) - set(GUARDS):
-    parser.error(f'no module {", ".join(sorted(unknown))}; there is: {", ".join(GUARDS)}')
+    parser.error(f'no module {", ".join(sorted(unknown))}; available: {", ".join(GUARDS)}')
   work: queue.SimpleQueue[str] = queue.SimpleQueue()
   for module in args.modules or GUARDS:
     work.put(module)

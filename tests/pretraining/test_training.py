@@ -129,7 +129,7 @@ def test_knn_compares_the_heads_features_where_asked(tiny_config, name, capsys):
   assert widths == [encoder.network.num_features, tiny_config.head.features]
   assert of_encoder.keys() == {'knn_top1', 'knn_top1_k3', 'knn_top1_k5'}
   tiny_config.eval.features = 'neck'
-  with pytest.raises(UserError, match=r"config.eval.features is 'neck'; there is: encoder, head"):
+  with pytest.raises(UserError, match=r"config.eval.features is 'neck'; available: encoder, head"):
     training.pretrain(tiny_config)
 
 
@@ -272,7 +272,7 @@ def test_classes_that_differ_are_refused(tiny_config, tmp_path):
   ('log_every', 0, 'config.log_every is 0'), ('seed', -1, 'config.seed is -1'),
   ('run', 'gs://bucket/run', 'is no folder'), ('eval.batch_size', 12, 'config.eval.batch_size 12 cannot'),
   ('num_instances', 7, 'the data set has 48 images'),
-  ('linear.normalise', 'l3', 'there is: none, l2, standardise')])
+  ('linear.normalise', 'l3', 'available: none, l2, standardise')])
 def test_settings_are_refused_before_the_training(tiny_config, field, value, answer):
   with tiny_config.unlocked():
     tiny_config.update_from_flattened_dict({field: value})
