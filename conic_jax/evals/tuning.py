@@ -21,9 +21,10 @@ _REMEDY = 'Set config.result to another name, or go back to the settings in its 
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
-  """The checkpoints of a training, and the settings that a resumed run must match."""
+  """The checkpoints of a training, the settings that a resumed run must match, and its config.json."""
   checkpoints: Checkpoints
   identity: Mapping[str, Any]
+  description: Mapping[str, Any]
 
 
 def open_saved(encoder: Encoder, config: Any, session: Session) -> Saved:
@@ -35,12 +36,10 @@ def open_saved(encoder: Encoder, config: Any, session: Session) -> Saved:
     session: its folder is the run's.
   """
   session.make_folder()
-  if session.first_process:
-    write_json(session.folder / 'config.json', description(encoder, config))
   identity = {'config.encoder': encoder.name, 'the encoder\'s weights': digest(encoder.variables),
               'config.seed': config.seed, 'config.data.name': config.data.name,
               'config.data.train': config.data.train}
-  return Saved(session.checkpoints('checkpoints', keep=2), identity)
+  return Saved(session.checkpoints('checkpoints', keep=2), identity, description(encoder, config))
 
 
 def digest(variables: Any) -> str:
@@ -81,6 +80,8 @@ def train(phase: Phase, begin: Callable[[], TrainState], session: Session, saved
     shapes = jax.eval_shape(begin)
     placed = meshes.placed(shapes, jax.tree.map(lambda _: everywhere, shapes))
     state = saved.checkpoints.restore(placed, phase.identity, _REMEDY)
+    if session.first_process:
+      write_json(session.folder / 'config.json', saved.description)
     phase = _reporting(phase, 0 if state is None else int(state.step), session)
   if state is None:
     state = jax.device_put(begin(), everywhere)

@@ -116,8 +116,10 @@ def test_the_network_is_a_run_that_is_opened_exported_and_not_trained_again(task
 def test_other_settings_or_weights_do_not_go_on_with_it(task, tmp_path):
   config = config_of(task, tmp_path / 'run')
   standalone.evaluate(config)
+  kept = (tmp_path / 'run' / config.result / 'config.json').read_text()
   with pytest.raises(UserError, match=r"the encoder's weights was .* Set config.result to another name"):
     standalone.evaluate(config_of((task[0], {**task[1], 'config.seed': 1}), tmp_path / 'run'))
+  assert (tmp_path / 'run' / config.result / 'config.json').read_text() == kept
   config.result = 'other'
   standalone.evaluate(config)
   written = json.loads((tmp_path / 'run' / 'other' / 'config.json').read_text())
