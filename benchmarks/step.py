@@ -55,10 +55,9 @@ def measure(name: str, repeats: int) -> dict[str, object]:
   shardings = train_step.state_shardings(jax.eval_shape(init), method, mesh)
   state = jax.jit(init, out_shardings=shardings)()
   batch = make_batch(config, mesh, num_instances)
-  step = jax.jit(
-    train_step.make_step(method, optimizer, optim.cosine_schedule(0.06, 1000), 0, 1000, dtype),
-    in_shardings=(shardings, meshes.batch_sharding(mesh)),
-    out_shardings=(shardings, meshes.replicated(mesh), meshes.replicated(mesh)), donate_argnums=0)
+  step = train_step.jit_step(
+    train_step.make_step(method, optimizer, optim.cosine_schedule(0.06, 1000), 0, 1000, dtype), shardings,
+    mesh)
 
   # The step owns its state; the bare encoder has copies of what it reads.
   params, batch_stats = jax.tree.map(jnp.copy, (state.params['encoder'], state.batch_stats['encoder']))

@@ -134,15 +134,13 @@ def plan(config: Any, where: Topology, mesh: jax.sharding.Mesh, num_instances: i
 
 def lower_step(config: Any, mesh: jax.sharding.Mesh, num_instances: int, dtype: jnp.dtype,
                platform: str) -> jax.stages.Lowered:
-  """The train step as `train.pretrain` makes it, lowered for a platform from shapes."""
+  """The train step as `pretrain` makes it, lowered for a platform from shapes."""
   method, optimizer, shapes, shardings = _setting(config, mesh, num_instances, dtype)
   sampler = Sampler(num_instances, config.batch_size, config.seed, **config.sampler)
   schedule = optim.make_schedule(config.optimizer, config.epochs, sampler.steps_per_epoch)
-  everywhere = meshes.replicated(mesh)
-  step = jax.jit(
+  step = train_step.jit_step(
     train_step.make_step(method, optimizer, schedule, config.seed, sampler.steps_per_round, dtype),
-    in_shardings=(shardings, meshes.batch_sharding(mesh)),
-    out_shardings=(shardings, everywhere, everywhere), donate_argnums=0)
+    shardings, mesh)
   return step.trace(shapes, batch_shapes(method, config.batch_size)).lower(lowering_platforms=(platform,))
 
 

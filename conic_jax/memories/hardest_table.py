@@ -7,6 +7,7 @@ from jax.sharding import Mesh
 
 from conic_jax.hardware.mesh import split
 from conic_jax.losses import hardest
+from conic_jax.memories.instance_rows import padded_rows
 from conic_jax.memories.memory import Memory
 
 
@@ -25,9 +26,10 @@ class HardestTable(Memory):
   rows: str = 'rows'
   prepares_epochs = True
 
-  def init(self, num_rows: int) -> jax.Array:
-    """A table of zeros for N' rows, before the first epoch."""
-    return jnp.zeros((num_rows, self.k), jnp.int32)
+  def init(self, rng: jax.Array) -> jax.Array:
+    """A table of zeros, before the first epoch."""
+    del rng
+    return jnp.zeros((padded_rows(self.num_instances, self.mesh.size), self.k), jnp.int32)
 
   def before_epoch(self, memories, name):
     return hardest.table(memories[self.rows].weights, num_instances=self.num_instances, k=self.k,

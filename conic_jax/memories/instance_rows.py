@@ -89,11 +89,17 @@ class InstanceRows(Memory):
     return init(rng, self.num_instances, self.dim, self.sgd.norm, self.softmax.mesh.size)
 
   def update(self, state, seen, params, step, lr, applied):
-    return update(state, seen, lr * self.sgd.lr_scale, self.softmax, momentum=self.sgd.momentum,
-                  weight_decay=self.sgd.weight_decay, applied=applied)
+    return learn(state, seen, lr, self.softmax, self.sgd, applied)
 
   def partition_rules(self):
     return (('', split(self.softmax.mesh)),)
+
+
+def learn(rows: Rows, seen: Classified, lr: jax.Array, softmax: partitioned.Softmax, sgd: RowsSgd,
+          applied: jax.Array) -> Rows:
+  """`update` by the settings of the rows' SGD; `lr` is the encoder's."""
+  return update(rows, seen, lr * sgd.lr_scale, softmax, momentum=sgd.momentum, weight_decay=sgd.weight_decay,
+                applied=applied)
 
 
 def initial_rows(rng: jax.Array, ids: jax.Array, dim: int, norm: float) -> jax.Array:

@@ -1,4 +1,5 @@
 """The contract of a memory: state that learns outside the optimizer."""
+import abc
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -42,13 +43,14 @@ class Memory:
     return memories[name]
 
 
-class HostedMemory(Memory):
+class HostedMemory(Memory, abc.ABC):
   """A memory kept partly on the hosts, outside the pure step."""
 
+  @abc.abstractmethod
   def host_inputs(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of the host's inputs to each step; the first axis of each is split over the mesh."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def exchange(self, state: Any, inputs: dict[str, jax.Array], step: jax.Array, updates: jax.Array,
                lr: jax.Array) -> tuple[Any, Any]:
     """Takes the host's inputs and makes its outputs before a step's loss, even if the step is skipped.
@@ -62,11 +64,10 @@ class HostedMemory(Memory):
     Returns:
       The state, and a tree of output arrays for the host.
     """
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def host(self, settings: HostSettings) -> HostSide:
     """The host side for a run."""
-    raise NotImplementedError
 
 
 def hosted(memories: Mapping[str, Memory]) -> dict[str, HostedMemory]:

@@ -3,6 +3,7 @@
 Each process stores its own share of the rows. A store can be restored to every kept checkpoint of the run,
 and only to these. One thread may write while another reads other rows.
 """
+import abc
 import contextlib
 import dataclasses
 import json
@@ -63,7 +64,7 @@ class Stored(NamedTuple):
   written: np.ndarray
 
 
-class Store:
+class Store(abc.ABC):
   """The contract, and what both kinds share; `open_store` creates one.
 
   Attributes:
@@ -76,6 +77,7 @@ class Store:
     self.layout = layout
     self.folder = folder / f'process-{layout.process_index}'
 
+  @abc.abstractmethod
   def read(self, ids: np.ndarray) -> Stored:
     """Reads rows.
 
@@ -85,8 +87,8 @@ class Store:
     Raises:
       UserError: for ids outside this process's rows, and for damaged rows.
     """
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def write(self, ids: np.ndarray, rows: np.ndarray, seen: np.ndarray) -> None:
     """Writes rows.
 
@@ -98,8 +100,8 @@ class Store:
     Raises:
       UserError: for ids outside this process's rows, and if the disk is full.
     """
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def checkpoint(self, step: int, kept: Sequence[int]) -> None:
     """Records the current rows as those that `open_store` restores for this step.
 
@@ -110,11 +112,10 @@ class Store:
     Raises:
       UserError: if the disk is full.
     """
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def close(self) -> None:
     """Releases files and memory; writes since the last checkpoint may be lost."""
-    raise NotImplementedError
 
   def _identity(self) -> dict[str, object]:
     return {'version': _VERSION, 'kind': self.kind, **dataclasses.asdict(self.layout)}

@@ -4,9 +4,9 @@ import dataclasses
 import jax
 
 from conic_jax.losses import partitioned
-from conic_jax.memories import device_window, instance_rows
+from conic_jax.memories import device_window
 from conic_jax.memories.host_rows import HostRows
-from conic_jax.memories.instance_rows import RowsSgd
+from conic_jax.memories.instance_rows import RowsSgd, learn
 from conic_jax.memories.memory import HostedMemory
 from conic_jax.memories.window import first_classes
 
@@ -47,10 +47,7 @@ class WindowedRows(HostedMemory):
                               self.softmax.mesh, self.on_device)
 
   def update(self, state, seen, params, step, lr, applied):
-    rows = instance_rows.update(state.rows, seen, lr * self.sgd.lr_scale, self.softmax,
-                                momentum=self.sgd.momentum, weight_decay=self.sgd.weight_decay,
-                                applied=applied)
-    return state.replace(rows=rows)
+    return state.replace(rows=learn(state.rows, seen, lr, self.softmax, self.sgd, applied))
 
   def partition_rules(self):
     return device_window.partition_rules(self.softmax.mesh, self.on_device)

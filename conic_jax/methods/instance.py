@@ -60,10 +60,6 @@ class InstanceMethod(Method):
 
   # ---- Methods of this family may override these -------------------------------------------------
 
-  def init_memories(self, rng: jax.Array) -> dict[str, Any]:
-    """Initial state of each memory."""
-    return {name: memory.init(rng) for name, memory in self.memories.items()}
-
   def classify(self, params: Any, memories: dict[str, Any], features: jax.Array, batch: dict[str, Any],
                rng: jax.Array) -> Classified:
     """Scores the unit features [M, D]: everything that the loss and the rows' SGD need of them."""
@@ -78,7 +74,7 @@ class InstanceMethod(Method):
   def init(self, rng, batch):
     encoder_rng, head_rng, rows_rng = jax.random.split(rng, 3)
     network = self.network.init(encoder_rng, head_rng, merge_views(batch['views'][0]))
-    return *network, self.init_memories(rows_rng)
+    return *network, {name: memory.init(rows_rng) for name, memory in self.memories.items()}
 
   def loss(self, params, batch_stats, memories, batch, rng):
     pairs, batch_stats = self.project_views(params, batch_stats, batch)

@@ -50,12 +50,6 @@ class OneMillion(InstanceMethod):
     if softmax.smoothing and table == 'epoch':
       self.memories['hardest'] = HardestTable(num_instances, self.num_hardest, mesh)
 
-  def init_memories(self, rng):
-    states = {'rows': self.memories['rows'].init(rng)}
-    if 'hardest' in self.memories:
-      states['hardest'] = self.memories['hardest'].init(len(states['rows'].weights))
-    return states
-
   def classify(self, params, memories, features, batch, rng):
     count = len(features) // len(batch['id'])
     ids = jnp.repeat(batch['id'], count)

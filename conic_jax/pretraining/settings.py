@@ -17,7 +17,6 @@ from conic_jax.data.sources import Source
 from conic_jax.errors import UserError
 from conic_jax.hardware import mesh as meshes
 from conic_jax.memories.host import HostSettings
-from conic_jax.memories.memory import hosted
 from conic_jax.pretraining import train_step
 from conic_jax.recipe import Facts
 from conic_jax.run.loop import Phase, run_steps
@@ -142,15 +141,10 @@ def seconds_per_image(config: Any, source: Source, mesh: Mesh) -> float:
     host_settings = HostSettings(
       folder=session.folder, batch_size=config.batch_size, last_step=last_step, save_every=last_step,
       batch_ids=sampler.batch_ids, keep=2)
-    hosts = {name: session.keep_open(memory.host(host_settings))
-             for name, memory in hosted(method.memories).items()}
-    for name, host in hosts.items():
-      host.start(state.memories[name], 0, True)
+    hosts = session.open_hosts(method.memories, state.memories, host_settings, 0, True)
     phase = Phase(
       name=' of a trial', step=step_fn, last_step=last_step, batch_size=config.batch_size,
-      batches=lambda first: pipeline.train_batches(
-        source, method.views, batch_size=config.batch_size, seed=config.seed, start_step=first,
-        rows=meshes.process_rows(mesh, config.batch_size), **config.sampler),
+      batches=train_step.training_batches(source, method, config, mesh),
       undecodable=pipeline.UndecodableImages(source), unread=('label',), hosts=hosts, log_every=1,
       report=trial.report)
     with contextlib.suppress(_Enough):

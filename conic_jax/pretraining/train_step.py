@@ -1,6 +1,6 @@
 """The train step, a pure function of state and batch; the initial state and its layout on the mesh."""
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import optax
 
 from conic_jax import optim
+from conic_jax.data import pipeline
 from conic_jax.data.augment import augment, view_keys
+from conic_jax.data.sources import Source
 from conic_jax.hardware import mesh as meshes
 from conic_jax.memories.memory import hosted, update_all
 from conic_jax.methods import Method
@@ -110,6 +112,16 @@ def host_input_shapes(method: Method, batch_size: int) -> dict[str, Any]:
   """Shapes of the host inputs in a batch; {} if no memory has a host side."""
   shapes = {name: memory.host_inputs(batch_size) for name, memory in hosted(method.memories).items()}
   return {'host_inputs': shapes} if shapes else {}
+
+
+def training_batches(source: Source, method: Method, config: Any, mesh: jax.sharding.Mesh
+                     ) -> Callable[[int], Iterator[dict[str, Any]]]:
+  """Batches for a `Phase` of training: a function of its first step to this process's rows of each."""
+  def batches(first_step):
+    return pipeline.train_batches(
+      source, method.views, batch_size=config.batch_size, seed=config.seed, start_step=first_step,
+      rows=meshes.process_rows(mesh, config.batch_size), **config.sampler)
+  return batches
 
 
 def augment_batch(groups: tuple[Views, ...], batch: dict[str, Any], seed: int,

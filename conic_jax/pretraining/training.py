@@ -17,9 +17,7 @@ from conic_jax.evals import probe as probes
 from conic_jax.evals import protocols
 from conic_jax.evals.features import Encode
 from conic_jax.hardware import mesh as meshes
-from conic_jax.hardware.processes import run_everywhere
 from conic_jax.memories.host import HostSettings, HostSide
-from conic_jax.memories.memory import hosted
 from conic_jax.methods import Method
 from conic_jax.methods.method import InitialPass
 from conic_jax.pretraining import settings
@@ -31,6 +29,7 @@ from conic_jax.pretraining.train_step import (
   jit_step,
   make_step,
   state_shardings,
+  training_batches,
   variables,
 )
 from conic_jax.run import verdict
@@ -246,11 +245,7 @@ def open_hosts(task: Task, state: TrainState, first_step: int, fresh: bool, sess
   host_settings = HostSettings(
     folder=session.folder / 'store', batch_size=task.config.batch_size, last_step=task.last_step,
     save_every=task.save_every, batch_ids=task.data.sampler.batch_ids, keep=task.keep)
-  hosts = {name: session.keep_open(memory.host(host_settings))
-           for name, memory in hosted(task.method.memories).items()}
-  for name, host in hosts.items():
-    run_everywhere(functools.partial(host.start, state.memories[name], first_step, fresh))
-  return hosts
+  return session.open_hosts(task.method.memories, state.memories, host_settings, first_step, fresh)
 
 
 def write_config(task: Task, session: Session) -> None:
@@ -291,9 +286,7 @@ def training_phase(task: Task, first_step: int, probe: probes.Probe, checkpoints
   return Phase(
     name='', step=jit_step(step, task.shardings, task.mesh), last_step=task.last_step,
     batch_size=config.batch_size,
-    batches=lambda first: pipeline.train_batches(
-      task.data.train, method.views, batch_size=config.batch_size, seed=config.seed, start_step=first,
-      rows=meshes.process_rows(task.mesh, config.batch_size), **config.sampler),
+    batches=training_batches(task.data.train, method, config, task.mesh),
     undecodable=undecodable, unread=('label',), hosts=hosts, progress=reporter.advance,
     before_epoch=jit_before_epoch(method, task.shardings), steps_per_epoch=steps_per_epoch,
     report=report, log_every=config.log_every, also_report=probe.steps | {first_step + 1},

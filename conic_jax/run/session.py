@@ -1,13 +1,17 @@
 """The resources that a run holds open."""
 import contextlib
+import functools
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import jax
 from jax.sharding import Mesh
 
+from conic_jax.hardware.processes import run_everywhere
+from conic_jax.memories.host import HostSettings, HostSide
+from conic_jax.memories.memory import Memory, hosted
 from conic_jax.run.checkpoints import Checkpoints
 from conic_jax.run.signals import StopRequest
 
@@ -61,6 +65,14 @@ class Session:
     """Removes a subfolder of the run's folder, if it exists."""
     if self.first_process:
       shutil.rmtree(self.folder / name, ignore_errors=True)
+
+  def open_hosts(self, memories: Mapping[str, Memory], states: Mapping[str, Any], settings: HostSettings,
+                 step: int, fresh: bool) -> dict[str, HostSide]:
+    """Starts the host sides of the memories that have one, as `HostSide.start`, by the memories' names."""
+    hosts = {name: self.keep_open(memory.host(settings)) for name, memory in hosted(memories).items()}
+    for name, host in hosts.items():
+      run_everywhere(functools.partial(host.start, states[name], step, fresh))
+    return hosts
 
   def checkpoints(self, name: str, keep: int) -> Checkpoints:
     """Opens the checkpoints in a subfolder of the run's folder."""

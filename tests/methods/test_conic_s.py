@@ -33,7 +33,7 @@ def test_beta_makes_up_for_the_classes_outside(config, mesh8):
 def test_a_window_of_all_images_scores_as_conic_does(config, mesh8):
   config.classifier.window = N
   method = methods.make(config, N, mesh8, FLOAT32)
-  state = method.init_memories(jax.random.key(0))
+  state = {name: memory.init(jax.random.key(0)) for name, memory in method.memories.items()}
   classes = first_classes(N, N, config.seed, config.batch_size)
   features = losses.normalise(jax.random.normal(jax.random.key(1), (32, 8)))
   slots, valid = jnp.arange(16, dtype=jnp.int32) * 3, jnp.ones(16, bool)
