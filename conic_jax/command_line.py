@@ -60,6 +60,22 @@ def guarded(action: Callable[[], None], interrupted: str = 'interrupted') -> Non
     sys.exit(128 + signal.SIGINT)
 
 
+def run_with_config(run: Callable[[flags.FlagValues], None], values: flags.FlagValues, usage: str,
+                    interrupted: str = 'interrupted') -> None:
+  """Runs a command that takes a config, and sets its exit code.
+
+  Args:
+    run: the command, called with the parsed flags.
+    values: the defined flags, 'config' among them.
+    usage: usage text for --help.
+    interrupted: as for `guarded`.
+  """
+  def action():
+    parse(sys.argv, values, usage)
+    run(values)
+  guarded(action, interrupted)
+
+
 def parse(argv: list[str], flag_values: flags.FlagValues, usage: str) -> None:
   """Parses the flags, 'config' among them, into `flag_values`.
 
@@ -221,13 +237,13 @@ def _wrong_value(config: Any, argv: list[str], error: flags.Error) -> str:
     name, _, value = arg.partition('=')
     if name.startswith('--config.') and f'{name.removeprefix("--")}={value}' in str(error):
       field = name.removeprefix('--')
-      node = parent = config
-      for part in field.split('.')[1:]:
-        node, parent = node[part], node
+      *groups, last = field.split('.')[1:]
+      parent = functools.reduce(getattr, groups, config)
+      node = parent[last]
       if isinstance(node, ConfigDict):
         return f'{field} is a group of settings: set one of {field}.{{{", ".join(sorted(node))}}}.'
       if node is None:
-        return f'{field} takes {_a(parent.get_type(part))}, or auto, not {value!r}.'
+        return f'{field} takes {_a(parent.get_type(last))}, or auto, not {value!r}.'
       return f'{field} takes {_a(type(node))} such as {node!r}, not {value!r}.'
   return str(error).splitlines()[0]
 

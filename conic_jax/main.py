@@ -52,15 +52,17 @@ def run_task(config) -> None:
     standalone.evaluate(config)
 
 
+def run(values: flags.FlagValues) -> None:
+  """Joins the cluster and runs the task."""
+  start_distributed(values)
+  run_task(values.config)
+
+
 def command() -> None:
   """Runs the command and sets its exit code."""
-  def action():
-    values = define_flags(sys.argv)
-    command_line.parse(sys.argv, values, _USAGE)
-    start_distributed(values)
-    run_task(values.config)
-  command_line.guarded(
-    action, 'interrupted. A pretraining goes on from its last checkpoint with the same command.')
+  command_line.run_with_config(
+    run, define_flags(sys.argv), _USAGE,
+    'interrupted. A pretraining goes on from its last checkpoint with the same command.')
 
 
 if __name__ == '__main__':

@@ -101,12 +101,8 @@ def cosine_schedule(peak: float, total_steps: int, warmup_steps: int = 0, end: f
   Returns:
     A function from the step to the rate, float32 [].
   """
-  def schedule(step):
-    step = jnp.asarray(step, jnp.float32)
-    progress = jnp.clip((step - warmup_steps) / max(1, total_steps - warmup_steps), 0.0, 1.0)
-    cosine = end + (peak - end) * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
-    return jnp.where(step < warmup_steps, peak * (step + 1) / max(1, warmup_steps), cosine)
-  return schedule
+  decay = optax.cosine_decay_schedule(peak - end, max(1, total_steps - warmup_steps))
+  return _warmed_up(lambda step: end + decay(step), peak, warmup_steps)
 
 
 def step_schedule(peak: float, milestones: tuple[int, ...], warmup_steps: int = 0) -> Schedule:
@@ -120,13 +116,17 @@ def step_schedule(peak: float, milestones: tuple[int, ...], warmup_steps: int = 
   Returns:
     A function from the step to the rate, float32 [].
   """
-  def schedule(step):
-    step = jnp.asarray(step, jnp.float32)
-    rate = jnp.float32(peak)
-    for lowered, milestone in enumerate(sorted(milestones), start=1):
-      rate = jnp.where(step < milestone, rate, peak / 10 ** lowered)
-    return jnp.where(step < warmup_steps, peak * (step + 1) / max(1, warmup_steps), rate)
-  return schedule
+  rates = [optax.constant_schedule(peak / 10 ** lowered) for lowered in range(len(milestones) + 1)]
+  after = [milestone - warmup_steps for milestone in sorted(milestones)]
+  return _warmed_up(optax.join_schedules(rates, after), peak, warmup_steps)
+
+
+def _warmed_up(schedule: Schedule, peak: float, warmup_steps: int) -> Schedule:
+  """A linear warm-up to `peak`, then the schedule from its step 0."""
+  if not warmup_steps:
+    return schedule
+  warmup = optax.linear_schedule(peak / warmup_steps, peak, warmup_steps - 1)
+  return optax.join_schedules([warmup, schedule], [warmup_steps])
 
 
 def per_epoch(schedule: Schedule, steps_per_epoch: int, warmup_steps: int = 0) -> Schedule:

@@ -1,15 +1,22 @@
 """A keyed shuffle of 0 … N − 1 that needs no array of length N."""
+from typing import TypeVar
+
+import jax
 import numpy as np
 
-_HALF_ROUNDS = 8
+HALF_ROUNDS = 8
+
+# The finalisers of MurmurHash3 (Appleby, public domain): three shifts, a factor after the first two each.
+_FINALISERS = {
+  np.dtype(np.uint32): ((16, 13, 16), (0x85ebca6b, 0xc2b2ae35)),
+  np.dtype(np.uint64): ((33, 33, 33), (0xff51afd7ed558ccd, 0xc4ceb9fe1a85ec53)),
+}
+
+_Array = TypeVar('_Array', np.ndarray, jax.Array)
 
 
 def shuffled(positions: np.ndarray, num_images: int, seed: int, epoch: int) -> np.ndarray:
   """Maps positions in an epoch to image ids by a keyed bijection of 0 … num_images - 1.
-
-  A position is split into (left, right) in base `columns`; a Feistel network alternately adds to each
-  half a hash of the other, which is invertible. The grid is slightly larger than `num_images`:
-  results outside are mapped again until they fall inside (cycle walking).
 
   Args:
     positions: integers in [0, num_images), of any shape.
@@ -19,30 +26,47 @@ def shuffled(positions: np.ndarray, num_images: int, seed: int, epoch: int) -> n
 
   Returns:
     Ids, int64, in the shape of `positions`.
+  """
+  keys = np.random.SeedSequence([seed, epoch]).generate_state(HALF_ROUNDS, np.uint64)
+  ids = np.array(positions, np.int64)
+  outside = np.ones(ids.shape, bool)
+  while outside.any():
+    ids[outside] = permuted(ids[outside], num_images, keys)
+    outside = ids >= num_images
+  return ids
+
+
+def permuted(values: _Array, num_images: int, keys: _Array) -> _Array:
+  """Maps values by a keyed bijection of a grid that is slightly larger than 0 … num_images - 1.
+
+  A value is split into (left, right) in base `columns`; a Feistel network alternately adds to each half a
+  hash of the other, which is invertible. The caller maps results outside again until they fall inside (cycle
+  walking).
+
+  Args:
+    values: integers on the grid, of NumPy or JAX; the grid must fit in their type.
+    num_images: N.
+    keys: uint32 or uint64 [HALF_ROUNDS], from the same library; their width is that of the hash.
+
+  Returns:
+    Integers on the grid, in the type and shape of `values`.
 
   Source: Black and Rogaway, Ciphers with Arbitrary Finite Domains, CT-RSA 2002.
   """
   columns = int(np.ceil(np.sqrt(num_images)))
   rows = -(-num_images // columns)
-  keys = np.random.SeedSequence([seed, epoch]).generate_state(_HALF_ROUNDS, np.uint64)
-  ids = np.array(positions, np.int64)
-  outside = np.ones(ids.shape, bool)
-  while outside.any():
-    ids[outside] = _permute(ids[outside], rows, columns, keys)
-    outside = ids >= num_images
-  return ids
-
-
-def _permute(values, rows, columns, keys):
-  left, right = (half.astype(np.uint64) for half in np.divmod(values, columns))
+  left, right = values // columns, values % columns
   for left_key, right_key in keys.reshape(-1, 2):
-    left = (left + _hash(right ^ left_key) % np.uint64(rows)) % np.uint64(rows)
-    right = (right + _hash(left ^ right_key) % np.uint64(columns)) % np.uint64(columns)
-  return left.astype(np.int64) * columns + right.astype(np.int64)
+    left = (left + _hash(right, left_key, rows)) % rows
+    right = (right + _hash(left, right_key, columns)) % columns
+  return left * columns + right
 
 
-def _hash(x):
-  """The 64-bit finaliser of MurmurHash3 (Appleby, public domain)."""
-  x = (x ^ (x >> np.uint64(33))) * np.uint64(0xff51afd7ed558ccd)
-  x = (x ^ (x >> np.uint64(33))) * np.uint64(0xc4ceb9fe1a85ec53)
-  return x ^ (x >> np.uint64(33))
+def _hash(half, key, below):
+  """A keyed hash of integers in [0, below), in their own type."""
+  word = key.dtype
+  (first, second, third), factors = _FINALISERS[word]
+  x = half.astype(word) ^ key
+  x = (x ^ (x >> word.type(first))) * word.type(factors[0])
+  x = (x ^ (x >> word.type(second))) * word.type(factors[1])
+  return ((x ^ (x >> word.type(third))) % word.type(below)).astype(half.dtype)

@@ -149,7 +149,7 @@ def lower_epoch(config: Any, mesh: jax.sharding.Mesh, num_instances: int, dtype:
   """The program before the first step of every epoch, lowered from shapes; None if there is none."""
   method, _, shapes, shardings = _setting(config, mesh, num_instances, dtype)
   prepare = train_step.jit_before_epoch(method, shardings)
-  return prepare and prepare.trace(shapes).lower(lowering_platforms=(platform,))
+  return None if prepare is None else prepare.trace(shapes).lower(lowering_platforms=(platform,))
 
 
 def _setting(config, mesh, num_instances, dtype):
@@ -406,11 +406,7 @@ def _announced(made: Plan) -> Plan:
 
 def command() -> None:
   """Runs the command and sets its exit code."""
-  def action():
-    values = define_flags(sys.argv)
-    command_line.parse(sys.argv, values, _USAGE)
-    run(values)
-  command_line.guarded(action)
+  command_line.run_with_config(run, define_flags(sys.argv), _USAGE)
 
 
 if __name__ == '__main__':

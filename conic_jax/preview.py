@@ -161,11 +161,7 @@ def run(values: flags.FlagValues) -> None:
 
 def command() -> None:
   """Runs the command and sets its exit code."""
-  def action():
-    values = define_flags(sys.argv)
-    command_line.parse(sys.argv, values, _USAGE)
-    run(values)
-  command_line.guarded(action)
+  command_line.run_with_config(run, define_flags(sys.argv), _USAGE)
 
 
 if __name__ == '__main__':

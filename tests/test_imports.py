@@ -12,7 +12,7 @@ ALLOWED = {
   'permutation': set(), 'optim': set(),
   'command_line': set(),
   'hardware': set(),
-  'losses': {'hardware'},
+  'losses': {'hardware', 'permutation'},
   'memories': {'hardware', 'losses', 'permutation'},
   'data': {'hardware', 'permutation', 'views'},
   'run': {'data', 'hardware', 'memories'},

@@ -1,4 +1,6 @@
 """The shuffle is a bijection, new for each seed and epoch, without structure."""
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,6 +15,22 @@ def test_shuffled_is_a_bijection(num_images, seed, epoch):
   ids = permutation.shuffled(np.arange(num_images), num_images, seed, epoch)
   assert ids.dtype == np.int64
   np.testing.assert_array_equal(np.sort(ids), np.arange(num_images))
+
+
+def test_the_orders_of_older_runs_stay():
+  assert permutation.shuffled(np.arange(10), 10, 3, 7).tolist() == [7, 5, 1, 8, 3, 2, 4, 0, 6, 9]
+
+
+@pytest.mark.parametrize('num_images', [1, 10, 1281])
+def test_numpy_and_jax_permute_alike(num_images):
+  keys = np.arange(permutation.HALF_ROUNDS, dtype=np.uint32) * np.uint32(0x9e3779b1)
+  values = np.arange(num_images, dtype=np.int32)
+  expected = permutation.permuted(values, num_images, keys)
+  assert len(set(expected.tolist())) == num_images
+  jitted = jax.jit(permutation.permuted, static_argnums=1)
+  permuted = jitted(jnp.asarray(values), num_images, jnp.asarray(keys))
+  np.testing.assert_array_equal(permuted, expected)
+  assert permuted.dtype == jnp.int32
 
 
 def test_shuffled_depends_on_seed_and_epoch():

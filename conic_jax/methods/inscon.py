@@ -47,7 +47,7 @@ class InsCon(MoCo):
       cell_keys = config.batch_size * config.cell.size ** 2
       self.cell_queue = KeyQueue(config.cell.queue, config.cell.features, mesh, config.queue.split,
                                  'config.cell.queue', cell_keys)
-      self.memories['cell_queue'] = self.cell_queue
+      self.memories = {**self.memories, 'cell_queue': self.cell_queue}
     head = config.head
     self.multi_head = models.MLP(head.hidden, head.features, dtype=dtype)
     self.cell_head = models.MLP(config.cell.hidden, config.cell.features, dtype=dtype)
@@ -136,7 +136,7 @@ class InsCon(MoCo):
       seen['cell_queue'] = {'keys': key_cells.reshape(-1, self.cell.features),
                             'ids': repeated(batch['id']), 'valid': repeated(valid)}
     metrics = {**losses_by_head, **metrics, **pair_metrics(pairs.queries, pairs.keys, valid)}
-    return sum(losses_by_head.values()), Aux(batch_stats, metrics, seen)
+    return sum(losses_by_head.values(), jnp.float32(0)), Aux(batch_stats, metrics, seen)
 
 
 def mosaics(views: jax.Array) -> jax.Array:

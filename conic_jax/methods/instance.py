@@ -15,7 +15,6 @@ from jax.sharding import Mesh
 from conic_jax import losses
 from conic_jax.losses import partitioned
 from conic_jax.memories.instance_rows import Classified, InstanceRows, RowsSgd
-from conic_jax.memories.memory import Memory
 from conic_jax.methods.method import Aux, Method
 from conic_jax.methods.network import Network, merge_views
 from conic_jax.views import Views
@@ -55,7 +54,7 @@ class InstanceMethod(Method):
                                                   chunk_size=settings.chunk_size)
     self.chance = 'loss_instance', self.softmax.chance_loss
     self.num_instances, self.mesh, self.dtype = num_instances, mesh, dtype
-    self.memories: dict[str, Memory] = {
+    self.memories = {
       'rows': InstanceRows(num_instances, self.dim, self.softmax, rows_sgd(settings))}
 
   # ---- Methods of this family may override these -------------------------------------------------

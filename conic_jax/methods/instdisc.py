@@ -19,7 +19,6 @@ from conic_jax import losses
 from conic_jax.errors import UserError
 from conic_jax.losses import nce, partitioned
 from conic_jax.memories.bank import Bank, Normaliser
-from conic_jax.memories.memory import Memory
 from conic_jax.methods.method import Aux, Method
 from conic_jax.methods.network import Network
 from conic_jax.views import Views
@@ -32,13 +31,13 @@ class InstDisc(Method):
     self.network = Network(config, dtype)
     self.views = (Views(**config.views),)
     self.bank = Bank(num_instances, config.head.features, config.bank.momentum, mesh)
-    self.memories: dict[str, Memory] = {'bank': self.bank}
+    self.memories = {'bank': self.bank}
     self.softmax = partitioned.Softmax(num_instances, config.temperature, mesh, dtype)
     self.noise = None
     self.chance = None if config.loss.name == 'nce' else ('loss', math.log(num_instances))
     if config.loss.name == 'nce':
       self.noise = nce.NceSettings(num_instances, config.loss.noise, config.temperature, mesh)
-      self.memories['normaliser'] = Normaliser()
+      self.memories = {**self.memories, 'normaliser': Normaliser()}
 
   def init(self, rng, batch):
     encoder_rng, head_rng, bank_rng = jax.random.split(rng, 3)

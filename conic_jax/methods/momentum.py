@@ -13,7 +13,6 @@ from conic_jax import losses
 from conic_jax.errors import UserError
 from conic_jax.memories import key_queue
 from conic_jax.memories.key_queue import KeyQueue, Queue
-from conic_jax.memories.memory import Memory
 from conic_jax.memories.momentum_encoder import MomentumEncoder
 from conic_jax.methods.method import Aux, Method, total_steps
 from conic_jax.methods.network import Network, pair_metrics
@@ -59,7 +58,7 @@ class MomentumMethod(Method):
     self.key = MomentumEncoder(**config.momentum, total_steps=total_steps(config, num_instances))
     self.queue = KeyQueue(queue.size, config.head.features, mesh, queue.split, 'config.queue.size',
                           config.batch_size)
-    self.memories: dict[str, Memory] = {'key': self.key, 'queue': self.queue}
+    self.memories = {'key': self.key, 'queue': self.queue}
 
   @abc.abstractmethod
   def contrast(self, queries: jax.Array, keys: jax.Array, queue: Queue, batch: dict[str, Any]

@@ -48,7 +48,7 @@ class OneMillion(InstanceMethod):
     if self.prior.batch_norm != 'none':
       self.initial_pass = InitialPass(self.write_rows, self.after_pass)
     if softmax.smoothing and table == 'epoch':
-      self.memories['hardest'] = HardestTable(num_instances, self.num_hardest, mesh)
+      self.memories = {**self.memories, 'hardest': HardestTable(num_instances, self.num_hardest, mesh)}
 
   def classify(self, params, memories, features, batch, rng):
     count = len(features) // len(batch['id'])

@@ -89,14 +89,14 @@ def make_step(method: Method, optimizer: optax.GradientTransformationExtraArgs, 
   return step
 
 
-def jit_step(step: Callable[..., Any], shardings: TrainState, mesh: jax.sharding.Mesh) -> Callable[..., Any]:
+def jit_step(step: Callable[..., Any], shardings: TrainState, mesh: jax.sharding.Mesh) -> jax.stages.Wrapped:
   """Compiles `make_step`'s step: the state keeps its shardings and is donated, the rest is replicated."""
   everywhere = meshes.replicated(mesh)
   return jax.jit(step, in_shardings=(shardings, meshes.batch_sharding(mesh)),
                  out_shardings=(shardings, everywhere, everywhere), donate_argnums=0)
 
 
-def jit_before_epoch(method: Method, shardings: TrainState) -> Callable[[TrainState], TrainState] | None:
+def jit_before_epoch(method: Method, shardings: TrainState) -> jax.stages.Wrapped | None:
   """The memories' work before an epoch, compiled with the state donated; None if there is none."""
   prepared = {name: memory for name, memory in method.memories.items() if memory.prepares_epochs}
   if not prepared:
