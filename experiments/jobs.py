@@ -36,8 +36,8 @@ class Variant:
   """One way to train, or to measure without training.
 
   Attributes:
-    config: a file in configs/ without its ending: 'conic' takes the scale's preset, 'conic:photos' its own; ''
-      trains nothing.
+    config: a file in configs/ without its ending: 'conic' takes the scale's preset, 'conic:photos' its own;
+      '' trains nothing.
     settings: config fields, by path, that override the scale's; for a variant that trains nothing, what its
       result depends on.
     rate: the learning rate, as a multiple of the one tuned for the config.
