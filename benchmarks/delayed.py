@@ -1,14 +1,14 @@
-"""The delayed update of the rows outside the window against sweeping over all of them.
+"""The delayed update of the rows outside the window, against a sweep over all rows.
 
   python -m benchmarks.delayed                   N from 10⁵ to 10⁸
   python -m benchmarks.delayed --repeats 20 --json FILE
 
-Ours is what a step costs: the products of 512 rows that come back after up to two epochs, on the host,
-and their use on the device. The sweep decays every row and momentum in place. Both are interleaved in one
-process, in medians and the median of the ratios; where N is more than the million rows swept at once, the
-sweep counts N / 10⁶ times. The error, relative to the largest entry, is that of the same rows after the
-same steps against float64, step by step. Memory is the device's by the compiler: the program's arguments,
-results and temporaries (of which neither has any). The table goes to benchmarks/results/delayed.md.
+Ours is what a step costs: on the host, the products for 512 rows that come back after up to two epochs, and
+on the device, applying them. The sweep decays every row and momentum in place. Both are interleaved in one
+process; the table gives medians and the median of the ratios. If N exceeds the million rows swept at once,
+the sweep counts N / 10⁶ times. The error, relative to the largest entry, compares the same rows after the
+same steps with float64, step by step. Memory is the device memory reported by the compiler: the program's
+arguments, results and temporaries (neither has any temporaries). Writes benchmarks/results/delayed.md.
 """
 import argparse
 import functools
@@ -36,14 +36,14 @@ RESULTS = Path(__file__).parent / 'results'
 
 @functools.partial(jax.jit, donate_argnums=(0, 1))
 def sweep(weights: jax.Array, momentum: jax.Array, lr: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """One step of momentum SGD without a gradient on all rows, where they lie."""
+  """One step of momentum SGD without a gradient, in place on all rows."""
   momentum = SGD['momentum'] * momentum + SGD['weight_decay'] * weights
   return weights - lr * momentum, momentum
 
 
 @jax.jit
 def swept(rows: jax.Array, start: jax.Array, rates: jax.Array) -> jax.Array:
-  """Rows [k, 2, D] after the steps from `start` on, one by one in float32."""
+  """Rows [k, 2, D] after all steps from `start`, one by one in float32."""
   def step(carry, now):
     index, lr = now
     stepped = jnp.stack(sweep(carry[:, 0], carry[:, 1], lr), axis=1)
@@ -52,7 +52,7 @@ def swept(rows: jax.Array, start: jax.Array, rates: jax.Array) -> jax.Array:
 
 
 def exact(rows: np.ndarray, start: np.ndarray, rates: np.ndarray) -> np.ndarray:
-  """The same in float64: what the steps do to (w, v) = (1, 0) and (0, 1), then to each dimension."""
+  """The same in float64: applies the steps to (w, v) = (1, 0) and (0, 1), then to each dimension."""
   weights, velocity = np.tile(np.eye(2), (len(rows), 1, 1)).transpose(1, 0, 2)
   order = np.argsort(start)
   weights, velocity, begun = weights[order], velocity[order], 0
@@ -67,14 +67,14 @@ def exact(rows: np.ndarray, start: np.ndarray, rates: np.ndarray) -> np.ndarray:
 
 
 def memory(function, *shapes) -> int:
-  """Bytes of the device that a program takes."""
+  """Device memory of a program, in bytes."""
   analysis = function.lower(*shapes).compile().memory_analysis()
   return (analysis.argument_size_in_bytes + analysis.output_size_in_bytes
           - analysis.alias_size_in_bytes + analysis.temp_size_in_bytes)
 
 
 def relative_error(rows: np.ndarray, expected: np.ndarray) -> float:
-  """The largest difference against the largest entry; the larger of weights and momenta."""
+  """Largest difference relative to the largest entry; the larger value of weights and momenta."""
   return float(max(np.abs(rows[:, part] - expected[:, part]).max() / np.abs(expected[:, part]).max()
                    for part in (0, 1)))
 
@@ -83,7 +83,7 @@ def measure(num_instances: int, repeats: int, folder: Path) -> list[dict[str, An
   """Times one N.
 
   Returns:
-    A row for ours and one for the sweep.
+    A table row for ours and one for the sweep.
   """
   rng = np.random.default_rng(0)
   steps = EPOCHS * num_instances // BATCH

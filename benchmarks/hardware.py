@@ -1,4 +1,4 @@
-"""What a figure was measured on."""
+"""The hardware and versions that a benchmark ran on."""
 import os
 import platform
 from importlib.metadata import version
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def cpu_name() -> str:
-  """The processor's name, as the system tells it."""
+  """The processor's name, as reported by the system."""
   info = Path('/proc/cpuinfo')
   lines = info.read_text().splitlines() if info.exists() else []
   names = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]

@@ -1,17 +1,17 @@
-"""The instance softmax with its SGD against the ways it is usually done.
+"""The instance softmax with its SGD, against the usual implementations.
 
   python -m benchmarks.head                      N = 131,072 classes, 128 features of 128 dimensions
   python -m benchmarks.head --json FILE
   python -m benchmarks.head --instances 1281167 --features 1024 --dtype bfloat16     on an accelerator
 
-One step: the loss of all features over all N classes, its gradient in the features, and momentum SGD with
-weight decay on all N rows. `ours` passes over the rows in chunks; `optax` has full logits, autodiff and
-optax's SGD; `torch` is F.linear, F.cross_entropy and torch's SGD; `metric_learning` is
-pytorch-metric-learning's NormalizedSoftmaxLoss with it. The last two run where torch is installed
-(pip install -e '.[benchmarks]'), always on the CPU. All are interleaved in one process; the ratios are
-medians of the ratios of neighbours in time. Temporary memory is the compiler's; torch tells none. Errors are
-relative to the largest entry, against float64, in the first step: the largest of loss, gradient of the
-features, and rows.
+One step: the loss of all features over all N classes, its gradient with respect to the features, and momentum
+SGD with weight decay on all N rows. `ours` passes over the rows in chunks; `optax` uses full logits, autodiff
+and optax's SGD; `torch` is F.linear, F.cross_entropy and torch's SGD; `metric_learning` is
+pytorch-metric-learning's NormalizedSoftmaxLoss with torch's SGD. The last two run if torch is installed
+(pip install -e '.[benchmarks]'), always on the CPU. All variants are interleaved in one process; the ratios
+are medians of the ratios of neighbours in time. Temporary memory is reported by the compiler; torch reports
+none. Errors are relative to the largest entry, against float64, in the first step: the largest of loss,
+gradient of the features, and rows.
 """
 import argparse
 import importlib.util
@@ -48,12 +48,12 @@ class Problem(NamedTuple):
 
 
 class Variant(NamedTuple):
-  """A way to take the step.
+  """An implementation of the step.
 
   Attributes:
-    step: takes it, and waits until it is taken.
+    step: takes one step and waits for it.
     first: loss, gradient of the features and rows after one step.
-    temporaries: bytes beside inputs and outputs, or None.
+    temporaries: bytes besides inputs and outputs, or None.
   """
   step: Callable[[], Any]
   first: tuple[Any, Any, Any]
@@ -61,7 +61,7 @@ class Variant(NamedTuple):
 
 
 def make_problem(instances: int, features: int, dim: int) -> Problem:
-  """Features near their rows, as in the middle of a training."""
+  """Features near their rows, as halfway through training."""
   rng = np.random.default_rng(0)
   unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)
   rows = unit(rng.standard_normal((instances, dim), np.float32))
@@ -70,7 +70,7 @@ def make_problem(instances: int, features: int, dim: int) -> Problem:
 
 
 def jax_variant(step: Callable, state: Any, batch: tuple, rows_of: Callable[[Any], jax.Array]) -> Variant:
-  """A variant of a function (state, *batch) -> (state, loss, gradient) that is given its state away."""
+  """A variant from a function (state, *batch) -> (state, loss, gradient), with its state donated."""
   compiled = jax.jit(step, donate_argnums=0).lower(state, *batch).compile()
   state, loss, gradient = jax.block_until_ready(compiled(state, *batch))
   first = np.asarray(loss), np.asarray(gradient), np.asarray(rows_of(state))
@@ -181,9 +181,9 @@ def reference(problem: Problem) -> tuple[Any, np.ndarray, np.ndarray]:
 
 
 def error(first: tuple[Any, Any, Any], wanted: tuple[Any, Any, Any], features: np.ndarray) -> float:
-  """The largest error of the three, each relative to its own largest entry.
+  """The largest of the three errors, each relative to its own largest entry.
 
-  Of the gradient only what turns the features counts: some variants normalise them again.
+  Only the part of the gradient that turns the features counts: some variants normalise them again.
   """
   def turning(loss, gradient, rows):
     gradient = np.asarray(gradient, np.float64)

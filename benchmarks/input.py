@@ -1,15 +1,14 @@
-"""Images a second that one core prepares: this project's input against torchvision's recipe.
+"""Images per second that one core prepares: this project's input pipeline against torchvision's recipe.
 
     python -m benchmarks.input [--images DIR] [--json FILE]
 
-Two 224-pixel ConIC views an image. The host here decodes, crops and resizes (`train_batches`) and
-the device does the rest (`augment`); torchvision does all of it on the host, in Pillow: it decodes
-the whole image, then RandomResizedCrop, flip, ColorJitter in random order, grayscale, blur, to
-float, normalise. Pillow antialiases whatever shrinks, the host here above a factor of 2; what that
-saves is told beside it. Both are held to the same core and take turns; medians of the rounds are told. An
-image counts by the CPU time it took, so that what else runs on the machine matters little. Without
---images the photographs of scikit-image and scikit-learn are used, short side 256. Writes
-benchmarks/results/input.md.
+Two 224-pixel ConIC views per image. Here the host decodes, crops and resizes (`train_batches`) and the device
+does the rest (`augment`). torchvision does everything on the host, in Pillow: it decodes the whole image,
+then RandomResizedCrop, flip, ColorJitter in random order, grayscale, blur, to float, normalise. Pillow
+antialiases whenever an image shrinks, our host only above a factor of 2; the table also shows what that
+saves. Both are pinned to the same core and take turns; the table gives medians over rounds. Time is CPU time,
+so other load on the machine matters little. Without --images, uses the photographs of scikit-image and
+scikit-learn, short side 256. Writes benchmarks/results/input.md.
 """
 import argparse
 import io
@@ -54,8 +53,8 @@ def main():
 
 
 def measure(folder: str) -> dict:
-  """Images a second of CPU time of each part, medians over rounds that take turns."""
-  from conic_jax.data import folder as folders  # After the core was chosen.
+  """Images per second of CPU time for each part, as medians over interleaved rounds."""
+  from conic_jax.data import folder as folders  # After the core is chosen.
   source = folders.Folder(folder, '')
   rng = np.random.default_rng(0)
   parts = {'ours, host': lambda: time_ours(source),
@@ -99,7 +98,7 @@ def time_pillow(source, rng, make_view):
 
 
 def time_device():
-  """A function that times `augment`, compiled, on the default device."""
+  """Returns a function that times the compiled `augment` on the default device."""
   import jax
 
   from conic_jax.data import augment
@@ -163,7 +162,7 @@ def shift_hue(image, share):
 
 
 def make_images(folder: str) -> str:
-  """Writes JPEGs of the photographs of the packages, in several framings, and returns `folder`."""
+  """Writes JPEGs of the packages' photographs, in several framings, and returns `folder`."""
   import skimage.data
   import sklearn.datasets
   names = ('astronaut.png', 'chelsea.png', 'coffee.png', 'ihc.png', 'motorcycle_left.png',
@@ -186,7 +185,7 @@ def make_images(folder: str) -> str:
 
 
 def write(figures: dict):
-  """Prints the table and keeps it in benchmarks/results."""
+  """Prints the table and writes it to benchmarks/results."""
   import tensorflow as tf
   rates = figures['rates']
   whole = rates['Pillow, whole recipe']

@@ -1,13 +1,13 @@
-"""The sampled classifier's step against the full one's, for ever more instances.
+"""The sampled classifier's step against the full one's, for growing numbers of instances.
 
   python -m benchmarks.sampled [--json FILE] [--repeats 10] [--batch 512]
 
-A step is the head's part of a train step: loss and gradient of the features, rows' SGD, and for the sampled
-one the exchange with a store on disk, what the host does for it included. Each of its batches is of classes
-outside the window, whose rows were written to the store and then dropped from the system's cache: all of
-them enter in one step and as many leave. The full classifier is run as far as its rows fit in memory; beyond
-that the ratio is to the largest that was run. All variants are interleaved in one process; ratios are medians
-of ratios of neighbours in time. The table goes to benchmarks/results/sampled.md.
+A step is the head's part of a train step: loss and gradient of the features, the rows' SGD, and for the
+sampled classifier the exchange with a store on disk, including the host's work. Each of its batches has only
+classes outside the window, whose rows were written to the store and then dropped from the system's cache: all
+of them enter in one step and equally many leave. The full classifier runs as long as its rows fit in memory;
+beyond that the ratio is to the largest one that ran. All variants are interleaved in one process; ratios are
+medians of ratios of neighbours in time. Writes benchmarks/results/sampled.md.
 """
 import argparse
 import dataclasses
@@ -35,12 +35,12 @@ from conic_jax.memories.window import first_classes
 RESULTS = Path(__file__).parent / 'results'
 SGD = {'momentum': 0.9, 'weight_decay': 1e-4}
 TEMPERATURE, NORM, RATE, SEED = 0.1, 1.0, 0.06, 0
-WARM_UP = device_window.HOST_LAG + 2  # Steps of the sampled one: then each also writes what left.
+WARM_UP = device_window.HOST_LAG + 2  # Sampled steps after which each step also writes the rows that left.
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-  """What a step is of: N′ slots, B images of V views, D dimensions, and how many steps there will be."""
+  """Sizes of a step: N′ slots, B images of V views, D dimensions; and the number of steps."""
   num_slots: int
   batch_size: int
   views: int
@@ -89,7 +89,7 @@ class FullStep:
 
 
 class SampledStep:
-  """Steps over a window, with what its host does for them."""
+  """Steps over a window, including the host's work."""
 
   def __init__(self, kind: str, num_instances: int, shape: Shape, mesh: Mesh, folder: Path):
     on_device = kind == 'device'
@@ -142,7 +142,7 @@ class SampledStep:
 
 
 def entering_ids(inside: np.ndarray, num_instances: int, shape: Shape) -> np.ndarray:
-  """Batches of classes that are outside the first window and come once: int64 [steps, B]."""
+  """Batches of classes outside the first window, each used once: int64 [steps, B]."""
   count = shape.steps * shape.batch_size
   if num_instances - len(inside) < count:
     raise SystemExit(f'{num_instances} instances are too few for {shape.steps} steps: give fewer --repeats.')
@@ -153,7 +153,7 @@ def entering_ids(inside: np.ndarray, num_instances: int, shape: Shape) -> np.nda
 
 
 def fill_store(kind: str, folder: Path, layout: Layout, ids: np.ndarray) -> None:
-  """Makes a store of step 1 with these rows, none of which is in the system's cache."""
+  """Creates a store of step 1 with these rows, none of which is in the system's cache."""
   store = open_store(kind, folder, layout)
   rng = np.random.default_rng(SEED)
   for some in ids:
@@ -168,7 +168,7 @@ def fill_store(kind: str, folder: Path, layout: Layout, ids: np.ndarray) -> None
 
 
 def error(variant: FullStep | SampledStep) -> float:
-  """The larger of the relative errors of loss and feature gradient of some features, against float64."""
+  """The larger relative error of loss and feature gradient, for some features, against float64."""
   softmax = variant.softmax
   weights, features, own = variant.last()
   scored = lambda x: partitioned.scores(jnp.asarray(weights), x, own, softmax).loss
@@ -192,14 +192,14 @@ def float64_head(weights: np.ndarray, features: np.ndarray, own: np.ndarray,
     rows = unit(weights[start:start + 65_536].astype(np.float64))
     terms = softmax.negative_weight * np.exp(x @ rows.T / softmax.temperature)
     total, weighted = total + terms.sum(axis=1), weighted + terms @ rows
-  extra = own_term * (1 - softmax.negative_weight)  # The own class has the weight one.
+  extra = own_term * (1 - softmax.negative_weight)  # The own class has weight one.
   total, weighted = total + extra, weighted + extra[:, None] * own_row
   loss = np.log(total) - np.log(own_term)
   return loss, (weighted / total[:, None] - own_row) / softmax.temperature
 
 
 def interleave(variants: dict, repeats: int) -> dict[object, np.ndarray]:
-  """Seconds of the steps of each variant, taken in turn."""
+  """Seconds per step of each variant; the variants take turns."""
   for variant in variants.values():
     for _ in range(WARM_UP if isinstance(variant, SampledStep) else 1):
       variant.step()
@@ -213,7 +213,7 @@ def interleave(variants: dict, repeats: int) -> dict[object, np.ndarray]:
 
 
 def temporaries(variant: FullStep | SampledStep) -> int:
-  """Bytes of a step's temporaries on a device, by the compiler."""
+  """Bytes of a step's temporaries on a device, as reported by the compiler."""
   return variant.compiled.memory_analysis().temp_size_in_bytes
 
 

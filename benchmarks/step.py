@@ -1,12 +1,12 @@
-"""What a train step costs beside the bare forward and backward of its encoder.
+"""The cost of a train step, against the bare forward and backward pass of its encoder.
 
   python -m benchmarks.step                      both settings below
   python -m benchmarks.step --only photos --repeats 20 --json FILE
 
-The two are interleaved in one process: the whole step (augmentation on the device, encoder, head,
-losses, the rows of all N classes, optimizer) and value and gradient of the encoder alone on as many
-float images. The table gives medians, and the median of the ratios of neighbours in time; it goes
-to benchmarks/results/step.md.
+Two variants are interleaved in one process: the whole step (augmentation on the device, encoder, head,
+losses, the rows of all N classes, optimizer), and value and gradient of the encoder alone on equally many
+float images. The table gives medians, and the median of the ratios of neighbours in time. Writes
+benchmarks/results/step.md.
 """
 import argparse
 import json
@@ -23,13 +23,13 @@ from conic_jax.command_line import load
 from conic_jax.hardware import mesh as meshes
 from conic_jax.pretraining import train_step
 
-# Preset of configs/conic.py, images a batch (None is the preset's), instances.
+# Preset of configs/conic.py, images per batch (None is the preset's), instances.
 SETTINGS = {'photos': ('photos', None, 2560), 'resnet50': ('imagenet', 32, 1_281_167)}
 RESULTS = Path(__file__).parent / 'results'
 
 
 def make_batch(config, mesh, num_instances: int) -> dict:
-  """A batch of noise, of the shapes and types of the real one."""
+  """A batch of noise, with the shapes and types of a real one."""
   rng = np.random.default_rng(0)
   size, count, batch = config.views.size, config.views.count, config.batch_size
   ids = rng.choice(num_instances, batch, replace=False).astype(np.int32)
@@ -59,7 +59,7 @@ def measure(name: str, repeats: int) -> dict[str, object]:
     train_step.make_step(method, optimizer, optim.cosine_schedule(0.06, 1000), 0, 1000, dtype), shardings,
     mesh)
 
-  # The step owns its state; the bare encoder has copies of what it reads.
+  # The step donates its state, so the bare encoder gets copies of what it reads.
   params, batch_stats = jax.tree.map(jnp.copy, (state.params['encoder'], state.batch_stats['encoder']))
   views = batch['views'][0]
   images = jnp.reshape(views, (-1, *views.shape[2:])).astype(jnp.float32) / 255

@@ -1,9 +1,9 @@
-"""The sampled classifier's step with its rows in host memory or on disk, against all on the device.
+"""The sampled classifier's step with rows in host memory or on disk, against all rows on the device.
 
   python -m benchmarks.store [--json FILE] [--repeats 16] [--batch 512] [--instances 200000]
 
-What a step is and how it is timed is said in benchmarks/sampled.py; nothing but the place of the rows outside
-the window differs. The table goes to benchmarks/results/store.md.
+benchmarks/sampled.py describes the step and the timing; only the place of the rows outside the window
+differs. Writes benchmarks/results/store.md.
 """
 import argparse
 import json
@@ -37,7 +37,7 @@ def measure(num_instances: int, shape: Shape, repeats: int) -> list[dict]:
 
 
 def arguments(variant: SampledStep) -> int:
-  """Bytes that a device holds between steps, by the compiler."""
+  """Bytes that a device holds between steps, as reported by the compiler."""
   return variant.compiled.memory_analysis().argument_size_in_bytes
 
 

@@ -1,7 +1,8 @@
-"""What the `folder` presets leave open: the recipe reads it off the images, their number and the machine.
+"""Fields that the `folder` presets leave open: the recipe chooses them from the images, their number and the
+machine.
 
-An open field is given like any other, --config.batch_size=256, and then never changed; docs/recipe.md has the
-rule of each and the measurement behind it.
+Set an open field like any other, --config.batch_size=256, and the recipe never changes it; docs/recipe.md has
+the rule for each field and the measurement behind it.
 """
 from ml_collections import ConfigDict, config_dict
 
@@ -30,7 +31,7 @@ OPEN = {
   'linear.epochs': int, 'linear.batch_size': int, 'linear.learning_rates': tuple, 'linear.normalise': str}
 
 
-# What a method that has none of it keeps: a hidden layer of its head, blur.
+# Fields that stay 0 if a method sets them to 0: it has no hidden layer in its head, or no blur.
 KEPT_AT_ZERO = ('head.hidden', 'views.blur', 'second_view.blur')
 
 
@@ -44,7 +45,7 @@ def leave_open(config: ConfigDict) -> None:
 
 
 def leave_field_open(group, name: str, kind: type | None = None) -> None:
-  """Opens one field of a group, of the type that it has or of another."""
+  """Opens one field of a group, with its own type or with `kind`."""
   kind = kind or type(group[name])
   with group.ignore_type():
     group[name] = config_dict.placeholder(kind)

@@ -5,16 +5,16 @@
   python -m conic_jax.main --config=configs/byol.py:cifar10 --config.data.dir=TFDS_DIR
   python -m conic_jax.main --config=configs/byol.py:folder --config.data.dir=IMAGES
 
-The figure is linear top-1 on ImageNet, of 512 TPU v3 cores in about 8 hours (the paper, §3.3). The default
-preset is the public code's: colours are TensorFlow's with a brightness that is added, crops are bicubic
-without antialiasing, the last scales of residual blocks start at zero, projector and predictor end in a
-linear layer without a bias, and LARS has the rate outside its momentum.
+The figure is linear top-1 on ImageNet, trained on 512 TPU v3 cores in about 8 hours (the paper, §3.3). The
+default preset follows the public code: TensorFlow's colours with additive brightness, bicubic crops without
+antialiasing, the last scales of residual blocks start at zero, projector and predictor end in a linear layer
+without a bias, and LARS applies the rate outside its momentum.
 
-Changed: the target starts as a copy of the online network, where the code draws it anew (it saw no
-difference); a crop that does not fit is drawn again, as torchvision's, where the code cuts its sides to the
-image's; the blur is mirrored at the border, where zeros are blurred in; kernels start, and padding lies, as
-PyTorch's; the warm-up begins at the first step's share of the rate, not at zero. The linear protocol is
-configs/common.py's, as is what is not named here.
+Changed: the target starts as a copy of the online network; the code initialises it separately (and saw no
+difference). A crop that does not fit is drawn again, as in torchvision; the code clips its sides to the
+image. The blur mirrors the image at the border; the code blurs in zeros. Kernel initialisation and padding
+are PyTorch's. The warm-up starts at the first step's share of the rate, not at zero. The linear protocol, and
+whatever is not named here, is as in configs/common.py.
 
 The other presets are ours: SGD, torchvision's colours, bilinear crops, biases and scales of one.
 """
@@ -24,10 +24,10 @@ from configs import common
 
 
 def get_config(preset: str = 'imagenet') -> ConfigDict:
-  """The public code's settings; a preset changes what its data set needs."""
+  """The public code's settings; a preset changes what its data set requires."""
   config = common.pretraining('byol')
 
-  # The first view of an image, and in what its second is another: `paper` says.
+  # The first view of an image, and how the second differs: see `paper`.
   config.views = common.views(count=1)
   config.second_view = ConfigDict({'blur': config.views.blur})
 
@@ -44,7 +44,7 @@ def get_config(preset: str = 'imagenet') -> ConfigDict:
 
 
 def paper(config: ConfigDict) -> None:
-  """Appendix B and J of the paper, and what only the public code says."""
+  """Appendices B and J of the paper, and details found only in the public code."""
   imagenet100(config)
   config.views.interpolation = 'bicubic'
   config.views.colour = 'tensorflow'
@@ -60,7 +60,7 @@ def paper(config: ConfigDict) -> None:
 
 
 def imagenet100(config: ConfigDict) -> None:
-  """The paper's strengths and widths, with SGD in batches of 512; LARS is for thousands."""
+  """The paper's strengths and widths, with SGD in batches of 512; LARS is for batches of thousands."""
   config.views.crop = (0.08, 1.0)
   config.views.strength = 1.0
   config.views.brightness = config.views.contrast = 0.4
@@ -73,12 +73,12 @@ def imagenet100(config: ConfigDict) -> None:
 
 
 def folder(config: ConfigDict) -> None:
-  """Data sets of a laptop: the target follows faster, as there are few steps."""
+  """Laptop-sized data sets: the target follows faster because there are few steps."""
   config.momentum.start = 0.95
 
 
 def small(config: ConfigDict) -> None:
-  """Small images: no view is blurred, and the predictor is as wide as the projector."""
+  """Small images: neither view is blurred, and the predictor is as wide as the projector."""
   folder(config)
   config.second_view.blur = config.views.blur
   config.predictor.hidden = config.head.hidden

@@ -5,8 +5,8 @@
   python -m conic_jax.main --config=configs/co2_moco_v1.py:photos        minutes on a laptop, no download
   python -m conic_jax.main --config=configs/co2_moco_v1.py:folder --config.data.dir=IMAGES
 
-Hardware, hours, changes, and where α and τ_con are from: as configs/co2_moco_v2.py says. All else is as in
-configs/moco_v1.py.
+For hardware, hours, changes and the source of α and τ_con, see configs/co2_moco_v2.py. Everything else is as
+in configs/moco_v1.py.
 """
 from ml_collections import ConfigDict
 

@@ -6,10 +6,10 @@
   python -m conic_jax.main --config=configs/co2_moco_v2.py:photos        minutes on a laptop, no download
   python -m conic_jax.main --config=configs/co2_moco_v2.py:folder --config.data.dir=IMAGES
 
-The figure is linear top-1 on ImageNet; the slides give neither hardware nor hours; a step has one product of
-the keys with the queue more than MoCo's. α and τ_con are not in the slides: they are remembered from the
-paper and were not checked. Of Figure 2's grids the slides show a part; the rest is ours. All else is as in
-configs/moco_v2.py.
+The figure is linear top-1 on ImageNet. The slides give neither hardware nor hours; a step needs one more
+product of the keys with the queue than MoCo's. α and τ_con are not in the slides: they are quoted from memory
+of the paper and were not checked. The slides show part of Figure 2's grids; the rest is ours. Everything else
+is as in configs/moco_v2.py.
 """
 from ml_collections import ConfigDict
 
@@ -20,7 +20,7 @@ TEMPERATURES = (0.02, 0.04, 0.06, 0.08, 0.1)
 
 
 def get_config(preset: str = 'imagenet') -> ConfigDict:
-  """MoCo v2's settings with the consistency term; a preset of Figure 2 changes one of its two numbers."""
+  """MoCo v2's settings with the consistency term; each Figure 2 preset changes one of its two numbers."""
   config = moco_v2.contrast(moco_v2.setting('co2'))
   config.consistency = consistency(alpha=0.3, temperature=0.05)
   return common.with_preset(config, 'co2_moco_v2', PRESETS, preset)
@@ -35,7 +35,7 @@ def consistency(alpha: float, temperature: float) -> ConfigDict:
 
 
 def ablations(paper) -> dict:
-  """The presets of Figure 2, by name, from that of ImageNet."""
+  """The presets of Figure 2, by name, derived from the ImageNet preset `paper`."""
   def changed(**changes):
     def preset(config: ConfigDict) -> None:
       paper(config)

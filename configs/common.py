@@ -1,11 +1,11 @@
-"""The groups of settings that configs are made of: every field, what it means, and a value that suits many.
+"""The groups of settings that configs are made of: every field, its meaning, and a common default.
 
-A config takes the groups that it needs and names what its paper gives, even where it is the same here. To set
-a field that a group does not have is an error, as it is most likely misspelt. To add one on purpose:
+A config takes the groups that it needs and states what its paper gives, even if that is the default. Setting
+a field that a group does not have is an error, since it is most likely misspelt. To add a field on purpose:
 
-  config.bank = common.group({'momentum': 0.5})       a group of its own, while the config is made
+  config.bank = common.group({'momentum': 0.5})       a new group, while building the config
   config.classifier = common.group({**common.classifier(), 'drawn': 0})
-  with config.unlocked():                             in what another config's `get_config` gives
+  with config.unlocked():                             in a config returned by another `get_config`
     config.optimizer.nesterov = True
 """
 from ml_collections import ConfigDict
@@ -17,11 +17,11 @@ from configs import auto
 
 
 def group(fields: dict, given: dict | None = None) -> ConfigDict:
-  """A group of settings that takes no other fields.
+  """A group of settings that accepts no other fields.
 
   Args:
-    fields: all of them, with their values.
-    given: values instead.
+    fields: all fields, with their default values.
+    given: values that replace the defaults.
   """
   settings = ConfigDict(fields).lock()
   settings.update(given or {})
@@ -29,13 +29,13 @@ def group(fields: dict, given: dict | None = None) -> ConfigDict:
 
 
 def run(**given) -> ConfigDict:
-  """The run, of the config itself."""
+  """The run; these fields are at the top level of the config."""
   return group({
-    'task': 'pretrain',           # pretrain; knn, linear, finetune, svm and segment have configs of their own
+    'task': 'pretrain',           # pretrain; knn, linear, finetune, svm and segment have their own configs
     'method': '',                 # a file of conic_jax/methods
-    'run': '',                    # the folder of checkpoints, figures and metrics; resumed if it exists
-    'seed': 0,                    # of everything random
-    'num_instances': 0,           # N for the plan command; 0 is the images of the data set
+    'run': '',                    # folder for checkpoints, figures and metrics; resumed if it exists
+    'seed': 0,                    # for everything random
+    'num_instances': 0,           # N for the plan command; 0 is the number of images in the data set
   }, given)
 
 
@@ -43,78 +43,78 @@ def data(**given) -> ConfigDict:
   """The images."""
   return group({
     'name': 'imagenet2012',       # a TFDS name, 'folder' or 'photos'
-    'dir': '',                    # TFDS's data_dir, or the folder of images; local or gs://
+    'dir': '',                    # TFDS's data_dir, or the image folder; local or gs://
     'train': 'train',             # a TFDS split expression, or a subfolder ('' is the folder itself)
-    'test': 'validation',         # for kNN and the linear protocol; '' without
-    'cache': '',                  # offset indexes of TFRecord; '' is ~/.cache/conic_jax
+    'test': 'validation',         # for kNN and the linear protocol; '' for none
+    'cache': '',                  # folder for TFRecord offset indexes; '' is ~/.cache/conic_jax
   }, given)
 
 
 def sampler(**given) -> ConfigDict:
   """Which images make up a batch."""
   return group({
-    'window': 0,                  # PIC's sliding window, in images; 0 is every image once an epoch
-    'stride': 0,                  # images that a window moves on by
+    'window': 0,                  # PIC's sliding window, in images; 0 is every image once per epoch
+    'stride': 0,                  # images that the window advances by
   }, given)
 
 
 def views(**given) -> ConfigDict:
-  """What is drawn of an image; the colour strengths are SimCLR's at `strength` 1."""
+  """How views of an image are drawn; the colour strengths are SimCLR's at `strength` 1."""
   return group({
-    'count': 2,                   # views an image
-    'size': 224,                  # pixels a side
-    'crop': (0.15, 1.0),          # smallest and largest area of the crop as a share of the image
-    'aspect': (3 / 4, 4 / 3),     # narrowest and widest crop, width to height
-    'overlap': 0.0,               # least share of the smaller of two crops that both have; 0: may lie apart
-    'interpolation': 'bilinear',  # or 'bicubic', as TensorFlow's without antialiasing
+    'count': 2,                   # views per image
+    'size': 224,                  # pixels per side
+    'crop': (0.15, 1.0),          # smallest and largest crop area, as a share of the image
+    'aspect': (3 / 4, 4 / 3),     # narrowest and widest crop, width over height
+    'overlap': 0.0,               # least overlap of two crops, as a share of the smaller; 0: none needed
+    'interpolation': 'bilinear',  # or 'bicubic', TensorFlow's without antialiasing
     'flip': 0.5,                  # probability of a horizontal flip
     'jitter': 0.8,                # probability of the colour jitter
-    'strength': 1.0,              # factor on its four ranges
-    'colour': 'torchvision',      # or 'tensorflow': contrast of each channel, saturation in HSV
-    'additive_brightness': False,  # brightness is added; else it is a factor
+    'strength': 1.0,              # factor on the jitter's four ranges
+    'colour': 'torchvision',      # or 'tensorflow': contrast per channel, saturation in HSV
+    'additive_brightness': False,  # add the brightness, rather than multiply by it
     'brightness': 0.8,            # range of the brightness
     'contrast': 0.8,              # range of the contrast
     'saturation': 0.8,            # range of the saturation
-    'hue': 0.2,                   # range of the hue, a share of the colour circle
+    'hue': 0.2,                   # range of the hue, as a share of the colour circle
     'grayscale': 0.2,             # probability of dropping the colour
     'blur': 0.5,                  # probability of the Gaussian blur
     'blur_sigma': (0.1, 2.0),     # range of its standard deviation, in pixels
-    'blur_kernel': 0.1,           # width of its kernel as a share of the side
-    'solarise': 0.0,              # probability of inverting what is at least 0.5
-    'mean': (0.485, 0.456, 0.406),  # of the channels, 0 to 1: subtracted; ImageNet's
-    'std': (0.229, 0.224, 0.225),   # of the channels: divided by
+    'blur_kernel': 0.1,           # width of its kernel, as a share of the side
+    'solarise': 0.0,              # probability of inverting pixels of at least 0.5
+    'mean': (0.485, 0.456, 0.406),  # subtracted from the channels, which are 0 to 1; ImageNet's
+    'std': (0.229, 0.224, 0.225),   # the channels are divided by this
   }, given)
 
 
 def encoder(**given) -> ConfigDict:
-  """The network that is kept."""
+  """The network that is kept after pretraining."""
   return group({
     'name': 'resnet50',           # a ResNet: resnet18, resnet34, resnet50, resnet101, resnet152
-    'blocks': (),                 # blocks of each stage; () is the network's own
+    'blocks': (),                 # blocks per stage; () is the network's own
     'stem': 'imagenet',           # or 'cifar', for small images
     'width': 1.0,                 # factor on the channels
     'zero_gamma': False,          # blocks start as the identity
-    'output_stride': 32,          # pixels of the image a pixel of the last map; 8 and 16 dilate instead
+    'output_stride': 32,          # image pixels per pixel of the last map; 8 and 16 dilate instead
   }, given)
 
 
 def head(**given) -> ConfigDict:
-  """The projection head, which is left off after pretraining."""
+  """The projection head, which is dropped after pretraining."""
   return group({
     'hidden': 2048,               # width of the hidden layer; 0 is one linear layer
     'features': 128,              # D
     'norm': True,                 # batch norm: Linear-BN-ReLU-Linear-BN
-    'output_bias': True,          # of the last layer: the batch norm, or the linear one where none follows
+    'output_bias': True,          # bias of the last layer: the batch norm, or the linear one without norm
   }, given)
 
 
 def length(**given) -> ConfigDict:
-  """How long training is, of the config itself."""
+  """Length of training; these fields are at the top level of the config."""
   return group({
-    'batch_size': 512,            # images a step, over all devices
+    'batch_size': 512,            # images per step, over all devices
     'epochs': 200,                # passes over the images
-    'minutes': 0.0,               # what open epochs (auto) are to take; 0 is no limit
-    'max_steps': 0,               # stop after so many steps; 0 is all
+    'minutes': 0.0,               # time for open epochs (auto); 0 is no limit
+    'max_steps': 0,               # stop after this many steps; 0 runs all
   }, given)
 
 
@@ -122,33 +122,33 @@ def optimizer(**given) -> ConfigDict:
   """How the network learns."""
   return group({
     'name': 'sgd',                # or 'lars'
-    'learning_rate': 0.06,        # for this batch; it is not scaled
-    'warmup_epochs': 0.0,         # epochs in which the rate rises
+    'learning_rate': 0.06,        # for this batch size; never rescaled
+    'warmup_epochs': 0.0,         # epochs during which the rate rises
     'schedule': 'cosine',         # or 'steps'
-    'end': 0.0,                   # the cosine's last rate
-    'milestones': (),             # epochs where the rate of 'steps' is divided by 10
-    'per_epoch': False,           # the rate changes at the start of an epoch only
-    'momentum': 0.9,              # of SGD and of lars
-    'weight_decay': 1e-4,         # of SGD and of lars
-    'decay_vectors': True,        # weight decay on biases and batch norm too, as PyTorch's SGD
-    'trust': 0.001,               # of lars, which leaves biases and batch norm out of it
-    'lr_in_momentum': True,       # of lars: the rate is inside the momentum, or outside
+    'end': 0.0,                   # last rate of the cosine
+    'milestones': (),             # epochs at which 'steps' divides the rate by 10
+    'per_epoch': False,           # change the rate only at the start of an epoch
+    'momentum': 0.9,              # of sgd and lars
+    'weight_decay': 1e-4,         # of sgd and lars
+    'decay_vectors': True,        # weight decay on biases and batch norm too, as in PyTorch's SGD
+    'trust': 0.001,               # trust ratio of lars; not applied to biases and batch norm
+    'lr_in_momentum': True,       # for lars: apply the rate inside the momentum, rather than outside
   }, given)
 
 
 def classifier(**given) -> ConfigDict:
-  """The rows, one an image, and how they learn."""
+  """The rows, one per image, and how they learn."""
   return group({
-    'norm': 1.0,                  # of the rows at the start
-    'lr_scale': 1.0,              # their learning rate as a multiple of the network's
+    'norm': 1.0,                  # initial norm of the rows
+    'lr_scale': 1.0,              # their learning rate, as a multiple of the network's
     'momentum': 0.9,              # of their SGD
     'weight_decay': 1e-4,         # of their SGD
-    'chunk_size': 0,              # rows scored at a time; 0 is what suits the device
+    'chunk_size': 0,              # rows scored at a time; 0 chooses for the device
   }, given)
 
 
 def windowed_classifier(**given) -> ConfigDict:
-  """The rows where the softmax is over a window of them."""
+  """The rows, when the softmax is over a window of them."""
   return group({
     **classifier(),
     'window': 65_536,             # N′, classes in the softmax
@@ -158,69 +158,69 @@ def windowed_classifier(**given) -> ConfigDict:
 
 
 def momentum(**given) -> ConfigDict:
-  """The encoder that is a moving average."""
+  """The momentum encoder, a moving average."""
   return group({
-    'start': 0.999,               # share of itself that it keeps
-    'schedule': 'constant',       # or 'cosine', to 1
+    'start': 0.999,               # share of itself kept in each step
+    'schedule': 'constant',       # or 'cosine', which rises to 1
   }, given)
 
 
 def hardware(**given) -> ConfigDict:
-  """The hardware, of the config itself."""
+  """The hardware; these fields are at the top level of the config."""
   return group({
-    'dtype': 'auto',              # float32, bfloat16, float16; auto takes what the device is good at
-    'mesh': {'data': -1},         # devices along each axis; -1 is all that are left
+    'dtype': 'auto',              # float32, bfloat16, float16; auto chooses what suits the device
+    'mesh': {'data': -1},         # devices along each axis; -1 is all that remain
   }, given)
 
 
 def reports(**given) -> ConfigDict:
-  """When a run reports, of the config itself."""
+  """When a run reports; these fields are at the top level of the config."""
   return group({
     'log_every': 50,              # steps
-    'knn_every': 10,              # epochs between two online kNN; 0 is never
+    'knn_every': 10,              # epochs between online kNN evaluations; 0 is never
   }, given)
 
 
 def checkpoint(**given) -> ConfigDict:
   """When a run saves."""
   return group({
-    'every_epochs': 1.0,          # epochs from one to the next
-    'keep': 3,                    # at least two are kept: the newest may turn out bad
+    'every_epochs': 1.0,          # epochs between checkpoints
+    'keep': 3,                    # checkpoints to keep; at least two, since the newest may turn out bad
   }, given)
 
 
 def probe(**given) -> ConfigDict:
-  """Measures without labels while training."""
+  """Measures without labels during training."""
   return group({
-    'images': 2000,               # at most so many training images; fewer in a short run; 0 turns it off
-    'times': 12,                  # a run, evenly spread, the first after 2% of it
+    'images': 2000,               # maximum training images; fewer in a short run; 0 turns the probe off
+    'times': 12,                  # probes per run, evenly spaced, the first after 2% of it
   }, given)
 
 
 def evaluated(**given) -> ConfigDict:
-  """What is measured after training, `config.eval`."""
+  """What to measure after training, `config.eval`."""
   return group({
-    'knn': True,                  # measure kNN
-    'linear': True,               # measure the linear protocol
-    'baselines': False,           # the same for raw pixels and for the network at random
-    'baseline_weights': '',       # and for published weights: a file, as --config.encoder of evaluations
+    'knn': True,                  # evaluate kNN
+    'linear': True,               # run the linear protocol
+    'baselines': False,           # the same for raw pixels and for a random network
+    'baseline_weights': '',       # and for published weights: a file, like --config.encoder
     'resize': 0,                  # the short side before a centre crop of views.size; 0 is 256/224 of it
     'batch_size': 512,            # images encoded at a time
     'k': (20, 200),               # the first is the headline
-    'features': 'encoder',        # what kNN compares: features of the 'encoder' or of the 'head'
+    'features': 'encoder',        # what kNN compares: features of the 'encoder' or the 'head'
   }, given)
 
 
 def linear(**given) -> ConfigDict:
   """The linear protocol."""
   return group({
-    'learning_rates': (75.0,),    # several are a sweep
+    'learning_rates': (75.0,),    # several form a sweep
     'epochs': 100,                # passes over the training images
-    'batch_size': 512,            # images a step
+    'batch_size': 512,            # images per step
     'momentum': 0.9,              # of SGD, without weight decay
     'schedule': 'cosine',         # or 'steps'
-    'milestones': (),             # shares of the training where the rate of 'steps' is divided by 10
-    'normalise': 'none',          # or 'l2', 'standardise' (features that are large or small)
+    'milestones': (),             # shares of the training at which 'steps' divides the rate by 10
+    'normalise': 'none',          # or 'l2', 'standardise' (for features that are large or small)
     'crop': (0.08, 1.0),          # area of the training crop as a share of the image
   }, given)
 
@@ -231,13 +231,13 @@ def finetune(**given) -> ConfigDict:
     'learning_rate': 0.01,        # of the encoder
     'head_learning_rate': 0.1,    # of the new linear layer
     'epochs': 100,                # passes over the images that are used
-    'batch_size': 256,            # images a step
+    'batch_size': 256,            # images per step
     'momentum': 0.9,              # of SGD
     'weight_decay': 1e-4,         # of all layers
     'schedule': 'cosine',         # or 'steps'
-    'milestones': (),             # shares of the training where 'steps' divides the rates by 10
+    'milestones': (),             # shares of the training at which 'steps' divides the rates by 10
     'crop': (0.08, 1.0),          # area of the training crop as a share of the image
-    'labels': 1.0,                # share of the labels that is used; 1 is all images
+    'labels': 1.0,                # share of the labels to use; 1 is all images
   }, given)
 
 
@@ -245,7 +245,7 @@ def finetune(**given) -> ConfigDict:
 
 
 def pretraining(method: str) -> ConfigDict:
-  """What every pretraining has, for its config to name what is its paper's and to add what is its own."""
+  """Settings of every pretraining; each config then states its paper's values and adds its own fields."""
   config = ConfigDict({**run(method=method), **length(), **hardware(), **reports()})
   config.data, config.sampler, config.views = data(), sampler(), views()
   config.encoder, config.head, config.optimizer = encoder(), head(), optimizer()
@@ -255,25 +255,25 @@ def pretraining(method: str) -> ConfigDict:
 
 
 def evaluation(task: str, result: str) -> ConfigDict:
-  """What every evaluation of an encoder has."""
+  """Settings of every evaluation of an encoder."""
   return ConfigDict({
     'task': task,
-    'result': result,             # name of the JSON file of figures
-    'encoder': '',                # a run folder, a file of weights, or random
+    'result': result,             # name of the JSON file of results
+    'encoder': '',                # a run folder, a weights file, or random
     'run': '',                    # where the result goes; '' is the encoder's run, or runs/evaluated_NAME
-    'seed': 0,                    # of everything random
+    'seed': 0,                    # for everything random
     **hardware(),
-    'data': data(name='', train='', test=''),   # '' is the encoder's run's
+    'data': data(name='', train='', test=''),   # '' takes the value of the encoder's run
     'network': encoder(),         # of a random encoder
   })
 
 
 def classification(task: str, result: str, data_set: str) -> ConfigDict:
-  """An evaluation on classes of images, of a data set or, where that is 'run', of the encoder's own."""
+  """An evaluation on image classes, on a data set or, for 'run', on the data of the encoder's own run."""
   config = evaluation(task, result)
-  # What is None is taken from the encoder's run.
+  # A field that is None takes the value of the encoder's run.
   config.views = group({
-    'size': placeholder(int),     # pixels a side
+    'size': placeholder(int),     # pixels per side
   })
   config.eval = group({
     'resize': placeholder(int),   # the short side before a centre crop of views.size; 0 is 256/224 of it
@@ -299,25 +299,25 @@ def classification(task: str, result: str, data_set: str) -> ConfigDict:
 
 
 def check(name: str, presets: dict | tuple, preset: str) -> None:
-  """Raises a `ValueError` where configs/NAME.py has no such preset."""
+  """Raises a `ValueError` if configs/NAME.py has no such preset."""
   if preset not in presets:
     raise ValueError(f"There is no preset '{preset}' of configs/{name}.py; available: {', '.join(presets)}.")
 
 
 def with_preset(config: ConfigDict, name: str, presets: dict, preset: str) -> ConfigDict:
-  """A pretraining's config with a preset: what its data set needs, and then what the preset itself changes.
+  """Applies a preset to a pretraining config: first what its data set needs, then the preset's own changes.
 
   Args:
-    config: with all its fields.
-    name: of the config's file.
-    presets: what each changes, beside what the data sets of `DATA_SETS` do.
-    preset: the one asked for; of `folder` the fields of configs/auto.py stay open.
+    config: the config, with all its fields.
+    name: name of the config file.
+    presets: the changes of each preset, on top of those of `DATA_SETS`.
+    preset: the preset to apply; `folder` leaves the fields of configs/auto.py open.
 
   Returns:
-    The config, which takes no new fields from now on.
+    The config, which accepts no new fields from now on.
 
   Raises:
-    ValueError: where there is no such preset.
+    ValueError: if there is no such preset.
   """
   check(name, presets, preset)
   config.run = f'runs/{name}' if preset == 'imagenet' else f'runs/{name}_{preset}'
@@ -329,11 +329,11 @@ def with_preset(config: ConfigDict, name: str, presets: dict, preset: str) -> Co
 
 
 def imagenet(config: ConfigDict) -> None:
-  """ImageNet of TFDS, as the groups have it."""
+  """ImageNet from TFDS, with the defaults of the groups."""
 
 
 def imagenet100(config: ConfigDict) -> None:
-  """A hundred classes of ImageNet, as the usual folder: train/CLASS/*.JPEG and val/CLASS/*.JPEG."""
+  """A hundred classes of ImageNet in the usual folders: train/CLASS/*.JPEG and val/CLASS/*.JPEG."""
   config.data.update(name='folder', test='val')
   config.knn_every = 5
 
@@ -351,9 +351,9 @@ def cifar10(config: ConfigDict) -> None:
 
 
 def photos(config: ConfigDict) -> None:
-  """Patches of the photographs inside scikit-image and scikit-learn: no download, minutes on a CPU.
+  """Patches of the photographs in scikit-image and scikit-learn: no download, minutes on a CPU.
 
-  Colour tells photographs apart, so the jitter is mild.
+  The colour jitter is mild because colour tells the photographs apart.
   """
   cifar10(config)
   config.data.name = 'photos'
@@ -370,9 +370,9 @@ def photos(config: ConfigDict) -> None:
 
 
 def folder(config: ConfigDict) -> None:
-  """Your own images, with settings for as many and such: `configs/auto.py` names what is left open.
+  """Your own images, with settings that fit their number and kind: `configs/auto.py` lists the open fields.
 
-  A flat or nested folder, one folder a class, or train/ and val/ of such.
+  A flat or nested folder, one folder per class, or train/ and val/ with such folders.
   """
   config.data.name = 'folder'
   config.eval.baselines = True
@@ -383,7 +383,7 @@ DATA_SETS = {'imagenet': imagenet, 'imagenet100': imagenet100, 'cifar10': cifar1
 
 
 def unchanged(config: ConfigDict) -> None:
-  """A preset that is its data set alone."""
+  """A preset with no changes besides its data set's."""
 
 
 PLAIN = dict.fromkeys(DATA_SETS, unchanged)

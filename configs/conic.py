@@ -6,11 +6,11 @@
   python -m conic_jax.main --config=configs/conic.py:imagenet100 --config.data.dir=IMAGES
   python -m conic_jax.main --config=configs/conic.py:folder --config.data.dir=IMAGES
 
-The paper trained it on 8 V100 (batch 512, 200 epochs) and gives neither hours nor throughput. Ours to choose,
-as it is silent: the colours' strengths, SimCLR's, as its Appendix E is not in the published text; rows that
+The paper trained it on 8 V100 (batch 512, 200 epochs) and gives neither hours nor throughput. Our choices,
+where the paper is silent: SimCLR's colour strengths, since Appendix E is not in the published text; rows that
 start at norm 1; batch norm over both views of the whole batch at once. §4's formula for one image sums over
-its two views and has 2(1 − sim) for the consistency; ours are Eq. 2 and means, which keep the ratio of the
-losses at two views. Any field is set on the command line: --config.batch_size=1024, --config.views.size=160.
+its two views and has 2(1 − sim) for the consistency; we use Eq. 2 and means, which keep the ratio of the
+losses at two views. Set any field on the command line: --config.batch_size=1024, --config.views.size=160.
 """
 from ml_collections import ConfigDict
 
@@ -18,7 +18,7 @@ from configs import common
 
 
 def get_config(preset: str = 'imagenet') -> ConfigDict:
-  """The settings of §4 and Appendix C.2; a preset changes what its data set needs."""
+  """The settings of §4 and Appendix C.2; a preset changes what its data set requires."""
   config = common.with_preset(consistent(setting('conic')), 'conic', PRESETS, preset)
   if preset != 'imagenet':
     config.run = f'runs/{preset}'
@@ -26,7 +26,7 @@ def get_config(preset: str = 'imagenet') -> ConfigDict:
 
 
 def setting(method: str) -> ConfigDict:
-  """All but the consistency loss, for what the paper compares ConIC with too."""
+  """Everything but the consistency loss; also used by the methods that the paper compares ConIC with."""
   config = common.pretraining(method)
 
   # Views (§4, "similar to SimCLR"; the colour strengths are SimCLR's, our reading of the missing Appendix E).
@@ -61,12 +61,12 @@ def consistent(config: ConfigDict) -> ConfigDict:
 
 
 def fast_rows(config: ConfigDict) -> None:
-  """A row is seen once an epoch and there are few epochs, so the rows learn faster than the encoder."""
+  """Each row is visited once per epoch and there are few epochs, so rows learn faster than the encoder."""
   config.classifier.lr_scale = 30.0
 
 
 def photos(config: ConfigDict) -> None:
-  """The consistency loss waits for the rows."""
+  """The consistency loss ramps up as the rows learn."""
   fast_rows(config)
   config.alpha_pace = 4.0
 

@@ -5,7 +5,7 @@
   python -m conic_jax.main --config=configs/conic_s.py:folder --config.data.dir=IMAGES \
     --config.classifier.store=disk
 
-The presets and all else are those of configs/conic.py. A step costs the same for any number of images.
+The presets and everything else are those of configs/conic.py. A step costs the same for any number of images.
 """
 from ml_collections import ConfigDict
 
@@ -19,7 +19,7 @@ def get_config(preset: str = 'imagenet') -> ConfigDict:
     **config.classifier.to_dict(),
     window=65_536,                # N′, classes in the softmax
     beta=0.0,                     # weight of each negative; 0 is (N − 1)/(N′ − 1)
-    store='host')                 # where the other rows are
+    store='host')                 # where the other rows are kept
   return common.with_preset(config, 'conic_s', PRESETS, preset)
 
 

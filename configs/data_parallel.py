@@ -4,8 +4,8 @@
     --config.num_instances=1281167
   python -m conic_jax.main --config=configs/data_parallel.py:photos      minutes on a laptop, no download
 
-There to be compared with; configs/one_million.py trains the same with the rows split. The prior and the
-smoothed labels are left out, as they cost next to nothing.
+It is here for comparison; configs/one_million.py trains the same with the rows split. The prior and the
+smoothed labels are left out because they cost next to nothing.
 """
 from ml_collections import ConfigDict
 

@@ -1,10 +1,10 @@
 """Exemplar-CNN with the cosine softmax: ConIC without its consistency loss, in ConIC's setting (§5).
 
-  python -m conic_jax.main --config=configs/exemplar.py                  as ConIC compares with it
+  python -m conic_jax.main --config=configs/exemplar.py                  as in ConIC's comparison
   python -m conic_jax.main --config=configs/exemplar.py:photos           minutes on a laptop, no download
 
-The presets are those of configs/conic.py. Dosovitskiy et al. (2016) had another network, another softmax
-and 16,000 images; ConIC's Table 2 and 3 train it like this.
+The presets are those of configs/conic.py. Dosovitskiy et al. (2016) used another network, another
+softmax and 16,000 images; ConIC's Tables 2 and 3 train it as here.
 """
 from ml_collections import ConfigDict
 

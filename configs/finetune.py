@@ -8,14 +8,13 @@
     --config.data.dir=IMAGES                                     train/CLASS/… and val/CLASS/…
 
 The data sets of the tables by their TFDS names: cifar10, cifar100, sun397 (the first of its ten partitions),
-dtd, inaturalist18 (which TFDS has as i_naturalist2018). The papers give no settings but that all layers are
-trained: epochs, batch, rates and decay are ours, and the small images of CIFAR are brought to 224 for the
-encoders of ImageNet.
+dtd, inaturalist18 (i_naturalist2018 in TFDS). The papers say only that all layers are trained: epochs, batch,
+rates and decay are ours, and the small images of CIFAR are resized to 224 for encoders of ImageNet.
 
---config.encoder=random is from scratch: it wants a higher rate (--config.finetune.learning_rate=0.1). The
-result is printed and written to finetune_PRESET.json in config.run, which is the encoder's run, or
-runs/evaluated_NAME. The network is kept beside it, in finetune_PRESET/, a run that every command takes; one
-that was stopped goes on with the same command.
+--config.encoder=random trains from scratch and needs a higher rate (--config.finetune.learning_rate=0.1). The
+result is printed and written to finetune_PRESET.json in config.run, by default the encoder's run or
+runs/evaluated_NAME. The network is saved next to it, in finetune_PRESET/, a run that every command accepts.
+Repeat the command to resume a stopped run.
 """
 from ml_collections import ConfigDict
 
@@ -33,7 +32,7 @@ DATA = {
 
 
 def get_config(preset: str = 'folder') -> ConfigDict:
-  """All layers for 100 epochs, the new one at ten times the rate; cifar10_32 is CIFAR-10 as it is."""
+  """All layers for 100 epochs, the new one at ten times the rate; cifar10_32 is CIFAR-10 at its own size."""
   common.check('finetune', DATA, preset)
   small = {'cifar10_32': 'cifar10', 'photos': 'photos'}
   config = common.classification('finetune', f'finetune_{preset}', small.get(preset, 'imagenet'))

@@ -9,15 +9,15 @@
   python -m conic_jax.main --config=configs/inscon.py:folder --config.data.dir=IMAGES
   python -m conic_jax.preview --config=configs/inscon.py:photos          draws crops, cells and mosaics
 
-The paper trained on 8 V100 and gives no hours; its figures are of detection (Mask R-CNN R50-FPN 1x on COCO:
-40.9 box AP), 70.3 is linear top-1 on ImageNet. Ours to choose, as the paper is silent: the width of the
-cells' hidden layer is the head's; each image is in one mosaic of a step; the mosaics' queries have a head of
-their own and the single head's keys; Eq. 2, which as printed counts the negatives once for the four quadrants
-together, counts them for each: its loss then starts at 11.09 as the other two do, not at 9.70, and the paper
-says that the initial losses are similar; two crops share a hundredth of the smaller one at least. Changed:
-beyond the outermost features the surface under the cells goes on, where precise RoI pooling's falls to zero
-(config.cell.outside=zero). Table 8 has the cell head beside the single one, without mosaics. All else is as
-in configs/moco_v2.py.
+The paper trained on 8 V100 and gives no hours; its figures are for detection (Mask R-CNN R50-FPN 1x on COCO:
+40.9 box AP), 70.3 is linear top-1 on ImageNet. Our choices, where the paper is silent: the cells' hidden
+layer is as wide as the head's; each image is in one mosaic per step; the mosaics' queries have their own head
+and use the single head's keys; two crops overlap by at least a hundredth of the smaller one. Eq. 2 as printed
+counts the negatives once for the four quadrants together; we count them for each. Its loss then starts at
+11.09 like the other two, not at 9.70, and the paper says that the initial losses are similar. Changed: beyond
+the outermost features the surface under the cells stays constant; in precise RoI pooling it falls to zero
+(config.cell.outside=zero). Table 8 has the cell head with the single one, without mosaics. Everything else is
+as in configs/moco_v2.py.
 """
 from ml_collections import ConfigDict
 
@@ -32,25 +32,25 @@ ABLATIONS = {'single': {'multi.enabled': False, 'cell.enabled': False, 'views.ov
 
 
 def get_config(preset: str = 'imagenet') -> ConfigDict:
-  """The settings of Table 1; a preset changes what its table or data set needs."""
+  """The settings of Table 1; a preset changes what its table or data set requires."""
   config = moco_v2.contrast(moco_v2.setting('inscon'))
 
-  # Crops of query and key are drawn anew until they overlap.
-  config.views.overlap = 0.01     # the least share of the smaller crop
+  # Crops of query and key are redrawn until they overlap.
+  config.views.overlap = 0.01     # least overlap, as a share of the smaller crop
 
   # Multi-instance head: mosaics of four views at half the side.
   config.multi = common.group({
-    'enabled': True,              # whether there is this head
+    'enabled': True,              # use this head
   })
 
   # Cell-instance head.
   config.cell = common.group({
-    'enabled': True,              # whether there is this head
-    'size': 3,                    # cells a side
+    'enabled': True,              # use this head
+    'size': 3,                    # cells per side
     'position': 'res5',           # the last stage; 'res4' is the one before
     'hidden': 2048,               # width of its hidden layer
     'features': 256,              # width of its output
-    'outside': 'edge',            # beyond the outermost features: the same ('edge'), or 'zero'
+    'outside': 'edge',            # value beyond the outermost features: theirs ('edge') or 'zero'
     'queue': 64_512,              # keys: 28 batches of 256 images with 9 cells
     'temperature': 0.2,           # of its softmax
   })
@@ -66,7 +66,7 @@ def ablation(changes: dict):
 
 
 def fewer_cells(of_moco):
-  """Data sets of a laptop: MoCo's preset, and as few keys of the cells."""
+  """Laptop-sized data sets: MoCo's preset, with proportionally few cell keys."""
   def preset(config: ConfigDict) -> None:
     of_moco(config)
     config.cell.hidden = config.head.hidden

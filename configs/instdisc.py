@@ -6,12 +6,12 @@
   python -m conic_jax.main --config=configs/instdisc.py:cifar10 --config.data.dir=TFDS_DIR
   python -m conic_jax.main --config=configs/instdisc.py:folder --config.data.dir=IMAGES
 
-The figure is linear top-1 on ImageNet of a ResNet-50, as CO2's Table 1 gives it; the paper gives no hours.
-Changed: batch norm is over the whole batch, that of the public code over the images of each GPU; colour is
-dropped after the jitter, not before it; and h has no 1e-7 added below. The paper's proximal term is not in
-the public code, nor here. The code's kNN compares the head's 128 features with the bank; ours compares
-features of the encoder, or by --config.eval.features=head those of the head, both computed anew. The linear
-protocol is configs/common.py's, as is what is not named here.
+The figure is linear top-1 on ImageNet of a ResNet-50, from CO2's Table 1; the paper gives no hours. Changed:
+batch norm is over the whole batch, in the public code over the images of each GPU; colour is dropped after
+the jitter, not before it; and h has no 1e-7 added in its denominator. The paper's proximal term is neither in
+the public code nor here. The code's kNN compares the head's 128 features with the bank; ours compares
+features of the encoder, or with --config.eval.features=head those of the head, both freshly computed. The
+linear protocol, and whatever is not named here, is as in configs/common.py.
 """
 from ml_collections import ConfigDict
 
@@ -19,7 +19,7 @@ from configs import common
 
 
 def get_config(preset: str = 'imagenet') -> ConfigDict:
-  """The settings of the public code; a preset changes what its data set needs."""
+  """The settings of the public code; a preset changes what its data set requires."""
   config = common.pretraining('instdisc')
 
   # One view.
@@ -31,17 +31,17 @@ def get_config(preset: str = 'imagenet') -> ConfigDict:
   config.encoder = common.encoder(name='resnet50')
   config.head = common.head(hidden=0, features=128)
 
-  # Loss, and the bank of each image's last features.
+  # Loss, and the bank of each image's latest features.
   config.temperature = 0.07
   config.loss = common.group({
     'name': 'nce',                # or 'full', the softmax over the whole bank
-    'noise': 4096,                # rows of the bank that an image is told from
+    'noise': 4096,                # bank rows drawn as noise for each image
   })
   config.bank = common.group({
-    'momentum': 0.5,              # of a row, that is then normalised
+    'momentum': 0.5,              # of a row, which is then normalised
   })
 
-  # Optimizer; batch and schedule are the presets'.
+  # Optimizer; the presets set batch and schedule.
   config.epochs = 200
   config.optimizer = common.optimizer(name='sgd', learning_rate=0.03, momentum=0.9, weight_decay=1e-4)
   return common.with_preset(config, 'instdisc', PRESETS, preset)
@@ -71,7 +71,7 @@ def cifar10(config: ConfigDict) -> None:
 
 
 def photos(config: ConfigDict) -> None:
-  """There are few steps between two visits to a row: a higher temperature keeps the features apart."""
+  """With few steps between visits to a row, a higher temperature keeps the features apart."""
   config.temperature = 0.3
   config.loss.noise = 512
 

@@ -7,14 +7,14 @@
 
 The recipes on ImageNet: conic (Appendix C.2: 100 epochs, cosine from 75; the batch of 512 is ours), moco
 (100 epochs, batch 256, 30 divided by 10 at 60 and 80) and one_million (batch 2048, cosine from 40; the 100
-epochs are ours). What a rate does goes with the square of the features' norm, so a rate of one encoder may
-diverge on another: several rates are a sweep, trained at once and chosen on a tenth of the training images,
-as the small presets do. The scale of the features is reported.
+epochs are ours). The effect of a rate scales with the square of the features' norm, so a rate that suits one
+encoder may diverge on another. Several rates form a sweep: all are trained at once and the best is chosen on
+a tenth of the training images; the small presets do this. The scale of the features is reported.
 
-A field that is None, or an empty name of the data, is taken from the encoder's own run. An encoder that is
-random, or a file of weights, has no run: the preset gives it data, and a random one its network. The result
-is printed and written to linear.json (linear_PRESET.json) in config.run, which is the encoder's run, or
-runs/evaluated_NAME, with a picture of the confusion matrix.
+A field that is None, or an empty data name, takes its value from the encoder's own run. A random encoder or a
+weights file has no run: the preset provides the data, and for a random encoder its network. The result is
+printed and written to linear.json (linear_PRESET.json) in config.run, by default the encoder's run or
+runs/evaluated_NAME, with a figure of the confusion matrix.
 """
 from ml_collections import ConfigDict
 
@@ -28,7 +28,7 @@ PRESETS = (*knn.PRESETS, *RECIPES)
 
 
 def get_config(preset: str = 'run') -> ConfigDict:
-  """As the run's own config says, or a recipe; imagenet is conic."""
+  """The settings of the run's own config, or of a recipe; imagenet is conic."""
   common.check('linear', PRESETS, preset)
   config = common.classification('linear', 'linear' if preset == 'run' else f'linear_{preset}',
                                  'imagenet' if preset in RECIPES else preset)

@@ -5,8 +5,8 @@
   python -m conic_jax.main --config=configs/moco_v1.py:cifar10 --config.data.dir=TFDS_DIR
   python -m conic_jax.main --config=configs/moco_v1.py:folder --config.data.dir=IMAGES
 
-The figure is linear top-1 on ImageNet, of 53 hours on 8 V100. Changed: as in configs/moco_v2.py, which has
-all that is not named here; and colour is dropped after the jitter, not before it.
+The figure is linear top-1 on ImageNet, trained for 53 hours on 8 V100. Changed: as in configs/moco_v2.py,
+which has everything not named here; and colour is dropped after the jitter, not before it.
 """
 from ml_collections import ConfigDict
 
@@ -19,7 +19,7 @@ def get_config(preset: str = 'imagenet') -> ConfigDict:
 
 
 def setting(method: str) -> ConfigDict:
-  """What MoCo v1 has other than v2 on every data set."""
+  """What MoCo v1 does differently from v2 on every data set."""
   config = moco_v2.setting(method)
   config.head.hidden = 0          # one linear layer
   config.temperature = 0.07

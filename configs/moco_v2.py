@@ -6,9 +6,9 @@
   python -m conic_jax.main --config=configs/moco_v2.py:imagenet100 --config.data.dir=IMAGES
   python -m conic_jax.main --config=configs/moco_v2.py:folder --config.data.dir=IMAGES
 
-The figure is linear top-1 on ImageNet, of 53 hours on 8 V100. Changed: batch norm is over 8 groups of the
-batch on any number of devices, and the keys' groups are shuffled rather than the keys. What is not named here
-is as in configs/common.py.
+The figure is linear top-1 on ImageNet, trained for 53 hours on 8 V100. Changed: batch norm is over 8 groups
+of the batch on any number of devices, and the keys' groups are shuffled rather than the keys. Whatever is not
+named here is as in configs/common.py.
 """
 from ml_collections import ConfigDict
 
@@ -16,12 +16,12 @@ from configs import common
 
 
 def get_config(preset: str = 'imagenet') -> ConfigDict:
-  """The settings of the paper and its public code; a preset changes what its data set needs."""
+  """The settings of the paper and its public code; a preset changes what its data set requires."""
   return common.with_preset(contrast(setting('moco')), 'moco_v2', PRESETS, preset)
 
 
 def setting(method: str) -> ConfigDict:
-  """All but the loss: queue, momentum encoder and batch norm in groups."""
+  """Everything but the loss: queue, momentum encoder and batch norm in groups."""
   config = common.pretraining(method)
 
   # Head: Linear-ReLU-Linear.
@@ -29,9 +29,9 @@ def setting(method: str) -> ConfigDict:
 
   # Keys.
   config.queue = common.group({
-    'size': 65_536,               # K; no multiple of the batch or of the devices is needed
-    'mask_own': False,            # leave keys of the query's own image out of its negatives
-    'split': True,                # keys split over the devices; False copies them to each
+    'size': 65_536,               # K; need not be a multiple of the batch or of the devices
+    'mask_own': False,            # exclude keys of the query's own image from its negatives
+    'split': True,                # split keys over the devices; False copies them to each
   })
 
   # Momentum encoder.
@@ -39,11 +39,11 @@ def setting(method: str) -> ConfigDict:
 
   # Batch norm.
   config.batch_norm = common.group({
-    'groups': 8,                  # parts of the global batch with statistics of their own; 0 is all of it
-    'shuffle': True,              # other parts for the keys, in every step
+    'groups': 8,                  # parts of the global batch with their own statistics; 0: the whole batch
+    'shuffle': True,              # different parts for the keys, in every step
   })
 
-  # Optimizer; batch and rate are the presets'.
+  # Optimizer; the presets set batch and rate.
   config.epochs = 200
   config.optimizer = common.optimizer(name='sgd', schedule='cosine', momentum=0.9, weight_decay=1e-4)
   return config
@@ -56,7 +56,7 @@ def contrast(config: ConfigDict) -> ConfigDict:
 
 
 def paper(config: ConfigDict) -> None:
-  """SimCLR's augmentation without its full strength, and a rate that changes with the epoch."""
+  """SimCLR's augmentation at half strength, and a rate that changes once per epoch."""
   config.views.crop = (0.2, 1.0)
   config.views.strength = 0.5     # brightness, contrast, saturation 0.4, hue 0.1
   config.batch_size = 256
@@ -69,20 +69,20 @@ def paper(config: ConfigDict) -> None:
 
 
 def imagenet100(config: ConfigDict) -> None:
-  """The paper's settings; there may be fewer images than the queue has keys."""
+  """The paper's settings; there may be fewer images than keys in the queue."""
   paper(config)
   config.queue.mask_own = True
 
 
 def small(config: ConfigDict) -> None:
-  """Data sets of a laptop: the same image comes back while its last key is still in the queue."""
+  """Laptop-sized data sets: an image comes back while its last key is still in the queue."""
   config.queue.size = 4096
   config.queue.mask_own = True
   config.momentum.start = 0.99
 
 
 def photos(config: ConfigDict) -> None:
-  """There are few steps, so the key encoder follows faster."""
+  """With few steps, the key encoder follows faster."""
   small(config)
   config.queue.size = 1024
 

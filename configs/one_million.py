@@ -9,9 +9,9 @@
   python -m conic_jax.main --config=configs/one_million.py:cifar10 --config.data.dir=TFDS_DIR
   python -m conic_jax.main --config=configs/one_million.py:folder --config.data.dir=IMAGES
 
-The paper trained on 64 V100 with 32 GB, 302 s an epoch of ImageNet-1K (Table 1); the figures are linear top-1
-on ImageNet. Ours to choose, as the paper is silent: batch norm after both layers of the head, as in
-configs/conic.py; crops of at least 15% of the image; SimCLR's colours at full strength. What is not named
+The paper trained on 64 V100 with 32 GB, at 302 s per epoch of ImageNet-1K (Table 1); the figures are linear
+top-1 on ImageNet. Our choices, where the paper is silent: batch norm after both layers of the head, as in
+configs/conic.py; crops of at least 15% of the image; SimCLR's colours at full strength. Whatever is not named
 here is as in configs/common.py.
 """
 from ml_collections import ConfigDict
@@ -20,33 +20,33 @@ from configs import common, conic
 
 
 def get_config(preset: str = 'imagenet') -> ConfigDict:
-  """The settings of "Implementation details"; a preset changes what its row or data set needs."""
+  """The settings of "Implementation details"; a preset changes what its row or data set requires."""
   config = setting('one_million')
 
   # Labels (Eq. 2).
   config.smoothing = common.group({
-    'alpha': 0.2,                 # the label's share of the hardest classes; 0 is without smoothing
-    'k': 100,                     # hardest classes an image
-    'table': 'auto',              # found at each 'epoch' for all, or for each 'batch' (auto: above 10⁸)
+    'alpha': 0.2,                 # share of the label given to the hardest classes; 0 is no smoothing
+    'k': 100,                     # hardest classes per image
+    'table': 'auto',              # found per 'epoch' for all, or per 'batch' (auto: above 10⁸ images)
   })
 
-  # Contrastive prior: rows start as the features of the random network.
+  # Contrastive prior: rows start as features of the random network.
   config.prior = common.group({
     'batch_norm': 'running',      # or 'frozen' (Figure 4's "fixed BNs"), or 'none' for random rows
-    'normalise': False,           # the raw features
-    'keep_statistics': True,      # the pass's running statistics go on into training
+    'normalise': False,           # False keeps the raw features
+    'keep_statistics': True,      # carry the pass's running statistics over into training
   })
 
   # Negatives (Table 3).
   config.classifier = common.group({
     **config.classifier.to_dict(),
-    'drawn': 0,                   # 0 is all, else as many are drawn anew at every step
+    'drawn': 0,                   # number of negatives drawn anew in every step; 0 is all
   })
   return common.with_preset(config, 'one_million', PRESETS, preset)
 
 
 def setting(method: str) -> ConfigDict:
-  """The classifier alone (Eq. 3), for the baseline of Table 1 too."""
+  """The classifier alone (Eq. 3); also used by the baseline of Table 1."""
   config = common.pretraining(method)
   config.views = common.views(count=2, size=224)
   config.encoder = common.encoder(name='resnet50')
@@ -92,7 +92,7 @@ def no_mlp(config: ConfigDict) -> None:
 
 
 def sampled(count: int):
-  """Table 3: so many negatives, without prior and without smoothing."""
+  """Table 3: this many negatives, without prior and without smoothing."""
   def preset(config: ConfigDict) -> None:
     no_prior(config)
     config.classifier.drawn = count
@@ -100,9 +100,9 @@ def sampled(count: int):
 
 
 def small(config: ConfigDict) -> None:
-  """Data sets of a laptop: rows that start at unit norm.
+  """Laptop-sized data sets: rows start at unit norm.
 
-  There are few steps, and a row of norm r turns 1/r² as fast.
+  There are few steps, and a row of norm r turns 1/r² times as fast.
   """
   config.prior.normalise = True
 

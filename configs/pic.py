@@ -8,17 +8,17 @@
   python -m conic_jax.main --config=configs/pic.py:cifar10 --config.data.dir=TFDS_DIR
   python -m conic_jax.main --config=configs/pic.py:folder --config.data.dir=IMAGES
 
-The figures are linear top-1 on ImageNet as the authors' release publishes them, for multi-crop; it trains on
-4 GPUs with 64 images each and gives no hours. A run of multi_crop evaluates views of 160 pixels; for those
-figures' 224, configs/linear.py with --config.views.size=224 on its run. The release has a script for
-multi-crop alone; the crop of the one view, at least a fifth of the image, is its options' default.
+The figures are linear top-1 on ImageNet for multi-crop, as published with the authors' release, which trains
+on 4 GPUs with 64 images each and gives no hours. A multi_crop run evaluates views of 160 pixels; those
+figures use 224: run configs/linear.py with --config.views.size=224 on its run. The release has a script for
+multi-crop only; the crop of the single view, at least a fifth of the image, is the default of its options.
 
-Changed: the release's sampler shuffles all images anew at nearly every window, so that neighbouring windows
-do not overlap as the paper wants; ours do. It has neither recent negative sampling nor weight correction;
-ours are ConIC-S's window, exact where float32 is. It passes each view alone through the network, we a group
-of views at once, which shares its batch-norm statistics; and its rows start of unequal norms, N(0, 0.01²) in
-each place, ours of their mean norm. Its warm-up begins at a hundredth of the rate, ours at the first step's
-share of it. The linear protocol is configs/common.py's, as is what is not named here.
+Changed: the release's sampler reshuffles all images at nearly every window, so neighbouring windows do not
+overlap as the paper intends; ours do. It has neither recent negative sampling nor weight correction; ours are
+ConIC-S's window, exact up to float32. It passes each view through the network separately; we pass a group of
+views at once, which shares its batch-norm statistics. Its rows start with unequal norms, N(0, 0.01²) in each
+entry; ours start at their mean norm. Its warm-up starts at a hundredth of the rate, ours at the first step's
+share of it. The linear protocol, and whatever is not named here, is as in configs/common.py.
 """
 from ml_collections import ConfigDict
 
@@ -26,15 +26,15 @@ from configs import common
 
 
 def get_config(preset: str = 'imagenet') -> ConfigDict:
-  """The release's settings; a preset changes what its data set needs."""
+  """The release's settings; a preset changes what its data set requires."""
   config = common.pretraining('pic')
 
-  # One view; small ones beside it where there is a count.
+  # One view, plus small ones if their count is not 0.
   config.views = common.views(count=1, size=224, crop=(0.08, 1.0))
   config.small_views = common.group({
-    'count': 0,                   # small views an image
-    'size': 96,                   # pixels a side
-    'crop': (0.08, 0.14),         # area of the crop as a share of the image
+    'count': 0,                   # small views per image
+    'size': 96,                   # pixels per side
+    'crop': (0.08, 0.14),         # area of the crop, as a share of the image
   })
 
   # Network: Linear-ReLU-Linear, and blocks that start as the identity.
@@ -48,7 +48,7 @@ def get_config(preset: str = 'imagenet') -> ConfigDict:
     norm=0.01 * features ** 0.5,
     window=65_536,                # most recent classes in the softmax
     beta=1.0,                     # a plain softmax over them
-    store='host')                 # where the other rows are
+    store='host')                 # where the other rows are kept
 
   # Optimizer; the sliding windows overlap by 87.5%.
   config.epochs = 200
@@ -75,13 +75,13 @@ def multi_crop(config: ConfigDict) -> None:
 
 
 def cifar10(config: ConfigDict) -> None:
-  """Windows as large a part of the data as of ImageNet's."""
+  """Windows that cover the same share of the data as for ImageNet."""
   config.sampler.window, config.sampler.stride = 8_192, 1_024
   config.classifier.window = 4_096
 
 
 def photos(config: ConfigDict) -> None:
-  """Windows of two fifths of the data. Rows of so small a norm turn fast without a rate of their own."""
+  """Windows of two fifths of the data. Rows with such a small norm turn fast without a separate rate."""
   config.sampler.window, config.sampler.stride = 1_024, 128
   config.classifier.window = 512
 

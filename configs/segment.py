@@ -5,18 +5,18 @@
     --config.data.dir=camvid
 
 Presets: cityscapes, coco_stuff, ade20k, voc, pascal_context with the paper's settings; camvid, small enough
-for a CPU; folder, for your own. Cityscapes and ADE20k (scene_parse150) come from TFDS; the others are
-folders, in which SPLIT/images and SPLIT/masks hold an image and its mask under the same name. Masks are 8-bit
-PNGs, grey or with a palette, whose values are ids.
+for a CPU; folder, for your own images. Cityscapes and ADE20k (scene_parse150) come from TFDS; the others are
+folders, where an image in SPLIT/images and its mask in SPLIT/masks have the same name. Masks are 8-bit PNGs,
+grey or with a palette, whose values are ids.
 
-The paper gives the iterations, the batch size, the learning rate, the size of the crops, the weights of the
-losses and a "lambda poly" schedule. The rest is ours: momentum, weight decay, power and the short side are
-those of openseg.pytorch, where that name comes from; scales of 0.5 to 2 and mirroring are usual, as are the
-rates 12, 24, 36 at output stride 8; a test image that fits on the canvas keeps its size.
+The paper gives the iterations, batch size, learning rate, crop size, loss weights and a "lambda poly"
+schedule. The rest is ours: momentum, weight decay, power and the short side are those of openseg.pytorch, the
+source of that name; scales of 0.5 to 2 and mirroring are common, as are the rates 12, 24, 36 at output stride
+8; a test image that fits on the canvas keeps its size.
 
-The result is printed and written to segment_PRESET.json in config.run, which is the encoder's run, or
-runs/evaluated_NAME, with a picture of some predictions. The network is kept beside it, in segment_PRESET/, a
-run that every command takes; one that was stopped goes on with the same command.
+The result is printed and written to segment_PRESET.json in config.run, by default the encoder's run or
+runs/evaluated_NAME, with a figure of some predictions. The network is saved next to it, in segment_PRESET/, a
+run that every command accepts. Repeat the command to resume a stopped run.
 """
 from ml_collections import ConfigDict
 
@@ -29,7 +29,7 @@ CITYSCAPES = {
   7: 'road', 8: 'sidewalk', 11: 'building', 12: 'wall', 13: 'fence', 17: 'pole', 19: 'traffic light',
   20: 'traffic sign', 21: 'vegetation', 22: 'terrain', 23: 'sky', 24: 'person', 25: 'rider', 26: 'car',
   27: 'truck', 28: 'bus', 31: 'train', 32: 'motorcycle', 33: 'bicycle'}
-# Numbers of COCO's list of 182 that no pixel has. Masks hold the number less 1.
+# Numbers in COCO's list of 182 that no pixel has. Masks hold the number minus 1.
 COCO_STUFF_UNUSED = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91)
 VOC = ('background', 'aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair', 'cow',
        'dining table', 'dog', 'horse', 'motorbike', 'person', 'potted plant', 'sheep', 'sofa', 'train',
@@ -37,7 +37,7 @@ VOC = ('background', 'aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'c
 
 
 def get_config(preset: str = 'folder') -> ConfigDict:
-  """The settings of a data set."""
+  """The settings for a data set."""
   common.check('segment', PRESETS, preset)
   config = common.evaluation('segment', f'segment_{preset}')
   config.data.update(name='folder', train='train', test='val')
@@ -48,20 +48,20 @@ def get_config(preset: str = 'folder') -> ConfigDict:
     'num_classes': 2,             # C
     'classes': (),                # their names
     'ids': (),                    # the id of each class in the masks; () for 0, 1, 2 …
-    'ignore': (255,),             # ids that are neither learnt nor counted
+    'ignore': (255,),             # ids that are neither learned nor counted
     'iterations': 30_000,         # steps
-    'batch_size': 16,             # images a step
+    'batch_size': 16,             # images per step
     'learning_rate': 0.01,        # of all layers, at the first step
     'momentum': 0.9,              # of SGD
     'weight_decay': 1e-4,         # of all layers
     'power': 0.9,                 # the rate falls as (1 − i / iterations)^power
     'crop': (520, 520),           # height and width
     'scale': (0.5, 2.0),          # smallest and largest factor on a training image
-    'short_side': 520,            # the images' before scaling, and in testing; 0 for their own
-    'test_size': (704, 704),      # what a test image must fit on
+    'short_side': 520,            # short side before scaling and in testing; 0 keeps the image's own
+    'test_size': (704, 704),      # canvas that a test image must fit on
     'rates': (12, 24, 36),        # dilation of each atrous convolution
     'channels': 256,              # of the head
-    'auxiliary_weight': 0.4,      # of the auxiliary loss, beside 1 for the main one
+    'auxiliary_weight': 0.4,      # of the auxiliary loss; the main one has weight 1
     'report_every': 50,           # iterations
   })
 

@@ -6,13 +6,14 @@
   python -m conic_jax.main --config=configs/semi.py:folder_10pct --config.encoder=runs/folder \\
     --config.data.dir=IMAGES                                     train/CLASS/… and val/CLASS/…
 
-1pct and 10pct are ImageNet with the fixed lists that everybody uses, 12,811 and 128,116 images, as TFDS has
-them (imagenet2012_subset); elsewhere config.finetune.labels and config.seed choose the images, as many of
-each class. The rates are the paper's: 0.001 for the encoder, 15 (1%) or 10 (10%) for the linear layer. It
-gives neither epochs, batch nor schedule: 20, 256 and steps by ten at 60% and 80% are ours. A rate of 15 suits
-the small features of ImageNet's encoders; cifar10 and photos have 0.1 (1%) and 1 (10%), by trial on photos.
+1pct and 10pct are ImageNet with the standard lists, 12,811 and 128,116 images, from TFDS
+(imagenet2012_subset); for other data sets config.finetune.labels and config.seed choose the images, equally
+many per class. The rates are the paper's: 0.001 for the encoder, 15 (1%) or 10 (10%) for the linear layer. It
+gives no epochs, batch or schedule: 20, 256 and division by ten at 60% and 80% are ours. A rate of 15 suits
+the small features of ImageNet encoders; cifar10 and photos use 0.1 (1%) and 1 (10%), found by trial on
+photos.
 
-The result is printed and written to semi_PRESET.json in config.run, which is the encoder's run, or
+The result is printed and written to semi_PRESET.json in config.run, by default the encoder's run or
 runs/evaluated_NAME.
 """
 from ml_collections import ConfigDict
@@ -24,7 +25,7 @@ PRESETS = tuple(f'{data}{share}' for data in ('', 'folder_', 'cifar10_', 'photos
 
 
 def get_config(preset: str = '1pct') -> ConfigDict:
-  """The rates of the paper; a preset is a data set and a share of its labels."""
+  """The paper's rates; a preset is a data set and a share of its labels."""
   common.check('semi', PRESETS, preset)
   data, _, share = preset.rpartition('_')
   config = finetune.get_config({'cifar10': 'cifar10_32', '': 'folder'}.get(data, data))

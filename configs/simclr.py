@@ -6,18 +6,18 @@
   python -m conic_jax.main --config=configs/simclr.py:cifar10 --config.data.dir=TFDS_DIR
   python -m conic_jax.main --config=configs/simclr.py:folder --config.data.dir=IMAGES
 
-The figures are linear top-1 on ImageNet; 100 epochs took about 6 hours on 32 TPU v3. The default preset is
-the public code's: it sums both directions of the loss where the paper's Algorithm 1 averages them (twice the
-rate for batch norm, which LARS does not rescale), its colours are TensorFlow's, crops are bicubic without
-antialiasing, the last scales of residual blocks start at zero, and the last batch norm of the head has no
-bias. Brightness is a factor, the code's default; its first release added it
+The figures are linear top-1 on ImageNet; 100 epochs took about 6 hours on 32 TPU v3. The default preset
+follows the public code: it sums both directions of the loss, while the paper's Algorithm 1 averages them
+(this doubles the rate for batch norm, which LARS does not rescale); it uses TensorFlow's colours and bicubic
+crops without antialiasing; the last scales of residual blocks start at zero, and the last batch norm of the
+head has no bias. Brightness is multiplied, the code's default; its first release added it
 (--config.views.additive_brightness=True). The head has the two layers of the first paper.
 
-Changed: a crop's area is drawn uniformly, as torchvision's, where TensorFlow's op draws the height and keeps
-to a tenth of the image at least (42% of a square one on average); the blur is mirrored at the border, where
-zeros are blurred in, and its deviation is drawn for every view, not once a batch; kernels start, and padding
-lies, as PyTorch's; the warm-up begins at the first step's share of the rate, not at zero. The linear protocol
-is configs/common.py's, as is what is not named here.
+Changed: a crop's area is drawn uniformly, as in torchvision; TensorFlow's op draws the height, with at least
+a tenth of the image (42% of a square one on average). The blur mirrors the image at the border, where the
+code blurs in zeros, and its deviation is drawn for every view, not once per batch. Kernel initialisation and
+padding are PyTorch's. The warm-up starts at the first step's share of the rate, not at zero. The linear
+protocol, and whatever is not named here, is as in configs/common.py.
 
 The other presets are ours: SGD, torchvision's colours, bilinear crops and the mean of both directions.
 """
@@ -27,7 +27,7 @@ from configs import common
 
 
 def get_config(preset: str = 'imagenet') -> ConfigDict:
-  """The public code's settings; a preset changes what its data set needs."""
+  """The public code's settings; a preset changes what its data set requires."""
   config = common.pretraining('simclr')
   config.head = common.head(hidden=2048, features=128, norm=True)
   config.temperature = 0.1
@@ -54,12 +54,12 @@ def paper(config: ConfigDict) -> None:
 
 
 def small(config: ConfigDict) -> None:
-  """Data sets of a laptop: SGD, as batches are small, and a warmer softmax for the few negatives."""
+  """Laptop-sized data sets: SGD, because batches are small, and a warmer softmax for the few negatives."""
   config.temperature = 0.2
 
 
 def imagenet100(config: ConfigDict) -> None:
-  """SimCLR with SGD in batches of 512; LARS is for thousands."""
+  """SimCLR with SGD in batches of 512; LARS is for batches of thousands."""
   config.views.crop = (0.08, 1.0)
 
 

@@ -4,11 +4,10 @@
   python -m conic_jax.main --config=configs/svm.py:folder --config.encoder=runs/conic --config.data.dir=IMAGES
   python -m conic_jax.main --config=configs/svm.py:photos --config.encoder=runs/photos
 
-A folder has subfolders train and test, each with its images and a file labels.csv of lines such as
-`beach/01.jpg,person;boat`, the first of which is `image,labels`; with --config.svm.labels= its subfolders
-are the classes. Images with one label each, as those of photos and cifar10, are positives of one class. The
-result is printed and written to svm_PRESET.json in config.run, which is the encoder's run, or
-runs/evaluated_NAME.
+A folder has subfolders train and test, each with its images and a file labels.csv. The first line of the file
+is `image,labels`; the others look like `beach/01.jpg,person;boat`. With --config.svm.labels= the subfolders
+are the classes. Images with a single label, as in photos and cifar10, are positives of one class. The result
+is printed and written to svm_PRESET.json in config.run, by default the encoder's run or runs/evaluated_NAME.
 """
 from ml_collections import ConfigDict
 
@@ -18,15 +17,15 @@ PRESETS = ('voc07', 'folder', 'cifar10', 'photos')
 
 
 def get_config(preset: str = 'voc07') -> ConfigDict:
-  """VISSL's: costs and folds, squared hinge, unit features of the central 224 of 256 pixels."""
+  """VISSL's costs and folds, squared hinge loss, unit features of the central 224 of 256 pixels."""
   common.check('svm', PRESETS, preset)
   config = common.classification('svm', f'svm_{preset}', preset)
   config.svm = common.group({
-    # Of which each class takes the best.
+    # Each class uses the best of these.
     'costs': (0.01, 0.1, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 50.0, 100.0, 1000.0),
     'folds': 3,                   # of the cross-validation
     'max_iterations': 2000,       # of one SVM
-    'labels': 'labels.csv',       # in the folder of each split; '' where its subfolders are the classes
+    'labels': 'labels.csv',       # in the folder of each split; '' if its subfolders are the classes
   })
   if preset == 'voc07':
     config.data.update(name='voc/2007', train='train+validation', test='test')

@@ -1,1 +1,1 @@
-"""A folder for each claim: its commands, its table, its picture."""
+"""One folder per claim: its commands, its table, its figure."""

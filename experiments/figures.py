@@ -1,4 +1,4 @@
-"""What a finished run is worth, read off the files that it left."""
+"""Results of a finished run, read from its files."""
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 from conic_jax.run.verdict import setting
 from experiments.jobs import Job
 
-# Of the last epoch's reports a mean, of the last report the figure.
+# Averaged over the last epoch's reports; `LAST` is taken from the last report.
 AVERAGED = ('loss', 'loss_instance', 'loss_consistency', 'instance_top1', 'feature_std', 'alignment',
             'uniformity', 'consistency_weight')
 BY_EPOCH = ('loss_instance', 'alignment', 'uniformity')
@@ -18,11 +18,11 @@ BASELINES = ('random_init', 'pixels')
 
 
 def describe(job: Job, folder: Path) -> dict[str, Any]:
-  """What its line keeps: figures, the versions of the libraries, and what the recipe chose.
+  """The contents of the run's line: figures, library versions, and what the recipe chose.
 
   Args:
     job: the run.
-    folder: where it lies.
+    folder: its run folder.
   """
   found: dict[str, Any] = {}
   line: dict[str, Any] = {'figures': found}
@@ -46,8 +46,8 @@ def read_reports(folder: Path) -> list[dict[str, Any]]:
 
 
 def of_training(reports: Sequence[Mapping[str, Any]], log_every: int) -> dict[str, Any]:
-  """Means of the last epoch, of every epoch, and the last probe."""
-  # A run that goes on reports its first step too; the last is always reported.
+  """Means over the last epoch and over every epoch, and the last probe."""
+  # A resumed run also reports its first step; the last step is always reported.
   regular = [report for report in reports
              if report['step'] % log_every == 0 or report['step'] == reports[-1]['step']]
   last_epoch = [report for report in regular if report['epoch'] > reports[-1]['epoch'] - 1]
@@ -60,14 +60,14 @@ def of_training(reports: Sequence[Mapping[str, Any]], log_every: int) -> dict[st
 
 
 def of_evaluation(summary: Mapping[str, Any]) -> dict[str, Any]:
-  """Accuracies of the encoder, and of the baselines where they were measured, 'pixels_knn_top1'."""
+  """Accuracies of the encoder, and of the baselines if measured, such as 'pixels_knn_top1'."""
   found = {name: summary[name] for name in EVALUATED if name in summary}
   return found | {f'{where}_{name}': summary[where][name] for where in BASELINES if where in summary
                   for name in EVALUATED if name in summary[where]}
 
 
 def by_epoch(reports: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-  """Means of the reports of every epoch, of the figures that all have."""
+  """Means over each epoch's reports, for the figures that all reports have."""
   epochs: dict[int, list[Mapping[str, Any]]] = {}
   for report in reports:
     if 'loss' in report:

@@ -1,11 +1,11 @@
-"""Estimates how long the papers' own scales take: writes large.md from plans of the compiled train steps.
+"""Estimates the hours of the papers' own scales: writes large.md from plans of the compiled train steps.
 
   pip install -e '.[plan-gpu]'
   python -m experiments.hours --topology=8xA100-80GB
 
-One step of every config is compiled for the topology, which need not be there, and its time by the plan is
-kept in hours.json. That is the least its kernels and collectives take; reading images and evaluation come on
-top.
+One step of every config is compiled for the topology, which need not be present, and the plan's time for it
+is kept in hours.json. This is a lower bound for the kernels and collectives; reading images and evaluation
+come on top.
 """
 import argparse
 import json
@@ -28,7 +28,7 @@ NOTE = ('Hours of {topology} for the kernels and collectives of the train steps 
 
 
 def main() -> None:
-  """Plans what is not kept yet, and writes the page."""
+  """Plans the missing configs and writes the page."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--topology', default='8xA100-80GB')
   args = parser.parse_args()
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def seconds_an_image(config: str, topology: str) -> float:
-  """Seconds that an image of ImageNet costs in training, by the plan of the paper's batch."""
+  """Seconds of training per ImageNet image, from the plan for the paper's batch."""
   with tempfile.TemporaryDirectory() as folder:
     out = Path(folder) / 'plan.json'
     subprocess.run([sys.executable, '-m', 'conic_jax.plan', f'--config=configs/{config}.py',
@@ -74,7 +74,7 @@ def shown(hours: float | None) -> str:
 
 
 def hours_of(experiment: jobs.Experiment, scale: Scale, seconds: Mapping[str, float]) -> float | None:
-  """Of all runs of an experiment, None where a config has no plan; an image costs the same in every batch."""
+  """Hours of all runs, None if a config has no plan; assumes an image costs the same in every batch."""
   grid = [job for job in jobs.jobs(experiment, scale, {}) if job.config]
   if any(job.config not in seconds for job in grid):
     return None
@@ -83,7 +83,7 @@ def hours_of(experiment: jobs.Experiment, scale: Scale, seconds: Mapping[str, fl
 
 
 def epochs(config: str, scale: Scale, settings: Mapping[str, Any]) -> int:
-  """Of a run: as it is set, or the config's own."""
+  """Epochs of a run: from its settings, or the config's own."""
   if 'epochs' in settings:
     return settings['epochs']
   own: Any = load(f'configs/{config}.py:{scale.preset}')

@@ -1,7 +1,7 @@
-"""What an experiment is: its claim, its grid of runs, and the lines that finished runs left.
+"""Experiments: the claim, the grid of runs, and the lines of finished runs.
 
-An experiment is a folder of experiments/ whose `__init__.py` has an `EXPERIMENT`. Its results are
-results.jsonl beside it, a line for each finished run; a run that several experiments ask for is done once.
+An experiment is a folder in experiments/ whose `__init__.py` has an `EXPERIMENT`. Its results are in
+results.jsonl in the same folder, one line per finished run; a run that several experiments need is done once.
 """
 import dataclasses
 import fcntl
@@ -19,12 +19,12 @@ HERE = Path(__file__).parent
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-  """A command on the finished training, and what of its result is kept.
+  """A command to run after training, and which of its results to keep.
 
   Attributes:
     argv: a module and its flags; {run}, {data} and {seed} are filled in.
-    file: the JSON file that it leaves in the run.
-    names: the figures of the file that are kept.
+    file: the JSON file that it writes to the run folder.
+    names: the figures to keep from that file.
   """
   argv: tuple[str, ...]
   file: str
@@ -36,15 +36,15 @@ class Variant:
   """One way to train, or to measure without training.
 
   Attributes:
-    config: a file of configs/ without its ending, 'conic', with the scale's preset, or with one of its own,
-      'conic:photos'; '' trains nothing.
-    settings: config fields, by path, that override the scale's; of a variant that trains nothing, what its
+    config: a file in configs/ without its ending: 'conic' takes the scale's preset, 'conic:photos' its own;
+      '' trains nothing.
+    settings: config fields, by path, that override the scale's; for a variant that trains nothing, what its
       result depends on.
-    rate: the learning rate in units of the one that was tuned for the config.
-    rate_of: the config whose tuned rate it has; '' is its own.
-    after: what is measured on the run.
-    place: where it stands on the picture's axis; None for one of several names.
-    line: which line of the picture it belongs to.
+    rate: the learning rate, as a multiple of the one tuned for the config.
+    rate_of: the config whose tuned rate it uses; '' is its own.
+    after: what to measure on the run.
+    place: its position on the figure's axis; None if the figure lists variants by name.
+    line: the line of the figure that it belongs to.
   """
   config: str
   settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -57,19 +57,19 @@ class Variant:
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-  """How large the runs are.
+  """The size of the runs.
 
   Attributes:
-    name: the results of 'cpu' are results.jsonl, of others results_NAME.jsonl.
-    preset: of the configs.
+    name: results are in results.jsonl for 'cpu', in results_NAME.jsonl for the others.
+    preset: preset of the configs.
     common: settings of every run.
-    configs: settings of a config's runs beside these.
-    images: to train on.
-    lengths: of the runs of experiments that vary it, in epochs, the last one the usual.
-    batches: sizes a factor of four apart, the middle one the usual.
+    configs: additional settings, by config.
+    images: number of training images.
+    lengths: epochs of the runs of experiments that vary them; the last is the usual one.
+    batches: batch sizes a factor of four apart; the middle one is the usual one.
     window: classes of a sampled softmax.
-    iterations: of segmentation.
-    tuned: whether rates are tuned, not the papers'.
+    iterations: iterations of segmentation.
+    tuned: whether learning rates are tuned, rather than the papers'.
   """
   name: str
   preset: str
@@ -88,22 +88,22 @@ class Experiment:
   """A claim, the runs that test it, and the questions that decide it.
 
   Attributes:
-    name: of its folder.
-    claim: a sentence.
+    name: name of its folder.
+    claim: the claim, as a sentence.
     source: paper, figure or table.
     paper: what the paper found, with its figures.
-    variants: the grid by the names of its runs.
+    variants: the grid, by the names of its runs.
     questions: what must hold.
-    asides: questions that are answered beside these and do not decide.
-    measures: the figures of the table and of the picture, names of `statistics.MEASURES`.
-    seeds: of each variant.
-    tuned: whether runs take the learning rate that was tuned for their config.
-    bare: whether runs take only their variant's settings, not the scale's.
-    own_page: whether its page is written by a command of its own.
-    pools: whether its questions are to the runs of all experiments.
-    axis: what the variants' places are, for the picture.
-    logarithmic: whether that axis is.
-    meaning: one sentence on what was found, written by a person.
+    asides: additional questions that are answered but do not count.
+    measures: what the table and the figure show, as names in `statistics.MEASURES`.
+    seeds: number of seeds per variant.
+    tuned: whether runs use the learning rate that was tuned for their config.
+    bare: whether runs use only their variant's settings, not the scale's.
+    own_page: whether its own command writes its page.
+    pools: whether its questions are about the runs of all experiments.
+    axis: label of the figure's axis, on which the variants' places lie.
+    logarithmic: whether that axis is logarithmic.
+    meaning: one hand-written sentence on what was found.
   """
   name: str
   claim: str
@@ -125,7 +125,7 @@ class Experiment:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """A run of a variant with a seed; all its settings are known."""
+  """A run of a variant with one seed; all its settings are known."""
   experiment: str
   variant: str
   seed: int
@@ -136,23 +136,23 @@ class Job:
 
   @property
   def key(self) -> str:
-    """The same for all jobs that train and measure the same."""
+    """Identical for all jobs that train and measure the same."""
     return identity(self.scale, self.config, self.settings, self.seed, [step.argv for step in self.after])
 
 
 def identity(scale: str, config: str, settings: Mapping[str, Any], seed: int, after: Iterable[Iterable[str]]
              ) -> str:
-  """A name for what a run computes."""
+  """A string that identifies what a run computes."""
   return json.dumps([scale, config, settings, seed, [list(argv) for argv in after]], sort_keys=True)
 
 
 def load(names: Iterable[str]) -> list[Experiment]:
-  """The experiments of these folders."""
+  """The experiments in these folders."""
   return [importlib.import_module(f'experiments.{name}').EXPERIMENT for name in names]
 
 
 def all_names() -> list[str]:
-  """Folders that have an `EXPERIMENT`, rates first, as others wait for them."""
+  """Folders that have an `EXPERIMENT`; rates comes first because the others wait for it."""
   names = sorted(path.parent.name for path in HERE.glob('*/__init__.py')
                  if 'EXPERIMENT = ' in path.read_text())
   return sorted(names, key=lambda name: name != 'rates')
@@ -162,25 +162,25 @@ def all_names() -> list[str]:
 
 
 def results_file(experiment: str, scale: str, root: Path = HERE) -> Path:
-  """Where an experiment's lines are."""
+  """The file with an experiment's lines."""
   return root / experiment / ('results.jsonl' if scale == 'cpu' else f'results_{scale}.jsonl')
 
 
 def read(scale: str, root: Path = HERE) -> dict[str, dict[str, Any]]:
-  """The lines of all experiments, by what their runs computed."""
+  """The lines of all experiments, keyed by what their runs computed."""
   found = {}
   for path in sorted(root.glob(f'*/{results_file("", scale).name}')):
     for text in path.read_text().splitlines():
       try:
         line = json.loads(text)
-      except json.JSONDecodeError:  # It was cut short: its run is done again.
+      except json.JSONDecodeError:  # The line is cut short: its run is repeated.
         continue
       found[identity(scale, line['config'], line['settings'], line['seed'], line['after'])] = line
   return found
 
 
 def append(job: Job, line: Mapping[str, Any], root: Path = HERE) -> None:
-  """Keeps the line of a finished run with the first experiment that asked for it, whole or not at all."""
+  """Writes the line of a finished run, whole or not at all, to the first experiment that asked for it."""
   path = results_file(job.experiment, job.scale, root)
   path.parent.mkdir(parents=True, exist_ok=True)
   kept = {'variant': job.variant, 'seed': job.seed, 'config': job.config, 'settings': dict(job.settings),
@@ -195,12 +195,12 @@ def append(job: Job, line: Mapping[str, Any], root: Path = HERE) -> None:
 
 
 def jobs(experiment: Experiment, scale: Scale, tuned: Mapping[str, Mapping[str, Any]]) -> list[Job]:
-  """The runs of an experiment whose settings are known, the first seed's first.
+  """The runs of an experiment whose settings are known, starting with those of the first seed.
 
   Args:
-    experiment: its grid.
-    scale: the settings that all have.
-    tuned: of each config the settings that tuning chose; a variant of another config waits.
+    experiment: the experiment, with its grid.
+    scale: the settings that all runs share.
+    tuned: the settings that tuning chose, by config; variants of other configs wait.
   """
   found = []
   for seed in range(experiment.seeds):
@@ -215,7 +215,7 @@ def jobs(experiment: Experiment, scale: Scale, tuned: Mapping[str, Mapping[str, 
 
 
 def settings_of(variant: Variant, scale: Scale, tuned: Mapping[str, Any]) -> dict[str, Any]:
-  """All fields that a variant's runs are started with, as values that JSON keeps."""
+  """All fields that a variant's runs start with, as values that JSON can hold."""
   if not variant.config:
     return dict(variant.settings)
   settings = {**scale.common, **scale.configs.get(variant.config, {}), **tuned, **variant.settings}

@@ -1,4 +1,4 @@
-"""The picture of an experiment: a panel a figure, a dot a seed, the mean as a line or a mark."""
+"""The figure of an experiment: one panel per measure, one dot per seed, the mean as a line or a mark."""
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,13 +14,13 @@ MOST_PANELS = 4
 
 
 def draw(experiment: Experiment, variants: Mapping[str, Variant], figures: Figures, path: Path) -> None:
-  """Writes the picture: against the variants' places where they have them, else a row for each name.
+  """Writes the figure: against the variants' places if they have them, otherwise one row per name.
 
   Args:
-    experiment: what is drawn.
-    variants: its grid; without one, all runs are points of the first two figures.
-    figures: of the finished runs, by variant and seed.
-    path: where the picture goes.
+    experiment: the experiment to draw.
+    variants: its grid; an experiment that pools draws all runs as points, one measure against another.
+    figures: results of the finished runs, by variant and seed.
+    path: where to write the figure.
   """
   matplotlib.use('Agg')
   measures = [name for name in experiment.measures

@@ -1,13 +1,13 @@
-"""Does the runs of experiments that have no line yet.
+"""Runs what experiments are missing: the runs that have no line yet.
 
   python -m experiments.sets SETS --cifar10=DIR …      writes the images, once
   python -m experiments.run --data=SETS                everything that is missing
   python -m experiments.run conic_alpha --data=SETS --workers=2 --minutes=170
 
-A run is `python -m conic_jax.main` in a process of its own; at the scale `cpu` it has one core, where the
-system can pin it, so that its bits do not depend on what else runs. Its line is kept when it is done; a run
-that was killed goes on from its own checkpoint. Several of these commands may work at once. Ctrl-C or SIGTERM
-lets the runs save and end. Tables and pictures: `python -m experiments.summary`.
+A run is `python -m conic_jax.main` in its own process. At the scale `cpu` it has one core, if the system can
+pin it, so its bits do not depend on other load. Its line is written when it is done; a killed run resumes
+from its own checkpoint. Several of these commands can run at once. On Ctrl-C or SIGTERM the runs save and
+end. For tables and figures: `python -m experiments.summary`.
 """
 import argparse
 import contextlib
@@ -34,11 +34,11 @@ from experiments.tuning import needed_rates, tuned
 
 ROOT = HERE.parent
 DIVERGED = re.compile(r'conic_jax: (The .* was (?:nan|-?inf) at step \d+)')
-_LOOK_AGAIN = 5.0  # Seconds after which a worker without a run looks whether there is one.
+_LOOK_AGAIN = 5.0  # Seconds after which an idle worker looks for a run again.
 
 
 def main() -> None:
-  """Runs what is asked for until nothing is missing, or time is over."""
+  """Runs what was asked for until nothing is missing or the time is up."""
   parser = argparse.ArgumentParser('python -m experiments.run', description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('names', nargs='*', help=f'experiments, all without: {", ".join(jobs.all_names())}')
@@ -71,12 +71,12 @@ def main() -> None:
 
 
 def title(job: Job) -> str:
-  """A run in words."""
+  """The name of a run for messages."""
   return f'{job.experiment}: {job.variant}, seed {job.seed}'
 
 
 class Work:
-  """The runs that are missing, and the workers that do them."""
+  """The missing runs, and the workers that do them."""
 
   def __init__(self, experiments: Sequence[Experiment], scale: Scale, data: Path, runs: Path,
                root: Path = HERE):
@@ -89,9 +89,9 @@ class Work:
     self._over = threading.Event()
 
   def missing(self) -> list[Job]:
-    """Runs without a line whose settings are known, in the order in which they are done.
+    """Runs without a line whose settings are known, in the order in which they will be done.
 
-    Where a learning rate is not chosen yet, the runs that choose it come first.
+    If a learning rate is not chosen yet, the runs that choose it come first.
     """
     results = jobs.read(self.scale.name, self.root)
     chosen = tuned(self.scale, results)
@@ -103,10 +103,10 @@ class Work:
     return list(found.values())
 
   def do(self, cores: Sequence[int], minutes: float) -> bool:
-    """Works on these cores until nothing is missing, time is over, or Ctrl-C or SIGTERM comes.
+    """Works on these cores until nothing is missing, the time is up, or Ctrl-C or SIGTERM arrives.
 
     Returns:
-      Whether no run failed.
+      True if no run failed.
     """
     end = time.monotonic() + 60 * minutes
     workers = [threading.Thread(target=self._work, args=(core, end)) for core in cores]
@@ -119,7 +119,7 @@ class Work:
       self._over.set()
       for process in list(self._processes):
         with contextlib.suppress(ProcessLookupError):
-          os.kill(process, signal.SIGTERM)  # It saves and ends.
+          os.kill(process, signal.SIGTERM)  # The run saves and ends.
       for worker in workers:
         if worker.ident is not None:
           worker.join()
@@ -128,19 +128,19 @@ class Work:
 
   def _work(self, core: int, end: float) -> None:
     if self.scale.name == 'cpu' and hasattr(os, 'sched_setaffinity'):
-      os.sched_setaffinity(0, {core})  # This thread, and the processes that it starts.
+      os.sched_setaffinity(0, {core})  # This thread and the processes that it starts.
     while not self._over.is_set() and time.monotonic() < end:
       with contextlib.ExitStack() as stack:
         taken = self._take(stack)
         if taken is None:
           if not self._at_work:
             return
-          self._over.wait(_LOOK_AGAIN)  # A run of another worker may choose a rate that others wait for.
+          self._over.wait(_LOOK_AGAIN)  # Another worker's run may choose a rate that others wait for.
           continue
         job, lock = taken
         try:
           self._run(job, lock)
-        except (OSError, KeyError, ValueError) as error:  # What it left cannot be read or kept.
+        except (OSError, KeyError, ValueError) as error:  # Its files cannot be read, or its line not written.
           self._failed = True
           print(f'{title(job)}: failed, {type(error).__name__}: {error}', flush=True)
         finally:
@@ -148,12 +148,12 @@ class Work:
             self._at_work -= 1
 
   def _take(self, stack: contextlib.ExitStack) -> tuple[Job, IO[str]] | None:
-    """The first run that nobody does, and its lock, which is held until the stack closes."""
+    """The first run that nobody is doing, and its lock, which is held until the stack closes."""
     with self._taking:
       for job in self.missing():
         if job.key in self._tried or (lock := stack.enter_context(_locked(self.folder(job)))) is None:
           continue
-        # It may have been finished between the look and the lock.
+        # It may have finished between the check and the lock.
         if job.key not in jobs.read(self.scale.name, self.root):
           self._tried.add(job.key)
           self._at_work += 1
@@ -161,7 +161,7 @@ class Work:
     return None
 
   def folder(self, job: Job) -> Path:
-    """Where a run lies: named by what it computes."""
+    """The folder of a run, named by what it computes."""
     return self.runs / self.scale.name / hashlib.sha256(job.key.encode()).hexdigest()[:16]
 
   def _run(self, job: Job, lock: IO[str]) -> None:
@@ -174,7 +174,7 @@ class Work:
       used += seconds
       if not ended_well:
         said = DIVERGED.findall(log.read_bytes()[begun:].decode(errors='replace'))
-        if said:  # As would every other time.
+        if said:  # It would diverge every time.
           jobs.append(job, {'figures': {}, 'diverged': said[-1], **circumstances()}, self.root)
           print(f'{title(job)}: diverged. {said[-1]}', flush=True)
         elif self._over.is_set():
@@ -188,10 +188,10 @@ class Work:
     print(f'{title(job)}: done, {used:.0f} s of a core', flush=True)
 
   def _call(self, argv: Sequence[str], log: Path, lock: IO[str]) -> tuple[bool, float]:
-    """Whether a command ended well, and the seconds of a core it used; what it says goes to the log.
+    """Whether a command succeeded, and the core seconds it used; its output goes to the log.
 
-    It holds the lock too, as it lives on where this process is killed. It has a process group of its own, so
-    that Ctrl-C reaches it once, through this process.
+    The command holds the lock too, because it lives on if this process is killed. It has its own process
+    group, so Ctrl-C reaches it once, through this process.
     """
     environment = {**os.environ, **({'JAX_PLATFORMS': 'cpu'} if self.scale.name == 'cpu' else {})}
     with log.open('ab') as file, subprocess.Popen(
@@ -208,7 +208,7 @@ class Work:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[IO[str] | None]:
-  """The lock of a folder, None where another process has it; the system frees that of a dead one."""
+  """The lock of a folder; None if another process has it. The system frees the lock of a dead process."""
   folder.parent.mkdir(parents=True, exist_ok=True)
   with folder.with_suffix('.lock').open('w') as file:
     try:
@@ -220,7 +220,7 @@ def _locked(folder: Path) -> Iterator[IO[str] | None]:
 
 
 def commands(job: Job, preset: str, folder: Path, data: Path) -> list[list[str]]:
-  """The training, where there is one, and what is measured after it."""
+  """The training, if there is one, and the measurements after it."""
   found = []
   if job.config:
     file, _, own_preset = job.config.partition(':')
@@ -235,19 +235,19 @@ def commands(job: Job, preset: str, folder: Path, data: Path) -> list[list[str]]
 
 
 def folders(job: Job, data: Path) -> list[Path]:
-  """The sets that a run reads."""
+  """The data folders that a run reads."""
   named = [data / job.settings['data.dir']] if 'data.dir' in job.settings else []
   return [*named, *(data / part.split('{data}/')[1] for step in job.after for part in step.argv
                     if '{data}/' in part)]
 
 
 def flag(value: object) -> str:
-  """A value as the command line takes it: a list is a tuple there."""
+  """A value as the command line accepts it: lists become tuples."""
   return str(tuple(value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 def circumstances() -> dict[str, str]:
-  """On what and when."""
+  """The processor and the date."""
   return {'cpu': cpu_name(), 'date': datetime.date.today().isoformat()}
 
 

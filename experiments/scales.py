@@ -1,15 +1,15 @@
 """The settings that the runs of every experiment share.
 
-`cpu` is for two cores and `gpu` for one accelerator: theirs are those that conic_jax/recipe chooses for such
-a folder, written out, so that a change of the recipe changes no experiment. `imagenet100` and `imagenet` are
-the papers' own, for 8 GPUs; large.md says for how long. `--data` of `python -m experiments.run` is the folder
-of the sets that `python -m experiments.sets` writes.
+`cpu` is for two cores and `gpu` for one accelerator. Their settings are what conic_jax/recipe chooses for
+such a folder, written out so that a change to the recipe changes no experiment. `imagenet100` and `imagenet`
+are the papers' own, for 8 GPUs; large.md has their hours. `--data` of `python -m experiments.run` is the
+folder of data sets that `python -m experiments.sets` writes.
 """
 from typing import Any
 
 from experiments.jobs import Scale
 
-# A row turns by half a radian at a visit: lr_scale = 0.5 (1 − m) B τ / rate.
+# A row turns by half a radian per visit: lr_scale = 0.5 (1 − m) B τ / rate.
 RATE = 0.06
 ROWS = {'classifier.lr_scale': 11.0}
 PACED = {'temperature': 0.1, 'alpha_pace': 4.0}
@@ -30,7 +30,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
   'align_uniform': QUEUE,
   'simclr': {'temperature': 0.2},
   'byol': {'second_view.blur': 0.0, 'predictor.hidden': 256, 'momentum.start': 0.98}}
-# The heads of these have one linear layer.
+# Methods whose head is one linear layer.
 ONE_LAYER = ('instdisc', 'moco_v1', 'co2_moco_v1')
 
 COMMON: dict[str, Any] = {
@@ -53,12 +53,12 @@ LARGE = {
 
 
 def with_heads(hidden: int) -> dict[str, dict[str, Any]]:
-  """`CONFIGS` with hidden layers of this width, where a method has one."""
+  """`CONFIGS` with hidden layers of this width, for methods that have one."""
   return {name: {'head.hidden': 0 if name in ONE_LAYER else hidden, **settings}
           for name, settings in CONFIGS.items()}
 
 
-# The papers' rates, which a rate in proportion to the batch starts from. Of ImageNet-100 SimCLR has SGD.
+# The papers' rates, from which rates proportional to the batch start. On ImageNet-100 SimCLR uses SGD.
 CONIC = {'alpha': 2.5, 'alpha_pace': 0.0, 'classifier.lr_scale': 1.0, 'optimizer.learning_rate': 0.06,
          'batch_size': 512}
 SOME = {'conic': CONIC, 'simclr': {'optimizer.learning_rate': 0.06, 'batch_size': 512}}

@@ -1,15 +1,15 @@
-"""Writes the folders that experiments train and test on.
+"""Writes the data folders that experiments train and test on.
 
   python -m experiments.sets OUT --cifar10=DIR --tinyimagenet=DIR --imagenet=DIR --camvid=DIR
 
-Each DIR is what people unpack: train/CLASS/*, and test/CLASS/* or val/CLASS/*; of CamVid, SPLIT/images and
-SPLIT/masks. A set is a folder with train/ (what is pretrained on), choose/ (other training images, to choose
-settings by) and test/ (looked at once); one that is there already is left as it is:
+Each DIR is the unpacked data set: train/CLASS/*, and test/CLASS/* or val/CLASS/*; for CamVid, SPLIT/images
+and SPLIT/masks. A set is a folder with train/ (for pretraining), choose/ (other training images, for choosing
+settings) and test/ (used once). A set that already exists is left unchanged:
 
-  photographs   patches of ten photographs that scikit-image and scikit-learn bring; nothing to choose by
+  photographs   patches of ten photographs that ship with scikit-image and scikit-learn; no choose/
   digits        scikit-learn's handwritten digits, 8×8 and grey
   cifar3k, cifar5k, cifar20k, cifar45k, tiny5k   that many images of CIFAR-10 and of Tiny-ImageNet
-  imagenet1k    photographs of ImageNet, one a class; choose/ and test/ are crops of the same photographs
+  imagenet1k    photographs of ImageNet, one per class; choose/ and test/ are crops of the same photographs
   camvid        a link to the street frames and their masks
 """
 import argparse
@@ -26,7 +26,7 @@ from conic_jax.data.photos import Photos
 
 _SEED = 0
 _CROP_AREA = (0.2, 0.5)
-# Images to train on, to choose by and to test on.
+# Images to train on, to choose settings with, and to test on.
 CIFAR10 = (('cifar3k', 3000, 2000, 5000), ('cifar5k', 5000, 5000, 5000), ('cifar20k', 20_000, 2000, 5000),
            ('cifar45k', 45_000, 5000, 10_000))
 
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def write(out: Path, make: Callable[..., None], *of: Any) -> None:
-  """Makes a set of something, whole or not at all; one that is there stays."""
+  """Makes a set, whole or not at all; an existing one stays."""
   if not out.exists():
     unfinished = out.with_name(f'.{out.name}')
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -72,7 +72,7 @@ def photographs(out: Path) -> None:
 
 
 def digits(out: Path) -> None:
-  """1,000 digits to train on, 297 to choose by, 500 to test on."""
+  """1,000 digits to train on, 297 to choose settings with, 500 to test on."""
   bunch = sklearn.datasets.load_digits()
   order = np.random.default_rng(_SEED).permutation(len(bunch.target))
   for split, part in (('train', order[:1000]), ('choose', order[1000:1297]), ('test', order[1297:])):
@@ -83,7 +83,7 @@ def digits(out: Path) -> None:
 
 
 def share(out: Path, source: Path, count: int, chosen_by: int, tested_on: int) -> None:
-  """As many images of each class to train on, others to choose by, and held-out ones to test on."""
+  """Equally many images per class to train on, others to choose settings with, held-out ones to test on."""
   held_out = next((source / name for name in ('test', 'val', 'validation') if (source / name).is_dir()), None)
   if held_out is None or not (source / 'train').is_dir():
     raise SystemExit(f'{source} has no train/ with test/ or val/ beside it.')
@@ -100,7 +100,7 @@ def share(out: Path, source: Path, count: int, chosen_by: int, tested_on: int) -
 
 
 def crops_of_photographs(out: Path, source: Path) -> None:
-  """Every photograph is a class: a crop of it is to find it among all of them."""
+  """Every photograph is a class: its crop must find it among all photographs."""
   rng = np.random.default_rng(_SEED)
   for index, path in enumerate(sorted(_images(source))):
     name = f'{index:04d}'

@@ -1,9 +1,9 @@
-"""Whether runs with several seeds support what a paper says: paired tests, and the words for their outcome.
+"""Tests whether runs with several seeds support a paper's claim: paired tests, and names for their outcomes.
 
-Every comparison is paired by the seed, which draws the first weights, the order of the images and their
-views. With n seeds and differences d the test is Student's t on d with n − 1 degrees of freedom, at 95 %,
-two-sided, without a correction for the number of questions: of twenty that have nothing to find, one is
-expected to be answered all the same.
+Every comparison is paired by seed, which determines the initial weights, the order of the images and their
+views. With n seeds and differences d, the test is Student's t on d with n − 1 degrees of freedom, at 95 %,
+two-sided, without correction for the number of questions: of twenty questions with no true effect, one is
+expected to be answered anyway.
 """
 import dataclasses
 import math
@@ -17,13 +17,13 @@ HOLDS, FAILS, OPEN = 'holds', 'does not hold here', 'not decided'
 CONFIDENCE, POWER = 0.95, 0.8
 FEWEST_SEEDS, MOST_SEEDS = 3, 200
 
-# By variant and seed: the figures of a run.
+# The figures of a run, by variant and seed.
 Figures = Mapping[str, Mapping[int, Mapping[str, Any]]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
-  """How a figure is called and shown; `factor` 100 is for shares, in per cent and points."""
+  """How to name and show a figure; `factor` is 100 for shares, shown in per cent and points."""
   title: str
   factor: float = 1.0
   digits: int = 2
@@ -51,12 +51,12 @@ MEASURES = {
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-  """What runs say to a question.
+  """The answer that the runs give to a question.
 
   Attributes:
     verdict: HOLDS, FAILS or OPEN.
     question: what was asked, in words.
-    found: the difference with its spread, and what would be needed where it is not decided.
+    found: the difference with its spread, and if not decided, how many seeds would decide it.
   """
   verdict: str
   question: str
@@ -64,10 +64,10 @@ class Answer:
 
 
 class Question(Protocol):
-  """Something that runs decide."""
+  """A question that runs can decide."""
 
   def answer(self, figures: Figures) -> Answer:
-    """The answer by the runs that are there."""
+    """The answer according to the finished runs."""
     ...
 
 
@@ -76,7 +76,7 @@ class Higher:
   """Whether a figure of one variant is higher than that of another: a paired t-test.
 
   Attributes:
-    than: the figure of the second, where it is another one.
+    than: the figure of the second variant, if it is a different one.
   """
   measure: str
   first: str
@@ -84,7 +84,7 @@ class Higher:
   than: str = ''
 
   def answer(self, figures: Figures) -> Answer:
-    """HOLDS where it is higher at 95 %, FAILS where it is lower at 95 %."""
+    """HOLDS if it is higher at 95 %, FAILS if it is lower at 95 %."""
     than = f'the {title(self.than)}' if self.than else ''
     of_second = '' if self.than and self.first == self.second else self.second
     question = f'{title(self.measure)}: {self.first} above {" of ".join(filter(None, (than, of_second)))}'
@@ -94,11 +94,11 @@ class Higher:
 
 @dataclasses.dataclass(frozen=True)
 class HigherAtEqual:
-  """Whether a figure of one variant is higher where another figure is equal: a paired t-test.
+  """Whether a figure of one variant is higher when another figure is equal: a paired t-test.
 
-  Both are read off the epochs of the runs: `at` falls as they learn, and each pair of runs is compared at the
-  lowest value that both reach, between the two epochs on either side of it. One of them is at its end there
-  and the other on its way, at a higher rate.
+  Both are read from the epochs of the runs: `at` falls as they learn, and each pair of runs is compared at
+  the lowest value that both reach, interpolated between the two epochs around it. There, one run is at its
+  end and the other is still in training, at a higher learning rate.
   """
   measure: str
   at: str
@@ -106,7 +106,7 @@ class HigherAtEqual:
   second: str
 
   def answer(self, figures: Figures) -> Answer:
-    """HOLDS where it is higher at 95 %, FAILS where it is lower at 95 %."""
+    """HOLDS if it is higher at 95 %, FAILS if it is lower at 95 %."""
     question = f'{title(self.measure)} at equal {title(self.at)}: {self.first} above {self.second}'
     runs, others = figures.get(self.first, {}), figures.get(self.second, {})
     gains = np.array([self._gain(runs[seed]['by_epoch'], others[seed]['by_epoch'])
@@ -131,7 +131,7 @@ class HigherGain:
   second: tuple[str, str]
 
   def answer(self, figures: Figures) -> Answer:
-    """HOLDS where the first gain is higher at 95 %, FAILS where it is lower."""
+    """HOLDS if the first gain is higher at 95 %, FAILS if it is lower."""
     first, second = (' over '.join(pair) for pair in (self.first, self.second))
     question = f'{title(self.measure)}: the gain of {first} above that of {second}'
     seeds = sorted(set.intersection(*(set(figures.get(name, {})) for name in (*self.first, *self.second))))
@@ -149,7 +149,7 @@ class Below:
   level: float
 
   def answer(self, figures: Figures) -> Answer:
-    """HOLDS where it is below at 95 %, FAILS where it is above."""
+    """HOLDS if it is below at 95 %, FAILS if it is above."""
     shown_level = f'{self.level * MEASURES[self.measure].factor:g}'
     question = f'{title(self.measure)}: {self.variant} below {shown_level}'
     values = [run[self.measure] for run in figures.get(self.variant, {}).values() if self.measure in run]
@@ -161,7 +161,7 @@ class NotBelow:
   """Whether a figure of one variant is as high as another's, or higher: a one-sided test against a margin.
 
   Attributes:
-    margin: how much lower still counts as good, in the figure's own units.
+    margin: how much lower still counts as equally good, in the figure's own units.
   """
   measure: str
   first: str
@@ -169,7 +169,7 @@ class NotBelow:
   margin: float
 
   def answer(self, figures: Figures) -> Answer:
-    """HOLDS where it is above the other less the margin at 95 %, FAILS where it is below that."""
+    """HOLDS if it is above the other minus the margin at 95 %, FAILS if it is below that."""
     margin = f'{self.margin * MEASURES[self.measure].factor:g}'
     question = f'{title(self.measure)}: {self.first} no more than {margin} below {self.second}'
     gains = differences(figures, self.measure, self.first, self.second)
@@ -185,7 +185,7 @@ class Alike:
   """Whether a figure of two variants is the same to within a margin: two one-sided tests at 95 % each.
 
   Attributes:
-    margin: in the figure's own units: 0.02 of an accuracy is two points.
+    margin: in the figure's own units; for an accuracy, 0.02 is two points.
   """
   measure: str
   first: str
@@ -193,7 +193,7 @@ class Alike:
   margin: float
 
   def answer(self, figures: Figures) -> Answer:
-    """HOLDS where the 90 % interval lies within the margin, FAILS where the 95 % one lies outside."""
+    """HOLDS if the 90 % interval lies within the margin, FAILS if the 95 % interval lies outside it."""
     factor = MEASURES[self.measure].factor
     points = ' points' if factor == 100 else ''
     question = (f'{title(self.measure)}: {self.first} equals {self.second} to within '
@@ -218,7 +218,7 @@ class RisesWith:
   second: str
 
   def answer(self, figures: Figures) -> Answer:
-    """HOLDS where the correlation is above zero at 95 %, FAILS where it is below."""
+    """HOLDS if the correlation is above zero at 95 %, FAILS if it is below."""
     question = f'{title(self.first)} and {title(self.second)} rise together'
     both = [[(run[self.first], run[self.second]) for run in runs.values()
              if self.first in run and self.second in run] for runs in figures.values()]
@@ -235,7 +235,7 @@ class RisesWith:
 
 
 def overall(answers: Sequence[Answer]) -> str:
-  """HOLDS where all do, FAILS where one does, OPEN otherwise."""
+  """FAILS if any answer does, HOLDS if all do, OPEN otherwise."""
   verdicts = [answer.verdict for answer in answers]
   if FAILS in verdicts:
     return FAILS
@@ -243,7 +243,7 @@ def overall(answers: Sequence[Answer]) -> str:
 
 
 def decide(question: str, gains: np.ndarray, measure: str) -> Answer:
-  """HOLDS where the mean of the differences is above zero at 95 %, FAILS where it is below."""
+  """HOLDS if the mean of the differences is above zero at 95 %, FAILS if it is below."""
   if len(gains) < FEWEST_SEEDS:
     return Answer(OPEN, question, too_few(gains))
   low, high = interval(gains, CONFIDENCE)
@@ -253,7 +253,7 @@ def decide(question: str, gains: np.ndarray, measure: str) -> Answer:
 
 
 def differences(figures: Figures, measure: str, first: str, second: str, than: str = '') -> np.ndarray:
-  """First less second, float64 [seeds that both have]; `than` is the second's figure, if another one."""
+  """First minus second, float64 [seeds that both have]; `than` is the second's figure if different."""
   runs, others = figures.get(first, {}), figures.get(second, {})
   pairs = [(runs[seed].get(measure), others[seed].get(than or measure))
            for seed in sorted(runs.keys() & others.keys())]
@@ -261,7 +261,7 @@ def differences(figures: Figures, measure: str, first: str, second: str, than: s
 
 
 def at_level(falling: Sequence[float], values: Sequence[float], level: float) -> float:
-  """Values where the other figure first falls to a level, linear between the two epochs around it."""
+  """The value where the other figure first falls to a level, linear between the two epochs around it."""
   after = next(index for index, value in enumerate(falling) if value <= level)
   if after == 0:
     return values[0]
@@ -270,7 +270,7 @@ def at_level(falling: Sequence[float], values: Sequence[float], level: float) ->
 
 
 def interval(gains: np.ndarray, confidence: float) -> tuple[float, float]:
-  """Student's confidence interval of the mean; a point where all are equal."""
+  """Student's confidence interval of the mean; a point if all differences are equal."""
   mean, error = gains.mean(), scipy.stats.sem(gains)
   if not error:
     return float(mean), float(mean)
@@ -279,7 +279,7 @@ def interval(gains: np.ndarray, confidence: float) -> tuple[float, float]:
 
 
 def chance(gains: np.ndarray) -> float:
-  """How probable a mean at least this far from zero is where there is no difference: the two-sided p."""
+  """Two-sided p: the probability of a mean at least this far from zero if there is no difference."""
   error = scipy.stats.sem(gains)
   if not error:
     return 0.0 if gains.mean() else 1.0
@@ -287,7 +287,7 @@ def chance(gains: np.ndarray) -> float:
 
 
 def needed(gains: np.ndarray) -> str:
-  """How many seeds would show such a difference four times of five."""
+  """How many seeds would show such a difference four times out of five."""
   if not gains.mean():
     return 'no number of seeds shows a difference of zero'
   ratio = gains.std(ddof=1) / abs(gains.mean())
@@ -296,14 +296,14 @@ def needed(gains: np.ndarray) -> str:
 
 
 def needed_within(gains: np.ndarray, margin: float) -> str:
-  """How many seeds would bring the interval of such differences within a margin."""
+  """How many seeds would bring the interval of such differences inside a margin."""
   room, deviation = margin - abs(gains.mean()), gains.std(ddof=1)
   half = lambda seeds: scipy.stats.t.ppf(CONFIDENCE, seeds - 1) * deviation / seeds ** 0.5
   return fewest(len(gains) + 1, lambda seeds: half(seeds) < room)
 
 
 def fewest(more: int, enough: Callable[[int], bool]) -> str:
-  """A phrase on the first number of seeds, from `more` on, that is enough."""
+  """A phrase for the smallest number of seeds, from `more` on, that is enough."""
   for seeds in range(more, MOST_SEEDS + 1):
     if enough(seeds):
       return f'{seeds} seeds would decide it at such a difference'
@@ -311,7 +311,7 @@ def fewest(more: int, enough: Callable[[int], bool]) -> str:
 
 
 def too_few(gains: np.ndarray) -> str:
-  """What is said where there are not enough seeds."""
+  """The message for too few seeds."""
   return f'{len(gains)} of at least {FEWEST_SEEDS} seeds'
 
 
@@ -324,5 +324,5 @@ def shown(gains: np.ndarray, measure: str) -> str:
 
 
 def title(measure: str) -> str:
-  """The figure's name without its unit."""
+  """The figure's title without its unit."""
   return MEASURES[measure].title.removesuffix(', %')

@@ -1,10 +1,10 @@
 """Writes the page of every experiment from the lines of its runs, and experiments/README.md.
 
-  python -m experiments.summary                 what --scale=cpu found
-  python -m experiments.summary --scale=gpu     the same of an accelerator's runs
+  python -m experiments.summary                 results of --scale=cpu
+  python -m experiments.summary --scale=gpu     results of an accelerator's runs
 
-Every number of these pages comes from here. A claim *holds* where all of its questions do, *does not hold
-here* where the runs say the opposite of one, and is *not decided* otherwise; `experiments/statistics.py` has
+Every number on these pages comes from here. A claim *holds* if all of its questions do, *does not hold here*
+if the runs show the opposite for one of them, and is *not decided* otherwise; `experiments/statistics.py` has
 the rule.
 """
 import argparse
@@ -20,7 +20,7 @@ from experiments.scales import SCALES
 from experiments.statistics import MEASURES, Answer, Figures
 from experiments.tuning import tuned
 
-# Methods whose softmax is over all images.
+# Methods with a softmax over all images.
 ALL_CLASSES = ('conic', 'exemplar', 'one_million')
 MARKS = '<!-- claims -->', '<!-- /claims -->'
 
@@ -34,12 +34,12 @@ def main() -> None:
 
 
 def write(experiments: list[Experiment], scale: Scale, root: Path = HERE) -> None:
-  """Writes each experiment's README.md and picture, and the table of all claims.
+  """Writes each experiment's README.md and figure, and the table of all claims.
 
   Args:
-    experiments: all of them.
-    scale: of the runs.
-    root: the folder of their folders.
+    experiments: all experiments.
+    scale: the scale of the runs.
+    root: the folder that holds the experiments' folders.
   """
   results = jobs.read(scale.name, root)
   chosen = tuned(scale, results)
@@ -69,9 +69,9 @@ def write(experiments: list[Experiment], scale: Scale, root: Path = HERE) -> Non
 
 
 def pooled(lines: Iterable[Mapping[str, Any]], scale: Scale) -> dict[str, dict[int, dict[str, Any]]]:
-  """Figures of all runs on the scale's images, by what they compute and the seed.
+  """Figures of all runs on the scale's images, by what they compute and by seed.
 
-  Instance accuracy is kept where it is over all classes: a few of them are told apart more easily.
+  Instance accuracy is kept only if it is over all classes: a few classes are easier to tell apart.
   """
   found: dict[str, dict[int, dict[str, Any]]] = {}
   for line in lines:
@@ -87,7 +87,7 @@ def pooled(lines: Iterable[Mapping[str, Any]], scale: Scale) -> dict[str, dict[i
 
 
 def answered(answers: Sequence[Answer]) -> str:
-  """A table of questions."""
+  """A table of questions and answers."""
   return '\n'.join(['| question | answer | difference, mean ± deviation |', '| --- | --- | --- |',
                     *(f'| {each.question} | {each.verdict} | {each.found} |' for each in answers)])
 
@@ -131,7 +131,7 @@ def table(experiment: Experiment, names: list[str], figures: Figures) -> str:
 
 
 def spread(values: list[float], measure: str) -> str:
-  """Mean ± standard deviation; of one the number alone; – of none."""
+  """Mean ± standard deviation; a single value alone; – for none."""
   if not values:
     return '–'
   scaled, digits = MEASURES[measure].factor * np.array(values), MEASURES[measure].digits
@@ -140,7 +140,7 @@ def spread(values: list[float], measure: str) -> str:
 
 
 def made(runs: list[Mapping[str, Any]]) -> str:
-  """On what, when, and how long."""
+  """Hardware, dates and duration of the runs."""
   cpus = ', '.join(sorted({run['cpu'] for run in runs}))
   dates = sorted(run['date'] for run in runs)
   when = dates[0] if dates[0] == dates[-1] else f'{dates[0]} to {dates[-1]}'
@@ -153,7 +153,7 @@ def made(runs: list[Mapping[str, Any]]) -> str:
 
 
 def row(experiment: Experiment, answers: list[Answer]) -> str:
-  """A line of the table of claims."""
+  """A row of the table of claims."""
   found = '; '.join(f'{each.question}: {each.found}' for each in answers[:2])
   count = sum(answer.verdict == statistics.HOLDS for answer in answers)
   verdict = statistics.overall(answers) if answers else 'no runs yet'
@@ -163,7 +163,7 @@ def row(experiment: Experiment, answers: list[Answer]) -> str:
 
 
 def between(page: str, marks: tuple[str, str], text: str) -> str:
-  """The page with a text between its marks, for what was there."""
+  """The page with the text between its marks replaced."""
   before, rest = page.split(marks[0])
   return f'{before}{marks[0]}\n{text}\n{marks[1]}{rest.split(marks[1])[1]}'
 

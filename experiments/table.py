@@ -1,9 +1,9 @@
-"""Writes the table of an experiment from what its runs left.
+"""Writes the table of an experiment from its runs' files.
 
   python -m experiments.table experiments/conic_cifar10 runs/cifar10_tfds runs/cifar10_folder
 
 Reads config.json, metrics.jsonl and summary.json of each run, and writes results.md and the curves of the
-first run into the experiment's folder. README.md there says what was claimed and the commands.
+first run to the experiment's folder. README.md there has the claim and the commands.
 """
 import argparse
 import json
@@ -15,7 +15,7 @@ from experiments.figures import read_reports
 
 
 def describe(run: Path) -> dict[str, object]:
-  """One row: the images, the steps, the speed and the kNN accuracy over the epochs."""
+  """One row: images, steps, speed, and kNN accuracy over the epochs."""
   config, summary = (json.loads((run / name).read_text()) for name in ('config.json', 'summary.json'))
   reports = read_reports(run)
   knn = [(report['epoch'], report['knn_top1']) for report in reports if 'knn_top1' in report]

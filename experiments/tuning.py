@@ -1,4 +1,4 @@
-"""The learning rate that each config's runs are started with, from the results of experiments/rates."""
+"""The learning rate for each config's runs, from the results of experiments/rates."""
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,13 +10,13 @@ BY = ('knn_top1', 'linear_top1')
 
 
 def tuned(scale: Scale, results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-  """Of each config whose rates were all tried, the fields of the run that is best.
+  """The fields of the best run, for each config whose rates were all tried.
 
-  The best has the highest mean of kNN and linear accuracy on held-out training images; a run that diverged is
-  never it.
+  The best run has the highest mean of kNN and linear accuracy on held-out training images; a run that
+  diverged is never best.
 
   Args:
-    scale: of the runs.
+    scale: the scale of the runs.
     results: the lines of finished runs.
   """
   tried: dict[str, list[tuple[float, dict[str, Any]]]] = {}
@@ -32,7 +32,7 @@ def tuned(scale: Scale, results: Mapping[str, Mapping[str, Any]]) -> dict[str, d
 
 
 def needed_rates(experiment: Experiment, scale: Scale, chosen: Mapping[str, Mapping[str, Any]]) -> list[Job]:
-  """The runs that choose the rates that an experiment waits for."""
+  """The tuning runs that an experiment still waits for."""
   if not (experiment.tuned and scale.tuned):
     return []
   configs = {variant.rate_of or variant.config for variant in experiment.variants(scale).values()}
