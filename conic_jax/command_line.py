@@ -14,6 +14,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from conic_jax.errors import Help, Stopped, UserError
+from conic_jax.terminal import print_line
 
 # Minimum similarity of a suggested name, from 0 to 1.
 _ALIKE = 0.7
@@ -49,14 +50,15 @@ def guarded(action: Callable[[], None], interrupted: str = 'interrupted') -> Non
   try:
     action()
   except Help as text:
-    print(text)
+    print_line(str(text))
   except UserError as error:
-    sys.exit(f'conic_jax: {error}')
+    print_line(f'conic_jax: {error}', sys.stderr)
+    sys.exit(1)
   except Stopped as stopped:
-    print(f'conic_jax: {stopped}', file=sys.stderr)
+    print_line(f'conic_jax: {stopped}', sys.stderr)
     sys.exit(stopped.exit_code)
   except KeyboardInterrupt:
-    print(f'conic_jax: {interrupted}', file=sys.stderr)
+    print_line(f'conic_jax: {interrupted}', sys.stderr)
     sys.exit(128 + signal.SIGINT)
 
 

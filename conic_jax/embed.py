@@ -26,6 +26,7 @@ from conic_jax.errors import UserError
 from conic_jax.evals import embeddings, encoders, protocols
 from conic_jax.evals.embeddings import Embeddings
 from conic_jax.hardware import mesh as meshes
+from conic_jax.terminal import print_line
 
 _USAGE = (f'python -m conic_jax.embed RUN_OR_FILE FOLDER [--out=FILE{"|".join(embeddings.SUFFIXES)}] '
           '[--neighbours=IMAGE [-k N] [--sheet=FILE.png]] [--size=N] [--resize=N] [--batch_size=N]')
@@ -165,7 +166,7 @@ def _of_folder(embed: Embed, images: str, batch_size: int) -> Iterator[Embedding
 
 
 def _say(line: str) -> None:
-  print(embeddings.printable(line))
+  print_line(embeddings.printable(line))
 
 
 def _draw(query: str, root: str, paths: list[str], similarities: np.ndarray, out: Path) -> None:

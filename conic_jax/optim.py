@@ -8,7 +8,7 @@ import optax
 
 from conic_jax.errors import UserError
 
-Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
+Schedule = Callable[[Any], Any]
 Mask = Callable[[Any], Any]
 
 

@@ -1,5 +1,5 @@
 """A keyed shuffle of 0 … N − 1 that needs no array of length N."""
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -55,7 +55,8 @@ def permuted(values: _Array, num_images: int, keys: _Array) -> _Array:
   """
   columns = int(np.ceil(np.sqrt(num_images)))
   rows = -(-num_images // columns)
-  left, right = values // columns, values % columns
+  left: Any = values // columns
+  right: Any = values % columns
   for left_key, right_key in keys.reshape(-1, 2):
     left = (left + _hash(right, left_key, rows)) % rows
     right = (right + _hash(left, right_key, columns)) % columns

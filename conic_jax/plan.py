@@ -33,6 +33,7 @@ from conic_jax.hardware.topologies import Topology
 from conic_jax.methods import Method
 from conic_jax.pretraining import settings, train_step
 from conic_jax.run.reporter import write_json
+from conic_jax.terminal import print_line
 
 # Ids are int32.
 _MOST_INSTANCES = 2**31 - 1
@@ -343,8 +344,8 @@ def num_instances(config: Any) -> int:
     known = _TRAINING_IMAGES.get((config.data.name, config.data.train))
     if known is None:
       raise UserError(f'{error} A plan needs no images: give --config.num_instances=N.') from error
-    print(f'The images of {config.data.name} are not here: a plan for its {known:,} training images '
-          '(--config.num_instances=N sets another number).')
+    print_line(f'The images of {config.data.name} are not here: a plan for its {known:,} training images '
+               '(--config.num_instances=N sets another number).')
     return known
 
 
@@ -377,7 +378,7 @@ def run(values: flags.FlagValues) -> None:
     count = config.num_instances or (_SEARCH_FROM if values['largest-n'].value else num_instances(config))
     facts = recipe.plain_facts(count, where.platform != 'cpu', mesh.size)
     config, choices = recipe.resolve(config, facts)
-    print(recipe.describe(choices, f'{count:,} images on {where.name}'))
+    print_line(recipe.describe(choices, f'{count:,} images on {where.name}'))
   meshes.check_batch_size(config.batch_size, mesh)
   if not values['largest-n'].value:
     made = plan(config, where, mesh, num_instances(config))
@@ -391,16 +392,16 @@ def run(values: flags.FlagValues) -> None:
     answer = dataclasses.asdict(made) | {
       'largest_n': made.num_instances if fitting else 0,
       'search': [{name: getattr(each, name) for name in fields} for each in plans]}
-  print(report(made))
+  print_line(report(made))
   if 'largest_n' in answer:
-    print(f'the most instances that fit: {answer["largest_n"]:,}')
+    print_line(f'the most instances that fit: {answer["largest_n"]:,}')
   if values.json:
     write_json(Path(values.json), answer)
 
 
 def _announced(made: Plan) -> Plan:
   peak = 'refused' if made.peak_bytes is None else f'{made.peak_bytes / 1e9:.2f} GB'
-  print(f'{made.num_instances:>14,} instances: {peak}, {"fits" if made.fits else "does not fit"}', flush=True)
+  print_line(f'{made.num_instances:>14,} instances: {peak}, {"fits" if made.fits else "does not fit"}')
   return made
 
 

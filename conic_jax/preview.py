@@ -26,6 +26,7 @@ from conic_jax.methods import Method
 from conic_jax.methods.inscon import InsCon, mosaics
 from conic_jax.models import roi
 from conic_jax.pretraining import settings, train_step
+from conic_jax.terminal import print_line
 from conic_jax.views import Views
 from conic_jax.visualise import Column
 
@@ -156,7 +157,7 @@ def run(values: flags.FlagValues) -> None:
                             drawn_mosaics(method, batch), out)
   except OSError as error:
     raise UserError(f'--out={out} cannot be written: {error}.') from error
-  print(f'{out}: the first {values.images} images of the first batch, as {config.method} sees them')
+  print_line(f'{out}: the first {values.images} images of the first batch, as {config.method} sees them')
 
 
 def command() -> None:

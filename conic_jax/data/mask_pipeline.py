@@ -1,7 +1,7 @@
 """From image-mask pairs to batches: random crops for training, whole images for testing."""
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -18,7 +18,7 @@ _READERS = 8  # Batches read and decoded at the same time, given enough cores.
 
 def train_batches(pairs: Pairs, table: np.ndarray, *, crop: tuple[int, int], scale: tuple[float, float],
                   short_side: int, fill: tuple[int, int, int], batch_size: int, seed: int, steps: int,
-                  rows: np.ndarray, first_step: int = 0) -> Iterator[dict]:
+                  rows: np.ndarray, first_step: int = 0) -> Generator[dict, None, None]:
   """Batches of random crops at a random scale, half of them mirrored.
 
   A crop depends only on (seed, epoch, id), not on the batch or the host.
@@ -69,7 +69,8 @@ def train_batches(pairs: Pairs, table: np.ndarray, *, crop: tuple[int, int], sca
 
 
 def eval_batches(pairs: Pairs, table: np.ndarray, *, canvas: tuple[int, int], short_side: int,
-                 fill: tuple[int, int, int], batch_size: int, rows: np.ndarray) -> Iterator[dict]:
+                 fill: tuple[int, int, int], batch_size: int, rows: np.ndarray
+                 ) -> Generator[dict, None, None]:
   """Every pair once, in order of id, each whole image in the upper left corner of a canvas.
 
   Args:
@@ -160,7 +161,7 @@ def _empty(ids, size, fill):
   return {'image': images, 'id': ids.astype(np.int32), 'valid': np.zeros(len(ids), bool)}
 
 
-def _ahead(read: Callable[[int], dict], steps: range) -> Iterator[dict]:
+def _ahead(read: Callable[[int], dict], steps: range) -> Generator[dict, None, None]:
   """Yields `read(step)` for each step, in order; threads read ahead."""
   readers = min(_READERS, parallel.cores())
   with ThreadPoolExecutor(readers, thread_name_prefix='conic_jax-masks') as pool:

@@ -1,5 +1,6 @@
 """From a source to batches on the host: reads by id, crops and resizes in tf.data, and prefetches."""
-from collections.abc import Callable, Iterator
+import atexit
+from collections.abc import Callable, Generator, Iterator
 from typing import Protocol
 
 import jax
@@ -24,7 +25,8 @@ _MEASURED = 64  # Images whose size is looked at before training.
 
 def train_batches(source: Source, groups: tuple[Views, ...], *, batch_size: int, seed: int,
                   start_step: int, rows: np.ndarray, window: int = 0, stride: int = 0, threads: int = 0,
-                  prefetch: int = 2, antialias_above: float = _TRAIN_ANTIALIAS) -> Iterator[dict]:
+                  prefetch: int = 2, antialias_above: float = _TRAIN_ANTIALIAS
+                  ) -> Generator[dict, None, None]:
   """Endless batches of random views, starting at `start_step`.
 
   The images of a batch depend on (seed, step, batch_size) and the window; the crops and flips of an image
@@ -62,7 +64,7 @@ def train_batches(source: Source, groups: tuple[Views, ...], *, batch_size: int,
 
 
 def whole_pass_batches(source: Source, groups: tuple[Views, ...], *, batch_size: int, seed: int,
-                       epoch: int, start_step: int, rows: np.ndarray) -> Iterator[dict]:
+                       epoch: int, start_step: int, rows: np.ndarray) -> Generator[dict, None, None]:
   """Every image once, in the shuffled order of an epoch and with that epoch's random views.
 
   Args:
@@ -86,7 +88,7 @@ def whole_pass_batches(source: Source, groups: tuple[Views, ...], *, batch_size:
 
 
 def eval_batches(source: Source, *, size: int, resize: int, batch_size: int,
-                 rows: np.ndarray) -> Iterator[dict]:
+                 rows: np.ndarray) -> Generator[dict, None, None]:
   """Every image once, in order of id: short side resized to `resize`, then centre crop of `size`.
 
   Args:
@@ -208,7 +210,7 @@ def _read(source, ids, draw):
 
 def _batches(steps: tf.data.Dataset, read: Callable[[int], list],
              groups: tuple[tuple[int, int, str], ...], rows: int, threads: int, prefetch: int,
-             antialias_above: float) -> Iterator[dict]:
+             antialias_above: float) -> Generator[dict, None, None]:
   """Runs `read` and the graph over `steps` in threads, and yields full batches in order."""
   threads = threads or parallel.cores()
   chunk = max(size for size in range(1, _CHUNK + 1) if rows % size == 0)
@@ -233,5 +235,23 @@ def _batches(steps: tf.data.Dataset, read: Callable[[int], list],
   options.deterministic = True
   options.autotune.enabled = False
   options.threading.private_threadpool_size = threads
-  for batch in dataset.with_options(options).as_numpy_iterator():
+  for batch in _closed_at_exit(dataset.with_options(options).as_numpy_iterator()):
     yield tf.nest.map_structure(lambda field: field.reshape(rows, *field.shape[2:]), batch)
+
+
+def _closed_at_exit(iterator: Iterator[dict]) -> Generator[dict, None, None]:
+  """Yields from a TensorFlow iterator and releases it before the interpreter ends.
+
+  TensorFlow waits for the reads in progress when it releases an iterator. Later these could not finish,
+  because they need the interpreter, and the process would hang.
+  """
+  held = [iterator]
+  del iterator
+  unregister = atexit.unregister  # The module is gone when the interpreter itself releases a generator.
+  atexit.register(held.clear)
+  try:
+    while (batch := next(held[0], None)) is not None:
+      yield batch
+  finally:
+    unregister(held.clear)
+    held.clear()

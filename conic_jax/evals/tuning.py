@@ -35,7 +35,7 @@ def open_saved(encoder: Encoder, config: Any, session: Session) -> Saved:
     config: config of the evaluation.
     session: its folder is the run's.
   """
-  session.make_folder()
+  session.claim_folder('config.result')
   identity = {'config.encoder': encoder.name, 'the encoder\'s weights': digest(encoder.variables),
               'config.seed': config.seed, 'config.data.name': config.data.name,
               'config.data.train': config.data.train}

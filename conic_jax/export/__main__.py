@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from conic_jax import command_line, models
 from conic_jax.export import card, read, targets
 from conic_jax.run.checkpoints import read_config, restore_encoder
+from conic_jax.terminal import print_line
 
 _USAGE = f'python -m conic_jax.export RUN_OR_FILE --to={"|".join(targets.SUFFIXES)} --out=FILE'
 
@@ -53,7 +54,7 @@ def command() -> None:
     parser.add_argument('--to', choices=list(targets.SUFFIXES), required=True)
     parser.add_argument('--out', type=Path, required=True)
     arguments = parser.parse_args()
-    print('\n'.join(map(str, export(arguments.source, arguments.to, arguments.out))))
+    print_line('\n'.join(map(str, export(arguments.source, arguments.to, arguments.out))))
   command_line.guarded(action)
 
 

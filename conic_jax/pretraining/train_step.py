@@ -1,6 +1,6 @@
 """The train step, a pure function of state and batch; the initial state and its layout on the mesh."""
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import jax
@@ -115,7 +115,7 @@ def host_input_shapes(method: Method, batch_size: int) -> dict[str, Any]:
 
 
 def training_batches(source: Source, method: Method, config: Any, mesh: jax.sharding.Mesh
-                     ) -> Callable[[int], Iterator[dict[str, Any]]]:
+                     ) -> Callable[[int], Generator[dict[str, Any], None, None]]:
   """Batches for a `Phase` of training: a function of its first step to this process's rows of each."""
   def batches(first_step):
     return pipeline.train_batches(

@@ -124,8 +124,8 @@ def pretrain(config: Any) -> dict[str, Any]:
   """
   settings.check(config)
   with Session(Path(config.run), meshes.make_mesh(config.mesh)) as session:
+    session.claim_folder('config.run')
     task = prepare(config, session)
-    session.make_folder()
     checkpoints = session.checkpoints('checkpoints', task.keep)
     state = checkpoints.restore(task.shapes, task.identity)
     fresh, first_step = state is None, 0 if state is None else int(state.step)

@@ -12,6 +12,7 @@ from conic_jax.errors import UserError
 from conic_jax.export.targets import whole
 from conic_jax.report.page import page
 from conic_jax.report.read_run import read_run
+from conic_jax.terminal import print_line
 
 _USAGE = 'python -m conic_jax.report RUN [--out=RUN/report.html]'
 
@@ -41,7 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
   """
   out = arguments.out or arguments.run / 'report.html'
   report(arguments.run, out)
-  print(out)
+  print_line(out)
 
 
 def _arguments() -> argparse.Namespace:

@@ -3,7 +3,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any, NoReturn
 
 import jax
@@ -31,7 +31,7 @@ class Phase:
   Attributes:
     name: suffix of step numbers in messages, such as ' of the pass'.
     step: maps the state and a batch on the mesh to (state, metrics, outputs by host side), compiled.
-    batches: maps the first step to an iterator over this process's rows of its batch and all later ones.
+    batches: maps the first step to a generator of this process's rows of its batch and all later ones.
     last_step: steps done at the end of the phase.
     batch_size: images in a batch.
     undecodable: undecodable images of the source of the batches.
@@ -50,7 +50,7 @@ class Phase:
   """
   name: str
   step: Callable[[Any, dict[str, Any]], tuple[Any, dict[str, jax.Array], dict[str, Any]]]
-  batches: Callable[[int], Iterator[dict[str, Any]]]
+  batches: Callable[[int], Generator[dict[str, Any], None, None]]
   last_step: int
   batch_size: int
   undecodable: UndecodableImages
@@ -86,8 +86,8 @@ def run_steps(phase: Phase, state: Any, session: Session) -> Any:
     Stopped: after Ctrl-C or SIGTERM, once everything is saved.
   """
   first = int(state.step)
-  batches, clock, pending = phase.batches(first), Clock(first, phase.batch_size), Pending(phase)
-  with session.signals.deferred():
+  clock, pending = Clock(first, phase.batch_size), Pending(phase)
+  with contextlib.closing(phase.batches(first)) as batches, session.signals.deferred():
     for step in range(first, phase.last_step):
       if phase.before_epoch and step % phase.steps_per_epoch == 0:
         state = phase.before_epoch(state)

@@ -13,7 +13,9 @@ from conic_jax.hardware.processes import run_everywhere
 from conic_jax.memories.host import HostSettings, HostSide
 from conic_jax.memories.memory import Memory, hosted
 from conic_jax.run.checkpoints import Checkpoints
+from conic_jax.run.claim import claim_folder
 from conic_jax.run.signals import StopRequest
+from conic_jax.terminal import print_line
 
 
 class Closable(Protocol):
@@ -56,10 +58,19 @@ class Session:
     self._at_the_end.callback(opened.close)
     return opened
 
-  def make_folder(self) -> None:
-    """Creates the run's folder."""
-    if self.first_process:
-      self.folder.mkdir(parents=True, exist_ok=True)
+  def claim_folder(self, field: str) -> None:
+    """Creates the run's folder and keeps other commands out of it until the end.
+
+    Args:
+      field: the setting that names the folder, for messages.
+
+    Raises:
+      UserError: see `claim.claim_folder`.
+    """
+    def claim() -> None:
+      if self.first_process:
+        self.keep_open(claim_folder(self.folder, field, self.log))
+    run_everywhere(claim)
 
   def remove(self, name: str) -> None:
     """Removes a subfolder of the run's folder, if it exists."""
@@ -77,11 +88,6 @@ class Session:
   def checkpoints(self, name: str, keep: int) -> Checkpoints:
     """Opens the checkpoints in a subfolder of the run's folder."""
     return self.keep_open(Checkpoints(self.folder / name, keep))
-
-
-def print_line(line: str) -> None:
-  """Prints a line and flushes it."""
-  print(line, flush=True)
 
 
 def _drop(line: str) -> None:

@@ -1,4 +1,8 @@
 import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -225,3 +229,36 @@ def test_crops_and_flips_come_from_their_function(colour_source):
   boxes, flips = crops.random_views(GROUPS, shapes, batch['id'], 0, 3)
   np.testing.assert_array_equal(batch['flip'], flips)
   np.testing.assert_array_equal(batch['crop'], crops.fractions(boxes, shapes))
+
+
+LEFT = '''
+import sys, time
+import numpy as np
+from samples import FakeSource, encode, smooth
+from support import views_of
+from conic_jax.data import pipeline
+
+class Slow(FakeSource):
+  def read(self, ids):
+    time.sleep(1)
+    return super().read(ids)
+
+source = Slow([encode(smooth(seed=seed)) for seed in range(64)])
+stream = pipeline.whole_pass_batches(
+  source, (views_of(size=8),), batch_size=8, seed=0, epoch=0, start_step=0, rows=np.arange(8))
+next(stream)
+if sys.argv[1] == 'raise':
+  raise RuntimeError('stopped here')
+'''
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('how', 'code', 'told'), [
+  ('end', 0, []), ('raise', 1, ['RuntimeError: stopped here'])])
+def test_a_process_ends_while_images_are_read(how, code, told):
+  folder = Path(__file__).parent
+  paths = os.pathsep.join(map(str, (folder, folder.parent, '.')))
+  done = subprocess.run([sys.executable, '-c', LEFT, how], timeout=120, capture_output=True, text=True,
+                        env={**os.environ, 'PYTHONPATH': paths})
+  assert done.returncode == code, done.stderr
+  assert done.stderr.splitlines()[-1:] == told

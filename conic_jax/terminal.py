@@ -1,0 +1,39 @@
+"""Lines on the terminal; output that fails never stops a run."""
+import contextlib
+import os
+import sys
+from typing import IO, Any
+
+
+def print_line(line: str, stream: IO[str] | None = None) -> None:
+  """Prints a line and flushes it; drops it if the stream fails, as a closed pipe or a full disk does.
+
+  Args:
+    line: the text; characters that the stream's encoding lacks are escaped.
+    stream: where to; standard output by default.
+  """
+  stream = stream or sys.stdout
+  try:
+    print(encodable(line, stream), file=stream, flush=True)
+  except (OSError, ValueError):
+    silence(stream)
+
+
+def encodable(text: str, stream: Any) -> str:
+  """A text with the characters that a stream's encoding lacks escaped."""
+  encoding = getattr(stream, 'encoding', None) or 'utf-8'
+  return text.encode(encoding, 'backslashreplace').decode(encoding)
+
+
+def silence(stream: Any) -> None:
+  """Drops what a failed stream still holds, which Python would try to write again as it ends."""
+  with contextlib.suppress(OSError, ValueError, AttributeError):
+    kept = os.dup(stream.fileno())
+    try:
+      nowhere = os.open(os.devnull, os.O_WRONLY)
+      os.dup2(nowhere, stream.fileno())
+      os.close(nowhere)
+      stream.flush()
+    finally:
+      os.dup2(kept, stream.fileno())
+      os.close(kept)
