@@ -60,7 +60,7 @@ def augment(images: jax.Array, flip: jax.Array, keys: jax.Array, spec: Views) ->
   images = jnp.where(flip[..., None, None, None], images[..., ::-1, :], images)
   draws = jax.vmap(jax.vmap(lambda key: jax.random.uniform(key, (len(DRAWS),))))(keys)
   draws = {name: draws[..., index, None, None] for index, name in enumerate(DRAWS)}
-  planes = tuple(images[..., channel] / jnp.float32(255) for channel in range(3))
+  planes = tuple(images[..., channel].astype(jnp.float32) / 255 for channel in range(3))
   if spec.jitter > 0 and spec.strength > 0:
     planes = jitter(planes, draws, spec)
   if spec.grayscale > 0:
@@ -88,7 +88,7 @@ def normalise(images: jax.Array, spec: Views) -> jax.Array:
   Returns:
     float32 [..., 3].
   """
-  return standardise(tuple(images[..., channel] / jnp.float32(255) for channel in range(3)), spec)
+  return standardise(tuple(images[..., channel].astype(jnp.float32) / 255 for channel in range(3)), spec)
 
 
 def standardise(planes: Planes, spec: Views) -> jax.Array:

@@ -6,6 +6,7 @@ image-major order belongs to image m // V.
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 # The logit of masked entries: their share of any softmax is zero, and everything stays finite.
@@ -22,7 +23,7 @@ def normalise(vectors: jax.Array, epsilon: float = 1e-12) -> jax.Array:
   Returns:
     [..., D] in float32 (float64 stays), of unit norm.
   """
-  vectors = vectors.astype(jnp.promote_types(vectors.dtype, jnp.float32))
+  vectors = vectors.astype(np.promote_types(vectors.dtype, np.float32))
   squared = jnp.sum(vectors ** 2, axis=-1, keepdims=True)
   return vectors * jax.lax.rsqrt(jnp.maximum(squared, epsilon))
 
@@ -173,7 +174,7 @@ def feature_std(features: jax.Array, valid: jax.Array) -> jax.Array:
     features: [M, D], normalised here; valid: bool [M].
   """
   unit = normalise(features) * features.shape[-1] ** 0.5
-  weights = valid.astype(unit.dtype)[:, None] / jnp.maximum(valid.sum(), 1)
+  weights = valid.astype(unit.dtype)[:, None] / jnp.maximum(valid.sum(), 1).astype(unit.dtype)
   mean = jnp.sum(unit * weights, axis=0)
   return jnp.sqrt(jnp.sum((unit - mean[None]) ** 2 * weights, axis=0)).mean()
 

@@ -97,7 +97,7 @@ def nce(bank: jax.Array, features: jax.Array, ids: jax.Array, valid: jax.Array, 
                         jnp.zeros(len(everyone)), only_if=unknown)
     total = jnp.where(gather(valid), masses, 0).sum() + jnp.where(valid, jnp.exp(own_logit), 0).sum()
     scored = (noise.samples + 1) * jax.lax.psum(valid.sum(), axes)
-    estimate = noise.num_instances * jax.lax.psum(total, axes) / jnp.maximum(scored, 1)
+    estimate = noise.num_instances * jax.lax.psum(total, axes) / jnp.maximum(scored, 1).astype(total.dtype)
     normaliser = jnp.where(unknown, estimate, normaliser)
     shift = jnp.log(normaliser * noise.samples / noise.num_instances)  # h is the sigmoid of logit − shift.
 

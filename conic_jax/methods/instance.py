@@ -119,5 +119,5 @@ class InstanceMethod(Method):
 
 def mean_weights(valid: jax.Array, count: int) -> jax.Array:
   """The weight of each feature in the mean over valid images and their views, float32 [M]."""
-  weights = valid / jnp.maximum(valid.sum() * count, 1).astype(jnp.float32)
-  return jnp.repeat(weights, count)
+  total = jnp.maximum(valid.sum() * count, 1).astype(jnp.float32)
+  return jnp.repeat(valid.astype(jnp.float32) / total, count)

@@ -40,7 +40,7 @@ def precise_pool(maps: jax.Array, boxes: jax.Array, size: Size, outside: str = '
   """
   if outside not in OUTSIDE:
     raise ValueError(f'outside is {outside!r}; available: {", ".join(OUTSIDE)}.')
-  dtype = jnp.promote_types(maps.dtype, jnp.float32)
+  dtype = np.promote_types(maps.dtype, np.float32)
   cells = (size, size) if isinstance(size, int) else size
   rows, columns = (_weights(boxes[:, i].astype(dtype), boxes[:, i + 2].astype(dtype), cells[i],
                             maps.shape[i + 1], outside) for i in range(2))
@@ -58,7 +58,7 @@ def adaptive_pool(maps: jax.Array, size: Size) -> jax.Array:
   Returns:
     [B, rows, columns, C], at least float32.
   """
-  dtype = jnp.promote_types(maps.dtype, jnp.float32)
+  dtype = np.promote_types(maps.dtype, np.float32)
   bins = (size, size) if isinstance(size, int) else size
   rows, columns = (jnp.asarray(_bins(bins[i], maps.shape[i + 1]), dtype) for i in range(2))
   pooled = jnp.einsum('ih,bhwc->biwc', rows, maps.astype(dtype), precision=_PRECISION)
