@@ -1,6 +1,7 @@
 """Batch normalisation in the four modes that the methods need."""
 from collections.abc import Callable
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -59,6 +60,7 @@ class BatchNorm(nn.Module):
     """
     if mode not in MODES:
       raise ValueError(f'Batch norm has no mode {mode!r}; available: {", ".join(MODES)}.')
+    chex.assert_shape([rows for rows in (mask, members) if rows is not None], (len(x),))
     features = x.shape[-1]
     scale = self.param('scale', self.scale_init, (features,), jnp.float32)
     bias = self.param('bias', nn.initializers.zeros, (features,), jnp.float32) if self.use_bias else None
