@@ -262,7 +262,7 @@ def _logits(features, kernel, bias):
 
 def _update_statistics(heads, features, valid, step):
   """Running averages over all batches so far; none is stale because the encoder is frozen."""
-  total, steps = jnp.maximum(jnp.sum(valid), 1).astype(jnp.float32), (step + 1).astype(jnp.float32)
+  total, steps = jnp.maximum(jnp.sum(valid), 1).astype(jnp.float32), jnp.float32(step + 1)
   def average(old, values):
     return old + (jnp.sum(values, axis=0, where=valid[:, None]) / total - old) / steps
   mean = average(heads.mean, features)
