@@ -3,6 +3,7 @@
 Shapes: n images, V views of each, F dimensions. Every measure is finite for constant, repeated or zero
 features; these count as a single point: one dimension, and no image distinguishable from another.
 """
+import chex
 import numpy as np
 
 # Added to the scatter within an image, in units of the features' variance.
@@ -26,6 +27,7 @@ def effective_rank(weights: np.ndarray) -> float:
   2.0
   """
   weights = np.maximum(np.asarray(weights, np.float64), 0)
+  chex.assert_rank(weights, 1)
   total = weights.sum()
   if not total > 0:
     return 1.0
@@ -46,6 +48,7 @@ def rankme(features: np.ndarray) -> float:
   paper adds 1e-7 to every share.
   """
   features = _scaled(features)
+  chex.assert_rank(features, 2)
   gram = features @ features.T if len(features) <= features.shape[1] else features.T @ features
   values = np.linalg.eigvalsh(gram) if gram.size else np.zeros(0)
   # Eigenvalues are accurate up to the rounding of the largest; their roots, the singular values, less so.
@@ -64,6 +67,8 @@ def retrieval(first: np.ndarray, second: np.ndarray) -> float:
   Returns:
     A share from 0 to 1; chance is 1/n. Ties count as misses.
   """
+  chex.assert_rank([first, second], 2)
+  chex.assert_equal_shape([first, second])
   similarities = unit_rows(first) @ unit_rows(second).T
   if len(similarities) < 2:
     return float(len(similarities))
@@ -80,6 +85,7 @@ def spread(features: np.ndarray) -> float:
   Args:
     features: [n, F].
   """
+  chex.assert_rank(features, 2)
   unit = unit_rows(features) * features.shape[1] ** 0.5
   return float(unit.std(axis=0).mean()) if len(unit) else 0.0
 
@@ -100,6 +106,7 @@ def lidar(views: np.ndarray) -> float:
   standard deviation, so that δ means the same for every network.
   """
   views = _scaled(views)
+  chex.assert_rank(views, 3)
   centred = views - views.mean(axis=(0, 1), keepdims=True) if views.size else views
   if len(views) < 2 or np.abs(centred).max() < _ROUNDING:
     return 1.0

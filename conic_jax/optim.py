@@ -102,7 +102,7 @@ def cosine_schedule(peak: float, total_steps: int, warmup_steps: int = 0, end: f
     A function from the step to the rate, float32 [].
   """
   decay = optax.cosine_decay_schedule(peak - end, max(1, total_steps - warmup_steps))
-  return _warmed_up(lambda step: end + decay(step), peak, warmup_steps)
+  return _warmed_up(lambda step: end + decay(jnp.asarray(step, jnp.float32)), peak, warmup_steps)
 
 
 def step_schedule(peak: float, milestones: tuple[int, ...], warmup_steps: int = 0) -> Schedule:

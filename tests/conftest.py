@@ -1,4 +1,4 @@
-"""Eight CPU devices, strict ranks, and the mesh."""
+"""Eight CPU devices, strict ranks and dtypes, and the mesh."""
 import contextlib
 import os
 from pathlib import Path
@@ -24,6 +24,7 @@ from conic_jax.hardware import mesh as meshes
 from conic_jax.run.session import Session
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+jax.config.update('jax_numpy_dtype_promotion', 'strict')
 
 
 @pytest.fixture(params=[1, 8], ids=['1 device', '8 devices'])

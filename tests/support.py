@@ -5,7 +5,10 @@ import re
 import socket
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
 from ml_collections import ConfigDict
 
 from conic_jax.command_line import load
@@ -105,3 +108,10 @@ def collective_sizes(text):
       shapes = re.findall(r'\w+\[([\d,]*)\]', match.group(1))
       sizes += [int(np.prod([int(n) for n in shape.split(',') if n])) for shape in shapes]
   return sizes
+
+
+def refuses(function, *shapes):
+  """Holds that chex refuses float32 arrays of these shapes as the function is traced."""
+  arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+  with pytest.raises(AssertionError, match='Chex'):
+    jax.eval_shape(function, *arrays)

@@ -111,3 +111,11 @@ def test_a_single_point_has_one_dimension_and_no_images(value):
 
 def test_examples():
   assert doctest.testmod(measures, extraglobs={'np': np}).failed == 0
+
+
+@pytest.mark.parametrize(('measure', 'shapes'), [
+  (measures.effective_rank, [(4, 1)]), (measures.rankme, [(4, 2, 3)]),
+  (measures.retrieval, [(4, 3), (1, 3)]), (measures.spread, [(4,)]), (measures.lidar, [(4, 3)])])
+def test_wrong_shapes(measure, shapes):
+  with pytest.raises(AssertionError, match='Chex'):
+    measure(*map(np.zeros, shapes))

@@ -6,6 +6,7 @@ the plain forms below were faster than dm-pix under vmap, the blur most of all.
 """
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,10 +58,12 @@ def augment(images: jax.Array, flip: jax.Array, keys: jax.Array, spec: Views) ->
   Returns:
     float32 [B, V, H, W, 3].
   """
+  chex.assert_shape(images, (None, None, None, None, 3))
+  chex.assert_shape([flip, keys], images.shape[:2])
   images = jnp.where(flip[..., None, None, None], images[..., ::-1, :], images)
   draws = jax.vmap(jax.vmap(lambda key: jax.random.uniform(key, (len(DRAWS),))))(keys)
   draws = {name: draws[..., index, None, None] for index, name in enumerate(DRAWS)}
-  planes = tuple(images[..., channel] / jnp.float32(255) for channel in range(3))
+  planes = tuple(images[..., channel].astype(jnp.float32) / 255 for channel in range(3))
   if spec.jitter > 0 and spec.strength > 0:
     planes = jitter(planes, draws, spec)
   if spec.grayscale > 0:
@@ -88,7 +91,8 @@ def normalise(images: jax.Array, spec: Views) -> jax.Array:
   Returns:
     float32 [..., 3].
   """
-  return standardise(tuple(images[..., channel] / jnp.float32(255) for channel in range(3)), spec)
+  chex.assert_axis_dimension(images, -1, 3)
+  return standardise(tuple(images[..., channel].astype(jnp.float32) / 255 for channel in range(3)), spec)
 
 
 def standardise(planes: Planes, spec: Views) -> jax.Array:
@@ -207,6 +211,7 @@ def gaussian(sigma: jax.Array, radius: int) -> jax.Array:
   Returns:
     float32 [B, V, 1, radius + 1].
   """
+  chex.assert_shape(sigma, (None, None, 1, 1))
   distance = jnp.arange(radius + 1, dtype=jnp.float32).reshape(1, 1, 1, -1)
   weights = jnp.exp(-0.5 * (distance / jnp.maximum(sigma, 1e-3))**2)
   return weights / (2 * jnp.sum(weights, -1, keepdims=True) - weights[..., :1])
@@ -219,6 +224,7 @@ def blur(plane: jax.Array, weights: jax.Array) -> jax.Array:
     plane: float32 [B, V, H, W].
     weights: float32 [B, V, 1, radius + 1], half of a symmetric kernel.
   """
+  chex.assert_rank([plane, weights], 4)
   radius = weights.shape[-1] - 1
   for axis in (-1, -2):
     pads = [(0, 0)] * plane.ndim

@@ -1,4 +1,5 @@
 """Accuracy and confusion of a classifier."""
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -18,6 +19,8 @@ def hits(logits: jax.Array, labels: jax.Array, counted: jax.Array) -> jax.Array:
   Returns:
     int32 [2].
   """
+  chex.assert_rank([logits, labels, counted], [2, 1, 1])
+  chex.assert_equal_shape_prefix([logits, labels, counted], 1)
   truth = jnp.take_along_axis(logits, labels[:, None], axis=1)
   rivals = jnp.sum(logits >= truth, axis=1) - 1
   counted &= jnp.all(jnp.isfinite(logits), axis=1)
@@ -32,5 +35,6 @@ def confusion(predicted: jax.Array, labels: jax.Array, counted: jax.Array, num_c
     counted: bool of that shape, the entries to count.
     num_classes: C.
   """
+  chex.assert_equal_shape([predicted, labels, counted])
   pairs = jnp.zeros((num_classes, num_classes), jnp.int32)
   return pairs.at[jnp.where(counted, labels, 0), predicted].add(counted.astype(jnp.int32))

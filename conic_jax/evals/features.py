@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,6 +47,7 @@ def pixels(variables: Any, images: jax.Array) -> jax.Array:
 
   Images with sides over 64 pixels are averaged down to 64 to save memory.
   """
+  chex.assert_rank(images, 4)
   del variables
   height, width = (min(side, _PIXELS) for side in images.shape[1:3])
   if (height, width) != images.shape[1:3]:

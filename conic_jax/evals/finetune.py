@@ -172,7 +172,8 @@ def make_step(network: models.ResNet, view: Views, settings: FinetuneSettings, s
       features, changed = network.apply(variables, images, mode='batch', mask=valid, mutable=['batch_stats'])
       logits = logits_of(params['head'], features)
       losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch['label'])
-      return jnp.sum(losses, where=valid) / jnp.maximum(jnp.sum(valid), 1), changed['batch_stats']
+      total = jnp.maximum(jnp.sum(valid), 1).astype(jnp.float32)
+      return jnp.sum(losses, where=valid) / total, changed['batch_stats']
 
     (loss, batch_stats), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, lr=schedule(step))

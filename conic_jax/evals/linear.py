@@ -237,7 +237,7 @@ def _step(state, variables, batch, *, seed, encode, view, settings, steps_per_ep
   def loss(layer):
     logits = _logits(features, *layer)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch['label'][None])
-    means = jnp.sum(losses, axis=1, where=valid[None]) / jnp.maximum(jnp.sum(valid), 1)
+    means = jnp.sum(losses, axis=1, where=valid[None]) / jnp.maximum(jnp.sum(valid), 1).astype(jnp.float32)
     return jnp.sum(means), means
 
   layer = heads.kernel, heads.bias
@@ -262,9 +262,9 @@ def _logits(features, kernel, bias):
 
 def _update_statistics(heads, features, valid, step):
   """Running averages over all batches so far; none is stale because the encoder is frozen."""
-  total = jnp.maximum(jnp.sum(valid), 1)
+  total, steps = jnp.maximum(jnp.sum(valid), 1).astype(jnp.float32), jnp.float32(step + 1)
   def average(old, values):
-    return old + (jnp.sum(values, axis=0, where=valid[:, None]) / total - old) / (step + 1)
+    return old + (jnp.sum(values, axis=0, where=valid[:, None]) / total - old) / steps
   mean = average(heads.mean, features)
   variance = average(heads.variance, (features - mean[None])**2)
   return dataclasses.replace(heads, mean=mean, variance=variance)

@@ -301,7 +301,7 @@ def pixel_loss(logits: jax.Array, mask: jax.Array) -> jax.Array:
   known = mask != masks.VOID
   labels = jnp.where(known, mask, 0).astype(jnp.int32)
   losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-  return jnp.sum(losses, where=known) / jnp.maximum(jnp.sum(known), 1)
+  return jnp.sum(losses, where=known) / jnp.maximum(jnp.sum(known), 1).astype(jnp.float32)
 
 
 def _step(state, batch, *, model, settings, spec, seed):

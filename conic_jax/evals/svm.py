@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import chex
 import jax
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
@@ -133,6 +134,7 @@ def mean_average_precision(train: tuple[np.ndarray, np.ndarray], test: tuple[np.
 
   Source: Goyal et al., Scaling and Benchmarking Self-Supervised Visual Representation Learning, ICCV 2019.
   """
+  chex.assert_rank([*train, *test], 2)
   names = np.array(class_names)
   measured = (train[1] == 1).any(axis=0) & (train[1] != 1).any(axis=0) & (test[1] == 1).any(axis=0)
   if not measured.any():

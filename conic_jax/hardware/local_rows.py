@@ -1,6 +1,7 @@
 """Rows split over the devices, read and written where they are stored: no row moves to another device."""
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -46,6 +47,7 @@ def read(rows: jax.Array, indices: jax.Array, mesh: Mesh) -> jax.Array:
   Returns:
     [B, ...], split over the mesh; zeros for an index outside [0, N').
   """
+  chex.assert_rank(indices, 1)
   def local(rows, indices):
     everyones = jax.lax.all_gather(indices, mesh.axis_names, tiled=True)
     mine = take(rows, local_places(everyones, first_row(len(rows), mesh), len(rows)))
@@ -66,6 +68,8 @@ def write(rows: jax.Array, indices: jax.Array, values: jax.Array, mesh: Mesh,
     mesh: the mesh.
     is_split: whether `rows` is split.
   """
+  chex.assert_rank(indices, 1)
+  chex.assert_shape(values, (len(indices), *rows.shape[1:]))
   if not is_split:
     indices, values = (jax.lax.with_sharding_constraint(x, replicated(mesh)) for x in (indices, values))
     return rows.at[local_places(indices, jnp.int32(0), len(rows))].set(values, mode='drop')

@@ -6,6 +6,7 @@ image-major order belongs to image m // V.
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 # The logit of masked entries: their share of any softmax is zero, and everything stays finite.
@@ -22,7 +23,7 @@ def normalise(vectors: jax.Array, epsilon: float = 1e-12) -> jax.Array:
   Returns:
     [..., D] in float32 (float64 stays), of unit norm.
   """
-  vectors = vectors.astype(jnp.promote_types(vectors.dtype, jnp.float32))
+  vectors = vectors.astype(np.promote_types(vectors.dtype, np.float32))
   squared = jnp.sum(vectors ** 2, axis=-1, keepdims=True)
   return vectors * jax.lax.rsqrt(jnp.maximum(squared, epsilon))
 
@@ -51,6 +52,7 @@ def instance_classification(features: jax.Array, rows: jax.Array, ids: jax.Array
   Source: ConIC, Eq. 1 and 4.
   """
   chex.assert_rank([features, rows, ids], [2, 2, 1])
+  chex.assert_equal_shape_prefix([features, ids], 1)
   logits = jnp.matmul(normalise(features), normalise(rows).T, precision=_HIGHEST) / temperature
   positives = jnp.take_along_axis(logits, ids[:, None], axis=1)[:, 0]
   return jax.nn.logsumexp(logits, axis=1) - positives
@@ -104,6 +106,7 @@ def paced_weight(alpha: float, pace: float, loss: jax.Array, chance: float) -> j
   Returns:
     [], between 0 and α.
   """
+  chex.assert_rank(loss, 0)
   if not pace:
     return jnp.float32(alpha)
   fallen = 1 - jax.lax.stop_gradient(loss) / chance
@@ -139,6 +142,8 @@ def alignment(views: jax.Array, valid: jax.Array) -> jax.Array:
 
   Source: Wang and Isola (2020), with their α = 2.
   """
+  chex.assert_rank([views, valid], [3, 1])
+  chex.assert_equal_shape_prefix([views, valid], 1)
   unit = normalise(views)
   count = views.shape[1]
   similarity = jnp.einsum('bid,bjd->bij', unit, unit, precision=_HIGHEST)
@@ -158,6 +163,8 @@ def uniformity(features: jax.Array, valid: jax.Array, t: float = 2.0) -> jax.Arr
 
   Source: Wang and Isola (2020).
   """
+  chex.assert_rank([features, valid], [2, 1])
+  chex.assert_equal_shape_prefix([features, valid], 1)
   unit = normalise(features)
   pair = valid[:, None] & valid[None] & ~jnp.eye(len(valid), dtype=bool)
   exponents = jnp.where(pair, -t * (2 - 2 * unit @ unit.T), -jnp.inf)
@@ -172,8 +179,10 @@ def feature_std(features: jax.Array, valid: jax.Array) -> jax.Array:
   Args:
     features: [M, D], normalised here; valid: bool [M].
   """
+  chex.assert_rank([features, valid], [2, 1])
+  chex.assert_equal_shape_prefix([features, valid], 1)
   unit = normalise(features) * features.shape[-1] ** 0.5
-  weights = valid.astype(unit.dtype)[:, None] / jnp.maximum(valid.sum(), 1)
+  weights = valid.astype(unit.dtype)[:, None] / jnp.maximum(valid.sum(), 1).astype(unit.dtype)
   mean = jnp.sum(unit * weights, axis=0)
   return jnp.sqrt(jnp.sum((unit - mean[None]) ** 2 * weights, axis=0)).mean()
 
@@ -196,6 +205,7 @@ def contrast(positives: jax.Array, negatives: jax.Array) -> jax.Array:
   Array([1.3862944], dtype=float32)
   """
   chex.assert_rank([positives, negatives], [2, 3])
+  chex.assert_equal_shape_prefix([positives, negatives], 2)
   own = jax.nn.logsumexp(positives, axis=1)
   others = jax.nn.logsumexp(jax.nn.logsumexp(negatives, axis=2), axis=1)
   return jnp.logaddexp(0., others - own)
@@ -212,6 +222,8 @@ def symmetric_kl(p_logits: jax.Array, q_logits: jax.Array) -> jax.Array:
 
   Source: CO2, L_con.
   """
+  chex.assert_rank([p_logits, q_logits], 2)
+  chex.assert_equal_shape([p_logits, q_logits])
   p, q = jax.nn.log_softmax(p_logits), jax.nn.log_softmax(q_logits)
   return jnp.sum((jnp.exp(p) - jnp.exp(q)) * (p - q), axis=-1) / 2
 
@@ -232,6 +244,8 @@ def nt_xent(views: jax.Array, valid: jax.Array, temperature: float, reduction: s
 
   Source: SimCLR (Chen et al. 2020), Eq. 1; its Algorithm 1 has the mean, its public code the sum.
   """
+  chex.assert_shape(views, (None, 2, None))
+  chex.assert_shape(valid, (len(views),))
   unit = normalise(views)
   flat = unit.reshape(-1, unit.shape[-1])
   logits = jnp.matmul(flat, flat.T, precision=_HIGHEST) / temperature
@@ -249,6 +263,7 @@ def negative_cosine(predictions: jax.Array, targets: jax.Array) -> jax.Array:
 
   Source: BYOL (Grill et al. 2020), Eq. 2.
   """
+  chex.assert_equal_shape([predictions, targets])
   return 2 - 2 * jnp.sum(normalise(predictions) * normalise(targets), axis=-1)
 
 
@@ -266,6 +281,8 @@ def queue_uniformity(queries: jax.Array, valid: jax.Array, key_logits: jax.Array
 
   Source: Wang and Isola (2020), Eq. 3, with a queue: one mean over the B·K + B(B − 1)/2 pairs.
   """
+  chex.assert_rank([queries, valid, key_logits], [2, 1, 2])
+  chex.assert_equal_shape_prefix([queries, valid, key_logits], 1)
   pairs = jnp.matmul(queries, queries.T, precision=_HIGHEST) * (2 * t)
   later = jnp.triu(jnp.ones(pairs.shape, bool), 1) & valid[:, None] & valid[None]
   kernels = [jnp.where(valid[:, None], key_logits, MASKED), jnp.where(later, pairs, MASKED)]

@@ -7,6 +7,7 @@ id, so the result does not depend on the number of devices.
 import functools
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -59,6 +60,7 @@ def table(weights: jax.Array, *, num_instances: int, k: int, mesh: Mesh,
 
   Source: One-Million, Eq. 2.
   """
+  chex.assert_rank(weights, 2)
   _check(k, num_instances)
 
   def local(weights):
@@ -103,6 +105,7 @@ def for_batch(weights: jax.Array, ids: jax.Array, *, num_instances: int, k: int,
 
   Source: One-Million, Eq. 2.
   """
+  chex.assert_rank([weights, ids], [2, 1])
   _check(k, num_instances)
   axes = mesh.axis_names
 

@@ -1,4 +1,5 @@
 """Losses whose gradient is computed alongside."""
+import chex
 import jax
 
 
@@ -14,6 +15,8 @@ def with_gradient(loss: jax.Array, features: jax.Array, gradient: jax.Array) -> 
   Returns:
     `loss`, differentiable once in `features` and constant in everything else.
   """
+  chex.assert_shape(loss, (len(features),))
+  chex.assert_equal_shape([features, gradient])
   del features, gradient
   return loss
 

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
@@ -79,6 +80,8 @@ def nce(bank: jax.Array, features: jax.Array, ids: jax.Array, valid: jax.Array, 
 
   Source: InstDisc, Eq. 4 to 7; the estimate of Z is Eq. 8 as in its public code.
   """
+  chex.assert_rank([bank, features, ids, valid, normaliser], [2, 2, 1, 1, 0])
+  chex.assert_equal_shape_prefix([features, ids, valid], 1)
   axes, temperature = noise.mesh.axis_names, noise.temperature
   gather = functools.partial(jax.lax.all_gather, axis_name=axes, tiled=True)
   scatter_sum = functools.partial(jax.lax.psum_scatter, axis_name=axes, tiled=True)
@@ -97,7 +100,7 @@ def nce(bank: jax.Array, features: jax.Array, ids: jax.Array, valid: jax.Array, 
                         jnp.zeros(len(everyone)), only_if=unknown)
     total = jnp.where(gather(valid), masses, 0).sum() + jnp.where(valid, jnp.exp(own_logit), 0).sum()
     scored = (noise.samples + 1) * jax.lax.psum(valid.sum(), axes)
-    estimate = noise.num_instances * jax.lax.psum(total, axes) / jnp.maximum(scored, 1)
+    estimate = noise.num_instances * jax.lax.psum(total, axes) / jnp.maximum(scored, 1).astype(total.dtype)
     normaliser = jnp.where(unknown, estimate, normaliser)
     shift = jnp.log(normaliser * noise.samples / noise.num_instances)  # h is the sigmoid of logit − shift.
 

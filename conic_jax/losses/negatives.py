@@ -1,4 +1,5 @@
 """Classes drawn uniformly in each step, without an array of all N."""
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -23,6 +24,7 @@ def drawn(classes: jax.Array, key: jax.Array, num_instances: int, num_drawn: int
   Source: One-Million, Table 3 ("sampled instance classification"; that the draw is uniform and new in every
   step is our reading).
   """
+  chex.assert_rank(classes, 1)
   keys = jax.random.bits(key, (permutation.HALF_ROUNDS,), jnp.uint32)
   inside = (classes >= 0) & (classes < num_instances)
   start = jnp.where(inside, classes, 0)

@@ -10,6 +10,7 @@ import functools
 import math
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
@@ -98,6 +99,8 @@ def scores(weights: jax.Array, features: jax.Array, ids: jax.Array, softmax: Sof
 
   Source: ConIC, Eq. 1 and 4, §4 (β); One-Million, Eq. 1 to 3, the hybrid parallel classifier.
   """
+  chex.assert_rank([weights, features, ids], [2, 2, 1])
+  chex.assert_equal_shape_prefix([features, ids], 1)
   axes, mesh, temperature = softmax.mesh.axis_names, softmax.mesh, softmax.temperature
   gather = functools.partial(jax.lax.all_gather, axis_name=axes, tiled=True)
   scatter_sum = functools.partial(jax.lax.psum_scatter, axis_name=axes, tiled=True)

@@ -5,6 +5,7 @@ whose rows it holds (maybe none), in blocks of images, so that no array [M, K, D
 """
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -51,6 +52,8 @@ def targets(weights: jax.Array, features: jax.Array, hardest: jax.Array, shift: 
 
   Source: One-Million, Eq. 3.
   """
+  chex.assert_rank([weights, features, hardest, shift], [2, 2, 2, 1])
+  chex.assert_equal_shape_prefix([features, shift], 1)
   images, k = hardest.shape
 
   def block(inputs):
@@ -84,6 +87,8 @@ def pull_hardest(weights: jax.Array, velocity: jax.Array, pull: Pull, first: jax
 
   Source: One-Million, Eq. 3.
   """
+  chex.assert_rank([weights, velocity], 2)
+  chex.assert_equal_shape([weights, velocity])
   images, k = pull.hardest.shape
   dim = weights.shape[1]
 

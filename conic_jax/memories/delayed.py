@@ -8,6 +8,7 @@ import itertools
 import os
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,6 +36,7 @@ def matrix(lr: jax.Array, *, momentum: float, weight_decay: float) -> jax.Array:
 
   Source: ConIC, Appendix A.2.
   """
+  chex.assert_rank(lr, 0)
   step = jnp.array([[momentum, weight_decay], [-lr * momentum, 1 - lr * weight_decay]], jnp.float32)
   return jnp.where(jnp.isnan(lr), jnp.eye(2), step)
 
@@ -49,6 +51,8 @@ def apply(products: jax.Array, rows: jax.Array) -> jax.Array:
   Returns:
     float32 [k, 2, D], in the same order.
   """
+  chex.assert_shape(rows, (None, 2, None))
+  chex.assert_shape(products, (len(rows), 2, 2))
   weights, momentum = rows[:, 0], rows[:, 1]
   entry = lambda row, column: products[:, row, column, None]
   return jnp.stack([entry(1, 0) * momentum + entry(1, 1) * weights,

@@ -10,6 +10,7 @@ Source: ConIC, §4 and Appendix A.2.
 """
 import functools
 
+import chex
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -103,6 +104,7 @@ def init(rng: jax.Array, classes: np.ndarray, num_instances: int, dim: int, norm
     mesh: the mesh that rows are split over.
     on_device: whether the rows outside the window are on the device too.
   """
+  chex.assert_rank(classes, 1)
   padded = padded_rows(len(classes), mesh.size)
   weights = initial_rows(rng, jnp.pad(jnp.asarray(classes, jnp.int32), (0, padded - len(classes))), dim, norm)
   if on_device:
@@ -167,6 +169,7 @@ def exchange(window: Window, inputs: dict[str, jax.Array], step: jax.Array, upda
     skipped}; if the rows are on the host also 'rows' float32 [B, 2, D], the row evicted in each swap, exact
     before the update of this step.
   """
+  chex.assert_rank([step, updates, lr], 0)
   rate = jnp.where(updates > window.clock.updates, window.clock.lr, jnp.nan)
   decay = delayed.matrix(rate, momentum=momentum, weight_decay=weight_decay)
   decays = jnp.concatenate([window.clock.decays[1:], decay[None]])

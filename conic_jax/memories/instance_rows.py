@@ -9,6 +9,7 @@ import functools
 import math
 from typing import NamedTuple
 
+import chex
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -148,6 +149,8 @@ def update(rows: Rows, batch: Classified, lr: jax.Array, softmax: partitioned.So
 
   Source: ConIC §3.2, whose ∂ℓ/∂w omits the 1/τ and the projection.
   """
+  chex.assert_rank([batch.features, batch.ids, batch.sample_weights, lr], [2, 1, 1, 0])
+  chex.assert_equal_shape_prefix([batch.features, batch.ids, batch.sample_weights], 1)
   mesh, temperature, dtype = softmax.mesh, softmax.temperature, softmax.dtype
   gather = functools.partial(jax.lax.all_gather, axis_name=mesh.axis_names, tiled=True)
 
@@ -216,6 +219,7 @@ def write(rows: Rows, ids: jax.Array, values: jax.Array, valid: jax.Array, mesh:
     valid: bool [B]; if False, nothing is written.
     mesh: the mesh.
   """
+  chex.assert_equal_shape([ids, valid])
   places = jnp.where(valid, ids, -1)
   return Rows(local_rows.write(rows.weights, places, values, mesh),
               local_rows.write(rows.momentum, places, jnp.zeros_like(values), mesh))

@@ -2,6 +2,7 @@
 import dataclasses
 import functools
 
+import chex
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -98,6 +99,8 @@ def push(queue: Queue, keys: jax.Array, ids: jax.Array, valid: jax.Array, mesh: 
     mesh: the mesh.
     applied: bool []; if False, nothing changes.
   """
+  chex.assert_shape(keys, (None, queue.keys.shape[1]))
+  chex.assert_shape([ids, valid], (len(keys),))
   enters = valid & jnp.asarray(applied)
   order = jnp.cumsum(enters, dtype=jnp.int32)
   places = jnp.where(enters, (queue.position + order - 1) % queue.size, len(queue.keys))
@@ -119,6 +122,9 @@ def cosines(queue: Queue, queries: jax.Array, mesh: Mesh, ids: jax.Array | None 
     float32 [B, K'], split over the keys (over the queries if every device has all keys); `MASKED` for keys
     that are not negatives, which stay masked after division by τ.
   """
+  chex.assert_shape(queries, (None, queue.keys.shape[1]))
+  if ids is not None:
+    chex.assert_shape(ids, (len(queries),))
   where = PartitionSpec(None, mesh.axis_names) if queue.is_split else split(mesh)
   keys = jax.lax.stop_gradient(queue.keys)
   products = jnp.matmul(queries, keys.T, precision=jax.lax.Precision.HIGHEST)

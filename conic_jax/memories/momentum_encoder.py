@@ -2,6 +2,7 @@
 import dataclasses
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -75,6 +76,7 @@ def momentum_at(start: float, schedule: str, step: jax.Array, total_steps: int) 
 
   Source: BYOL (Grill et al. 2020), §3.3.
   """
+  chex.assert_rank(step, 0)
   if schedule not in SCHEDULES:
     raise ValueError(f'The schedule is {schedule!r}; available: {", ".join(SCHEDULES)}.')
   if schedule == 'constant':

@@ -4,6 +4,7 @@ The host runs it ahead of the device, so that it knows early which rows enter an
 """
 from typing import NamedTuple
 
+import chex
 import numpy as np
 
 from conic_jax.errors import UserError
@@ -69,6 +70,8 @@ class WindowClasses:
       renewed: int [N′], the step in which each was last in a batch, or `NEVER_RENEWED`.
       num_instances: N.
     """
+    chex.assert_rank(classes, 1)
+    chex.assert_equal_shape([classes, renewed])
     self.classes = classes.astype(np.int64)
     self._num_instances = num_instances
     self._slot_of = {name: slot for slot, name in enumerate(self.classes.tolist())}
@@ -90,6 +93,7 @@ class WindowClasses:
     Raises:
       UserError: if an id is outside [0, N).
     """
+    chex.assert_rank(ids, 1)
     if len(outside := ids[(ids < 0) | (ids >= self._num_instances)]):
       raise UserError(f'The batch of step {step} holds id {outside[0]}, outside 0 … '
                       f'{self._num_instances - 1}: set config.num_instances to the images of the data set.')

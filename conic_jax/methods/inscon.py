@@ -12,6 +12,7 @@ import dataclasses
 import math
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -155,6 +156,7 @@ def mosaics(views: jax.Array) -> jax.Array:
 
 def of_mosaics(valid: jax.Array) -> jax.Array:
   """Whether all images of each mosaic are valid: bool [B / 4] of bool [B]."""
+  chex.assert_rank(valid, 1)
   return valid.reshape(-1, _QUADRANTS).all(axis=1)
 
 

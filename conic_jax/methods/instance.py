@@ -8,6 +8,7 @@ they train the encoder, while the rows learn from the first group alone, as in P
 import dataclasses
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -119,5 +120,6 @@ class InstanceMethod(Method):
 
 def mean_weights(valid: jax.Array, count: int) -> jax.Array:
   """The weight of each feature in the mean over valid images and their views, float32 [M]."""
-  weights = valid / jnp.maximum(valid.sum() * count, 1).astype(jnp.float32)
-  return jnp.repeat(weights, count)
+  chex.assert_rank(valid, 1)
+  total = jnp.maximum(valid.sum() * count, 1).astype(jnp.float32)
+  return jnp.repeat(valid.astype(jnp.float32) / total, count)

@@ -1,9 +1,11 @@
 """Batch normalisation in the four modes that the methods need."""
 from collections.abc import Callable
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from conic_jax.errors import UserError
 
@@ -58,6 +60,7 @@ class BatchNorm(nn.Module):
     """
     if mode not in MODES:
       raise ValueError(f'Batch norm has no mode {mode!r}; available: {", ".join(MODES)}.')
+    chex.assert_shape([rows for rows in (mask, members) if rows is not None], (len(x),))
     features = x.shape[-1]
     scale = self.param('scale', self.scale_init, (features,), jnp.float32)
     bias = self.param('bias', nn.initializers.zeros, (features,), jnp.float32) if self.use_bias else None
@@ -88,6 +91,7 @@ class BatchNorm(nn.Module):
         mean, var = batch_mean, batch_var
 
     multiplier = scale[None] * jax.lax.rsqrt(var + self.epsilon)
+    grouped = grouped.astype(np.promote_types(x.dtype, np.float32))
     y = (grouped - _spread(mean, x.ndim)) * _spread(multiplier, x.ndim)
     if bias is not None:
       y += bias.reshape((1,) * x.ndim + (-1,))
@@ -130,7 +134,8 @@ def _joined(mean: jax.Array, var: jax.Array, count: jax.Array, members: jax.Arra
 
 def _over_groups(mean: jax.Array, var: jax.Array, count: jax.Array):
   """Means and unbiased variances averaged over the non-empty groups, [C] each."""
-  weight = ((count > 0) / jnp.maximum(jnp.sum(count > 0), 1))[:, None]
+  present, total = count > 0, jnp.maximum(jnp.sum(count > 0), 1)
+  weight = (present.astype(jnp.float32) / total.astype(jnp.float32))[:, None]
   unbiased = var * (count / jnp.maximum(count - 1, 1))[:, None]
   return jax.lax.stop_gradient((jnp.sum(weight * mean, 0), jnp.sum(weight * unbiased, 0)))
 

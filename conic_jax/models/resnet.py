@@ -2,6 +2,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -92,6 +93,7 @@ class ResNet(nn.Module):
       Pooled features, float32 [B, num_features]; with `stages` a mapping of these, 'features', and
       the maps [B, h, w, C] in the compute dtype: 'stem' (the input of stage 1), 'stage1', ….
     """
+    chex.assert_shape(images, (None, None, None, 3))
     x = Stem(self._channels(0), self.stem, self.groups, self.dtype, name='stem')(
         images.astype(self.dtype), mode, mask, members)
     maps = {'stem': x}
@@ -210,6 +212,7 @@ def max_pool(x: jax.Array) -> jax.Array:
   Returns:
     [B, ceil(H / 2), ceil(W / 2), C].
   """
+  chex.assert_rank(x, 4)
   for axis in (1, 2):
     pairs = -(-x.shape[axis] // 2)
     x = _pad(x, axis, 0, 2 * pairs - x.shape[axis])

@@ -3,6 +3,7 @@
 Coordinates: feature j of a row is centred at j + ½, so a map [H, W] covers [0, H] × [0, W]; divide a position
 in view pixels by the stride.
 """
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,7 +41,9 @@ def precise_pool(maps: jax.Array, boxes: jax.Array, size: Size, outside: str = '
   """
   if outside not in OUTSIDE:
     raise ValueError(f'outside is {outside!r}; available: {", ".join(OUTSIDE)}.')
-  dtype = jnp.promote_types(maps.dtype, jnp.float32)
+  chex.assert_rank(maps, 4)
+  chex.assert_shape(boxes, (len(maps), 4))
+  dtype = np.promote_types(maps.dtype, np.float32)
   cells = (size, size) if isinstance(size, int) else size
   rows, columns = (_weights(boxes[:, i].astype(dtype), boxes[:, i + 2].astype(dtype), cells[i],
                             maps.shape[i + 1], outside) for i in range(2))
@@ -58,7 +61,8 @@ def adaptive_pool(maps: jax.Array, size: Size) -> jax.Array:
   Returns:
     [B, rows, columns, C], at least float32.
   """
-  dtype = jnp.promote_types(maps.dtype, jnp.float32)
+  chex.assert_rank(maps, 4)
+  dtype = np.promote_types(maps.dtype, np.float32)
   bins = (size, size) if isinstance(size, int) else size
   rows, columns = (jnp.asarray(_bins(bins[i], maps.shape[i + 1]), dtype) for i in range(2))
   pooled = jnp.einsum('ih,bhwc->biwc', rows, maps.astype(dtype), precision=_PRECISION)
@@ -76,6 +80,8 @@ def overlap_boxes(crop: jax.Array, flip: jax.Array) -> jax.Array:
     y0, x0, y1, x1 in units of the view's side as the network sees it (after the flip), float32 [B, 2, 4];
     multiply by the side of the feature map. Empty if the crops do not overlap.
   """
+  chex.assert_shape(crop, (None, 2, 4))
+  chex.assert_shape(flip, crop.shape[:2])
   start = jnp.max(crop[..., :2], axis=1, keepdims=True)
   stop = jnp.maximum(jnp.min(crop[..., 2:], axis=1, keepdims=True), start)
   corner, side = crop[..., :2], crop[..., 2:] - crop[..., :2]
@@ -91,6 +97,8 @@ def unflip_cells(cells: jax.Array, flip: jax.Array) -> jax.Array:
     cells: [B, rows, columns, C], from a box of `overlap_boxes`.
     flip: which views are mirrored, bool [B].
   """
+  chex.assert_rank([cells, flip], [4, 1])
+  chex.assert_equal_shape_prefix([cells, flip], 1)
   return jnp.where(flip[:, None, None, None], cells[:, :, ::-1], cells)
 
 

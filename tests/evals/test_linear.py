@@ -157,7 +157,8 @@ def test_steps_are_those_of_sgd_with_momentum_and_cosine(mesh):
       logits = features @ layer['kernel'] + layer['bias'][None]
       return optax.softmax_cross_entropy(logits, targets).mean()
     for index, optimizer in enumerate(optimizers):
-      updates, states[index] = optimizer.update(jax.grad(loss)(layers[index]), states[index])
+      with jax.numpy_dtype_promotion('standard'):  # Optax's schedules promote the step.
+        updates, states[index] = optimizer.update(jax.grad(loss)(layers[index]), states[index])
       layers[index] = optax.apply_updates(layers[index], updates)
   for index, layer in enumerate(layers):
     np.testing.assert_allclose(state.heads.kernel[index], layer['kernel'], atol=2e-5)

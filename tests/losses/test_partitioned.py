@@ -94,7 +94,7 @@ def test_several_steps_equal_dense_sgd(mesh, num_instances, temperature, chunk_s
   rows, step = make_rows(num_instances, mesh, norm=0.3), make_step(softmax)
   for index in range(3):
     features, ids = make_features(index, num_instances)
-    sample_weights = (jnp.arange(FEATURES) // VIEWS != index) / jnp.float32(FEATURES - VIEWS)
+    sample_weights = (jnp.arange(FEATURES) // VIEWS != index).astype(jnp.float32) / (FEATURES - VIEWS)
     labels = own_labels(ids, num_instances)
     expected = reference(rows, features, ids, sample_weights, labels, np.ones_like(labels), softmax)
     loss, gradient, scores, rows = step(rows, features, ids, sample_weights, None, None, True)
@@ -117,7 +117,7 @@ def test_smoothed_labels_equal_eq_3(mesh, momentum, lowest):
   for index in range(3):
     features, ids = make_features(index, num_instances)
     hardest = make_hardest(ids, num_instances, k, lowest)
-    sample_weights = (jnp.arange(FEATURES) // VIEWS != index) / jnp.float32(FEATURES - VIEWS)
+    sample_weights = (jnp.arange(FEATURES) // VIEWS != index).astype(jnp.float32) / (FEATURES - VIEWS)
     labels = (1 - alpha) * own_labels(ids, num_instances)
     np.put_along_axis(labels, np.repeat(np.asarray(hardest), VIEWS, axis=0), alpha / k, axis=1)
     expected = reference(rows, features, ids, sample_weights, labels, np.ones_like(labels), softmax, momentum)

@@ -60,7 +60,7 @@ def compiled(mesh, kind):
     momentum = MOMENTUM * old.momentum + gradient + WEIGHT_DECAY * old.weights
     rows = instance_rows.Rows(old.weights - lr * momentum, momentum)
     rows = jax.tree.map(lambda new, old: jnp.where(apply, new, old), rows, old)
-    return {'step': state['step'] + 1, 'updates': state['updates'] + apply,
+    return {'step': state['step'] + 1, 'updates': state['updates'] + apply.astype(jnp.int32),
             'window': window.replace(rows=rows)}, outgoing
 
   shardings = meshes.shardings(jax.eval_shape(init), device_window.partition_rules(mesh, on_device), mesh)

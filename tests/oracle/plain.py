@@ -136,7 +136,7 @@ def unit(vectors):
 def mean_of(values, good):
   """The mean over good images of values [B] or [B, V]."""
   good = jnp.broadcast_to(good.reshape(-1, *[1] * (values.ndim - 1)), values.shape)
-  return jnp.where(good, values, 0).sum() / good.sum()
+  return jnp.where(good, values, 0).sum() / good.sum().astype(values.dtype)
 
 
 def classified(features, rows, temperature, own):

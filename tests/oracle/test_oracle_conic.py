@@ -35,7 +35,7 @@ def learner_of(config, method, source):
     """Small views teach the encoder alone, and the mean is that over all views."""
     instance, _ = losses(features, rows, batch)
     taught = jnp.where(batch['valid'][:, None], instance, 0)[:, :first]
-    return taught.sum() / (batch['valid'].sum() * features.shape[1])
+    return taught.sum() / (batch['valid'].sum().astype(taught.dtype) * features.shape[1])
 
   def begin(state, params, stats):
     rows = jnp.asarray(np.asarray(state.memories['rows'].weights)[:count])

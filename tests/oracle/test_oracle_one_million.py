@@ -47,7 +47,7 @@ def learner_of(config, method, source):
     logits = plain.unit(features) @ plain.unit(rows).T / config.temperature
     own = jnp.arange(count)[None] == batch['id'][:, None]
     hard = (jnp.arange(count)[None, None] == hardest[batch['id']][..., None]).sum(axis=1)
-    label = (1 - share) * own + share / k * hard
+    label = (1 - share) * own.astype(jnp.float32) + share / k * hard.astype(jnp.float32)
     loss = -jnp.log((label[:, None] * jnp.exp(logits)).sum(axis=2) / jnp.exp(logits).sum(axis=2))
     return loss, plain.nearest(logits, own[:, None])
 
