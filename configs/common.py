@@ -186,6 +186,7 @@ def checkpoint(**given) -> ConfigDict:
   return group({
     'every_epochs': 1.0,          # epochs between checkpoints
     'keep': 3,                    # checkpoints to keep; at least two, since the newest may turn out bad
+    'verify': True,               # whether a resume compares the checkpoint with the hashes of what was saved
   }, given)
 
 

@@ -126,7 +126,7 @@ def pretrain(config: Any) -> dict[str, Any]:
   with Session(Path(config.run), meshes.make_mesh(config.mesh)) as session:
     session.claim_folder('config.run')
     task = prepare(config, session)
-    checkpoints = session.checkpoints('checkpoints', task.keep)
+    checkpoints = session.checkpoints('checkpoints', task.keep, config.checkpoint.verify)
     state = checkpoints.restore(task.shapes, task.identity)
     fresh, first_step = state is None, 0 if state is None else int(state.step)
     reporter = open_reporter(task, session, None if fresh else first_step)
@@ -199,7 +199,7 @@ def begin(task: Task, checkpoints: Checkpoints, undecodable: pipeline.Undecodabl
   write_config(task, session)
   if not (initial_pass := task.method.initial_pass):
     return task.begin()
-  of_pass = session.checkpoints('before_training', keep=1)
+  of_pass = session.checkpoints('before_training', 1, task.config.checkpoint.verify)
   phase = pass_phase(task, initial_pass, of_pass, undecodable, reporter)
   state = of_pass.restore(task.shapes, phase.identity)
   state = task.begin() if state is None else state

@@ -1,8 +1,10 @@
 """Checkpoints of a run. The only module that imports Orbax."""
+import contextlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,10 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from conic_jax.errors import UserError
+from conic_jax.hardware.processes import run_everywhere
 from conic_jax.run.state import TrainState
+from conic_jax.run.whole import ManifestWriter, newest_whole, of_model, set_aside
+from conic_jax.terminal import print_line
 
 # What an evaluation reads; only training needs the rest.
 _MODEL_FIELDS = ('params', 'batch_stats')
@@ -27,16 +32,20 @@ def _split(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
   return model, {_STORED_NAMES.get(name, name): value for name, value in fields.items()}
 
 
-def _manager(folder: Path, keep: int | None, read_only: bool = False,
-             clean: bool = False) -> ocp.CheckpointManager:
+def _manager(folder: Path, keep: int | None, clean: bool = False) -> ocp.CheckpointManager:
   # Orbax logs the traceback of a failed save from each of its threads; `Checkpoints` raises and reports the
   # one error that counts.
   logging.getLogger('absl').addFilter(lambda record: 'orbax' not in record.pathname)
-  options = ocp.CheckpointManagerOptions(
-    max_to_keep=keep, cleanup_tmp_directories=clean, read_only=read_only)
+  options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=clean)
   handlers = {'model': ocp.StandardCheckpointHandler(), 'training': ocp.StandardCheckpointHandler(),
               'identity': ocp.JsonCheckpointHandler()}
   return ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handlers)
+
+
+def _reader_of_models(folder: Path) -> ocp.CheckpointManager:
+  """A manager that reads models alone, whatever the state of the rest."""
+  return ocp.CheckpointManager(folder.absolute(), options=ocp.CheckpointManagerOptions(read_only=True),
+                               item_handlers={'model': ocp.StandardCheckpointHandler()})
 
 
 _REMEDY = 'Set config.run to another folder, or go back to the settings in its config.json.'
@@ -45,13 +54,25 @@ _REMEDY = 'Set config.run to another folder, or go back to the settings in its c
 class Checkpoints:
   """Checkpoints of one run: asynchronous and atomic; the last `keep` are kept.
 
-  A failed save does not stop the training: `failure` holds its message.
+  Damaged ones that are newer than the newest that is whole are set aside. A failed save does not stop the
+  training: `failure` holds its message.
+
+  Args:
+    folder: their folder.
+    keep: how many to keep.
+    say: shows a line.
+    verify: whether to compare the newest with the hashes of what was saved.
+
+  Raises:
+    UserError: if there are checkpoints and none is whole.
   """
 
-  def __init__(self, folder: Path, keep: int):
-    self._folder, self._keep, self._manager = folder, keep, _manager(folder, keep, clean=True)
-    self._last_failed = False
+  def __init__(self, folder: Path, keep: int, say: Callable[[str], None] = print_line, verify: bool = True):
+    self._folder, self._keep, self._last_failed = folder, keep, False
     self.failure: str | None = None
+    run_everywhere(lambda: self._set_damaged_aside(verify, say))
+    self._manager = _manager(folder, keep, clean=True)
+    self._manifests = ManifestWriter(folder)
 
   def last_step(self) -> int | None:
     """The step of the last good checkpoint."""
@@ -83,10 +104,13 @@ class Checkpoints:
     self._guard(lambda: self._manager.save(step, args=ocp.args.Composite(
       model=ocp.args.StandardSave(model), training=ocp.args.StandardSave(training),
       identity=ocp.args.JsonSave(dict(identity))), force=True))
+    if jax.process_index() == 0:
+      self._manifests.expect(step)
 
   def wait(self) -> None:
     """Waits for the pending save, and removes the leftovers of failed ones."""
     self._guard(lambda: self._manager.wait_until_finished())
+    self._manifests.ended()
     if self.failure and jax.process_index() == 0:
       # Threads of a failed save may go on writing for a while: each wait looks again.
       for unfinished in self._folder.glob('*.orbax-checkpoint-tmp*'):
@@ -102,6 +126,7 @@ class Checkpoints:
     """Waits for the pending save and releases the manager's resources."""
     self.wait()
     self._guard(lambda: self._manager.close())
+    self._manifests.close()
 
   def restore(self, shapes: TrainState, identity: Mapping[str, Any], remedy: str = _REMEDY
               ) -> TrainState | None:
@@ -118,22 +143,30 @@ class Checkpoints:
     step = self.last_step()
     if step is None:
       return None
-    saved = self._manager.restore(
-      step, args=ocp.args.Composite(identity=ocp.args.JsonRestore()))['identity']
+    with _readable(self._folder / str(step)):
+      saved = self._manager.restore(
+        step, args=ocp.args.Composite(identity=ocp.args.JsonRestore()))['identity']
+      metadata = self._manager.item_metadata(step)
     differences = [f'{name} was {saved.get(name)!r}, is {value!r}'
                    for name, value in identity.items() if _known(saved.get(name), value) != value]
     model, training = _split(shapes)
-    metadata = self._manager.item_metadata(step)
     differences += _shape_differences(metadata['model'], model)
     differences += _shape_differences(metadata['training'], training)
     if differences:
       raise UserError(f'The checkpoint {self.last_path()} does not fit this configuration: '
                       f'{"; ".join(differences[:5])}. {remedy}')
-    restored = self._manager.restore(step, args=ocp.args.Composite(
-      model=ocp.args.StandardRestore(model), training=ocp.args.StandardRestore(training)))
+    with _readable(self._folder / str(step)):
+      restored = self._manager.restore(step, args=ocp.args.Composite(
+        model=ocp.args.StandardRestore(model), training=ocp.args.StandardRestore(training)))
     training = {name: restored['training'][_STORED_NAMES.get(name, name)]
                 for name in TrainState.__dataclass_fields__ if name not in _MODEL_FIELDS}
     return TrainState(**restored['model'], **training)
+
+  def _set_damaged_aside(self, verify: bool, say: Callable[[str], None]) -> None:
+    if jax.process_index() == 0:
+      step, damaged = newest_whole(self._folder, verify)
+      if step is not None:
+        set_aside(self._folder, damaged, step, say)
 
   def _shortage(self, state: TrainState) -> str | None:
     """What a process's disk lacks for its part of a state; None if all parts fit."""
@@ -158,6 +191,17 @@ class Checkpoints:
 
   def _fail(self, message: str) -> None:
     self.failure, self._last_failed = message, True
+
+
+@contextlib.contextmanager
+def _readable(checkpoint: Path) -> Iterator[None]:
+  """Tells of a checkpoint that cannot be read, as one without a manifest may be damaged unnoticed."""
+  try:
+    yield
+  except Exception as error:
+    reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+    raise UserError(f'The checkpoint {checkpoint} cannot be read ({reason}): move it out of '
+                    f'{checkpoint.parent}, and the one before it is taken.') from error
 
 
 def _known(saved: Any, now: Any) -> Any:
@@ -216,16 +260,19 @@ def restore_model(run: Path) -> dict[str, Any]:
     UserError: if the folder is not a run or holds no checkpoint.
   """
   read_config(run)
-  manager = _manager(run / 'checkpoints', keep=None, read_only=True)
-  step = manager.latest_step()
+  folder = run / 'checkpoints'
+  step, damaged = newest_whole(folder, concerns=of_model)
+  for newer, problem in damaged.items():
+    print_line(f'The checkpoint {folder / str(newer)} is damaged ({problem}): {folder / str(step)} is read.',
+               sys.stderr)
   if step is None:
     raise UserError(f"'{run}' has no finished checkpoint yet: let its pretraining go on until its "
                     'first one, or give another run.')
   device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
-                        manager.item_metadata(step)['model'])
-  model = manager.restore(step, args=ocp.args.Composite(model=ocp.args.StandardRestore(shapes)))
-  manager.close()
+  with _readable(folder / str(step)), contextlib.closing(_reader_of_models(folder)) as manager:
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+                          manager.item_metadata(step)['model'])
+    model = manager.restore(step, args=ocp.args.Composite(model=ocp.args.StandardRestore(shapes)))
   return jax.tree.map(np.asarray, model['model'])
 
 

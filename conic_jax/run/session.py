@@ -85,9 +85,9 @@ class Session:
       run_everywhere(functools.partial(host.start, states[name], step, fresh))
     return hosts
 
-  def checkpoints(self, name: str, keep: int) -> Checkpoints:
-    """Opens the checkpoints in a subfolder of the run's folder."""
-    return self.keep_open(Checkpoints(self.folder / name, keep))
+  def checkpoints(self, name: str, keep: int, verify: bool = True) -> Checkpoints:
+    """Opens the checkpoints in a subfolder of the run's folder; see `Checkpoints`."""
+    return self.keep_open(Checkpoints(self.folder / name, keep, self.log, verify))
 
 
 def _drop(line: str) -> None:

@@ -1,0 +1,128 @@
+"""Which checkpoints are whole: their manifests, and what is done with damaged ones."""
+import contextlib
+import json
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from conic_jax.errors import UserError
+from conic_jax.run import manifest
+
+# Every checkpoint's items.
+_ITEMS = ('model', 'training')
+_POLL_SECONDS = 0.1
+
+Concerns = Callable[[str], bool]
+
+
+def everything(name: str) -> bool:
+  """Concerns every file of a checkpoint."""
+  del name
+  return True
+
+
+def of_model(name: str) -> bool:
+  """Concerns the files that an evaluation reads."""
+  return not name.startswith('training/')
+
+
+def manifest_path(folder: Path, step: int) -> Path:
+  """The manifest of a step's checkpoint; it lies beside the folder, which is Orbax's."""
+  return folder.parent / 'checksums' / f'{folder.name}-{step}.json'
+
+
+def newest_whole(folder: Path, verify: bool = True, concerns: Concerns = everything
+                 ) -> tuple[int | None, dict[int, str]]:
+  """The newest checkpoint that is whole, and what is wrong with each newer one.
+
+  Args:
+    folder: the folder of checkpoints.
+    verify: whether to compare the files' contents with their hashes.
+    concerns: which files to look at.
+
+  Returns:
+    Its step, None if there is no checkpoint; a phrase for each damaged step.
+
+  Raises:
+    UserError: if there are checkpoints and none is whole.
+  """
+  steps = [int(path.name) for path in folder.glob('*') if path.name.isdecimal() and path.is_dir()]
+  damaged: dict[int, str] = {}
+  for step in sorted(steps, reverse=True):
+    if not (problem := damage(folder, step, verify, concerns)):
+      return step, damaged
+    damaged[step] = problem
+  if damaged:
+    told = '; '.join(f'{step}: {problem}' for step, problem in list(damaged.items())[:3])
+    raise UserError(f'No checkpoint in {folder} is whole ({told}): bring one back from a copy, or begin anew '
+                    'in another folder.')
+  return None, damaged
+
+
+def damage(folder: Path, step: int, verify: bool = True, concerns: Concerns = everything) -> str | None:
+  """What is wrong with a step's checkpoint, which must have all its parts; None if nothing is."""
+  checkpoint, path = folder / str(step), manifest_path(folder, step)
+  try:
+    json.loads((checkpoint / 'identity' / 'metadata').read_text())
+    for item in filter(lambda item: concerns(f'{item}/'), _ITEMS):
+      json.loads((checkpoint / item / '_METADATA').read_text())
+      if not (checkpoint / item / 'manifest.ocdbt').stat().st_size:
+        return f'{item}/manifest.ocdbt is empty'
+  except FileNotFoundError as error:
+    return f'{Path(error.filename).relative_to(checkpoint)} is missing'
+  except (OSError, ValueError) as error:
+    return f'it cannot be read ({error})'
+  if verify and path.exists():
+    return manifest.damage(checkpoint, path, concerns)
+  return None
+
+
+def set_aside(folder: Path, steps: Mapping[int, str], newest: int, say: Callable[[str], None]) -> None:
+  """Moves damaged checkpoints out of the way of new ones, and says so."""
+  for step, problem in steps.items():
+    aside = folder.parent / 'damaged' / f'{folder.name}-{step}'
+    number = 1
+    while aside.exists():
+      number += 1
+      aside = aside.with_name(f'{folder.name}-{step}-{number}')
+    aside.parent.mkdir(exist_ok=True)
+    (folder / str(step)).rename(aside)
+    with contextlib.suppress(OSError):
+      manifest_path(folder, step).unlink()
+    say(f'The checkpoint {folder / str(step)} is damaged ({problem}): it is kept in {aside}, and the run '
+        f'goes on from {folder / str(newest)}.')
+
+
+class ManifestWriter:
+  """Writes the manifests of checkpoints in the background, each once its checkpoint is complete."""
+
+  def __init__(self, folder: Path):
+    self._folder = folder
+    self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix='manifests')
+    self._ended = threading.Event()
+
+  def expect(self, step: int) -> None:
+    """Writes the manifest of a step when its checkpoint appears, or nothing if `ended` comes first."""
+    self._ended = threading.Event()
+    self._worker.submit(self._write, step, self._ended)
+
+  def ended(self) -> None:
+    """The save that was expected is complete, or has failed."""
+    self._ended.set()
+
+  def close(self) -> None:
+    """Waits for the last manifest."""
+    self._ended.set()
+    self._worker.shutdown(wait=True)
+
+  def _write(self, step: int, ended: threading.Event) -> None:
+    checkpoint = self._folder / str(step)
+    while not checkpoint.exists() and not ended.wait(_POLL_SECONDS):
+      pass
+    with contextlib.suppress(OSError):  # A checkpoint without a manifest is read, too.
+      if checkpoint.exists():
+        manifest.write(checkpoint, manifest_path(self._folder, step))
+      for path in manifest_path(self._folder, step).parent.glob(f'{self._folder.name}-*.json'):
+        if not (self._folder / path.stem.rpartition('-')[2]).exists():
+          path.unlink()
