@@ -16,6 +16,7 @@ from flax import traverse_util
 from conic_jax import models
 from conic_jax.errors import UserError
 from conic_jax.export import names
+from conic_jax.run.finite import check_finite
 
 # Prefixes of torchvision's ResNet names: none, and those of DataParallel and of MoCo's checkpoints.
 _PREFIXES = ('', 'module.', 'module.encoder_q.', 'encoder_q.')
@@ -35,14 +36,17 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     The settings for `models.build_encoder`, and the variables {'params', 'batch_stats'}, float32.
 
   Raises:
-    UserError: if the file cannot be read, holds pickled objects, or is not such a ResNet.
+    UserError: if the file cannot be read, holds pickled objects, is not such a ResNet, or has weights that
+      are NaN or infinite.
   """
   if not path.is_file():
     raise UserError(f"There is no file '{path}'.")
   arrays = _read_safetensors(path) if path.suffix == '.safetensors' else _read_torch(path)
   arrays = _encoder_alone(arrays, path)
   config = _describe(arrays, path)
-  return config, _variables(config, arrays, path)
+  variables = _variables(config, arrays, path)
+  check_finite(variables, str(path), 'give another file.')
+  return config, variables
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:

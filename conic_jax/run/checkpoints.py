@@ -15,6 +15,7 @@ from jax.experimental import multihost_utils
 
 from conic_jax.errors import UserError
 from conic_jax.hardware.processes import run_everywhere
+from conic_jax.run.finite import check_finite
 from conic_jax.run.state import TrainState
 from conic_jax.run.whole import ManifestWriter, newest_whole, of_model, set_aside
 from conic_jax.terminal import print_line
@@ -273,7 +274,11 @@ def restore_model(run: Path) -> dict[str, Any]:
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
                           manager.item_metadata(step)['model'])
     model = manager.restore(step, args=ocp.args.Composite(model=ocp.args.StandardRestore(shapes)))
-  return jax.tree.map(np.asarray, model['model'])
+  variables = jax.tree.map(np.asarray, model['model'])
+  check_finite(variables, f'The checkpoint {folder / str(step)}',
+               'its training diverged; lower config.optimizer.learning_rate and pretrain anew, or move this '
+               'checkpoint away to use the one before it.')
+  return variables
 
 
 def restore_encoder(run: Path) -> dict[str, Any]:

@@ -163,3 +163,11 @@ def test_half_precision_is_read_as_float32(dtype, tmp_path):
   assert kernel.dtype == np.float32
   expected = load_file(tmp_path / 'x.safetensors')['conv1.weight'].float().numpy()
   np.testing.assert_array_equal(kernel.transpose(3, 2, 0, 1), expected)
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path):
+  arrays = {name: tensor.clone() for name, tensor in drawn_module().state_dict().items()}
+  arrays['conv1.weight'][0, 0, 0, 0] = float('nan')
+  save_file(arrays, tmp_path / 'x.safetensors')
+  with pytest.raises(UserError, match=r'x\.safetensors has weights that are NaN or infinite \(params\.st'):
+    read.load(tmp_path / 'x.safetensors')

@@ -18,8 +18,8 @@ from conic_jax.run.state import LossScale, TrainState
 CONFIG = '{"method": "conic", "encoder": {}, "views": {}}'
 
 
-def make_state(mesh, step=0, rows=16):
-  params = {'encoder': {'kernel': jnp.full((2, 3), float(step))}}
+def make_state(mesh, step=0, rows=16, kernel=None):
+  params = {'encoder': {'kernel': jnp.full((2, 3), float(step if kernel is None else kernel))}}
   state = TrainState(
     step=jnp.int32(step), updates=jnp.int32(step), params=params, batch_stats={'encoder': {}},
     opt_state=optax.trace(0.9).init(params),
@@ -123,6 +123,15 @@ def test_a_failed_save_costs_only_itself(checkpoints, mesh8, tmp_path):
   assert checkpoints.failure
   assert checkpoints.steps() == [1, 3]
   assert sorted(path.name for path in (tmp_path / 'checkpoints').iterdir()) == ['1', '3']
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+def test_weights_that_are_no_numbers_are_not_read(checkpoints, mesh8, tmp_path, value):
+  (tmp_path / 'config.json').write_text(CONFIG)
+  checkpoints.save(make_state(mesh8, 5, kernel=value), 5, {})
+  checkpoints.wait()
+  with pytest.raises(UserError, match=r'/5 has weights that are NaN or infinite \(params\.encoder\.kernel\)'):
+    restore_model(tmp_path)
 
 
 def test_a_bad_state_is_discarded(checkpoints, mesh8):
