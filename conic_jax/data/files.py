@@ -33,6 +33,14 @@ def read(path: str, start: int = 0, length: int = -1) -> bytes:
     raise OSError(error.message) from error
 
 
+def size(path: str) -> int:
+  """Size of a local file in bytes, -1 if it cannot be seen."""
+  try:
+    return os.stat(path).st_size
+  except OSError:
+    return -1
+
+
 def stamp(path: str) -> tuple[int, int]:
   """Size in bytes and modification time in nanoseconds.
 

@@ -5,6 +5,7 @@ hold images; otherwise there are no labels. A class without images keeps its lab
 splits with the same subfolders have the same labels.
 """
 import os
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -59,6 +60,13 @@ class Folder:
   def name(self, id: int) -> str:
     """Path of the image."""
     return f'{self._root}/{self._paths[id]}'
+
+  def inventory(self) -> Iterator[list]:
+    """[path, bytes, 'bytes'] of every image; remote files have their path alone; see `inventory.entries`."""
+    if files.is_remote(self._root):
+      return ([path] for path in self._paths)
+    sizes = parallel.map_blocks(lambda path: files.size(f'{self._root}/{path}'), self._paths)
+    return ([path, size, 'bytes'] for path, size in zip(self._paths, sizes, strict=True))
 
   def _labels_of(self, paths):
     return np.array([self._labels.get(path.partition('/')[0], -1) for path in paths], np.int32)

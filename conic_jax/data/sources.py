@@ -40,6 +40,9 @@ class Source(Protocol):
     """Human-readable name of the image, such as its path."""
     ...
 
+  # A source may also have `inventory`, by which a resumed run notices that its images changed; see
+  # `inventory.entries`.
+
 
 def open_source(data, split: str) -> Source:
   """Opens the source that a config names.

@@ -1,6 +1,6 @@
 """Data sets prepared by TensorFlow Datasets, read by id; nothing is downloaded."""
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -30,7 +30,7 @@ class TfdsSource:
 
   def __init__(self, name: str, data_dir: str, split: str, cache: str, masks: bool = False):
     builder = _builder(name, data_dir)
-    self._shards = _shards(builder, split)
+    self._shards, self._full_name = _shards(builder, split), builder.info.full_name
     features = _flatten(builder.info.features)
     self._image = _choose(features, 'image', _is_image)
     if masks:
@@ -71,6 +71,12 @@ class TfdsSource:
     shard = self._shards[number]
     example = id - int(self._ends[number]) + shard.take + shard.skip
     return f'{str(shard.filename).rpartition("/")[2]}__{example}'
+
+  def inventory(self) -> Iterator[list]:
+    """The data set and version, and [shard and first image, count, 'images']; see `inventory.entries`."""
+    yield [self._full_name]
+    for shard in self._shards:
+      yield [f'{str(shard.filename).rpartition("/")[2]} from {shard.skip}', int(shard.take), 'images']
 
   def _parse(self, record):
     try:

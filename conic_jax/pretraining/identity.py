@@ -18,10 +18,26 @@ def run_identity(config: Any, sampler: Sampler, dtype: jnp.dtype) -> dict[str, A
   head = {name: value for name, value in json_value(config.head).items() if name != 'output_bias'}
   return {'method': config.method, 'num_images': sampler.num_images, 'config.seed': config.seed,
           'config.dtype': jnp.dtype(dtype).name,
-          'config.batch_size': config.batch_size, 'config.encoder': json_value(config.encoder),
+          'config.optimizer.name': config.optimizer.name, 'config.batch_size': config.batch_size,
+          'config.encoder': json_value(config.encoder),
           'config.head': head, 'config.data.name': config.data.name,
           'config.data.train': config.data.train,
           'config.sampler': json_value(config.sampler) if sampler.slides else None}
+
+
+def changes(before: Any, now: Any, prefix: str = 'config') -> list[str]:
+  """Phrases for the values that differ in two contents of config.json, without the recipe's reasons."""
+  if isinstance(before, dict) and isinstance(now, dict):
+    names = sorted((before.keys() | now.keys()) - ({'recipe', 'run'} if prefix == 'config' else set()))
+    return [phrase for name in names for phrase in changes(
+      before.get(name, 'absent'), now.get(name, 'absent'),
+      name if name == 'versions' else f'{prefix}.{name}')]
+  return [] if before == now else [f'{prefix} {_short(before)} → {_short(now)}']
+
+
+def _short(value: Any) -> str:
+  text = str(value)
+  return text if len(text) <= 40 else f'{text[:37]}…'
 
 
 def json_value(node: Any) -> Any:

@@ -9,19 +9,20 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from conic_jax import methods, optim
-from conic_jax.data import pipeline, sources
+from conic_jax import methods, optim, recipe
+from conic_jax.data import inventory, pipeline, sources
 from conic_jax.data.sampler import Sampler
-from conic_jax.errors import UserError
+from conic_jax.errors import UserError, listed
 from conic_jax.evals import probe as probes
 from conic_jax.evals import protocols
 from conic_jax.evals.features import Encode
 from conic_jax.hardware import mesh as meshes
+from conic_jax.hardware.processes import run_everywhere
 from conic_jax.memories.host import HostSettings, HostSide
 from conic_jax.methods import Method
 from conic_jax.methods.method import InitialPass
 from conic_jax.pretraining import settings
-from conic_jax.pretraining.identity import describe, json_value, run_identity
+from conic_jax.pretraining.identity import changes, describe, json_value, run_identity
 from conic_jax.pretraining.train_step import (
   augment_batch,
   init_state,
@@ -35,7 +36,7 @@ from conic_jax.pretraining.train_step import (
 from conic_jax.run import verdict
 from conic_jax.run.checkpoints import Checkpoints
 from conic_jax.run.loop import Figures, Phase, run_steps
-from conic_jax.run.reporter import Reporter, write_json
+from conic_jax.run.reporter import Reporter, read_json, write_json
 from conic_jax.run.session import Session
 from conic_jax.run.state import TrainState
 
@@ -126,6 +127,7 @@ def pretrain(config: Any) -> dict[str, Any]:
   with Session(Path(config.run), meshes.make_mesh(config.mesh)) as session:
     session.claim_folder('config.run')
     task = prepare(config, session)
+    check_resumed(task, session)
     checkpoints = session.checkpoints('checkpoints', task.keep, config.checkpoint.verify)
     state = checkpoints.restore(task.shapes, task.identity)
     fresh, first_step = state is None, 0 if state is None else int(state.step)
@@ -134,7 +136,7 @@ def pretrain(config: Any) -> dict[str, Any]:
     if state is None:
       state = begin(task, checkpoints, undecodable, session, reporter)
     hosts = open_hosts(task, state, first_step, fresh, session)
-    write_config(task, session)
+    write_config(task, session, fresh)
     if checkpoints.last_step() is not None:
       session.remove('before_training')
     probe = probes.make(task.method.views[0], task.data.train, task.config, task.last_step, task.mesh)
@@ -156,7 +158,7 @@ def prepare(config: Any, session: Session) -> Task:
   train = sources.open_source(config.data, config.data.train)
   test = sources.open_source(config.data, config.data.test) if config.data.test else None
   labelled = protocols.has_labels(train, test)
-  config, recipe = settings.settle(config, train, labelled, mesh, session.log, splits)
+  config, chosen = settings.settle(config, train, labelled, mesh, session.log, splits)
   meshes.check_batch_size(config.batch_size, mesh)
   protocols.check(train, test, config, mesh)
   if config.num_instances not in (0, train.num_images):
@@ -170,7 +172,7 @@ def prepare(config: Any, session: Session) -> Task:
   optimizer = optim.make_optimizer(config.optimizer)
   shapes = jax.eval_shape(lambda: init_state(method, optimizer, config.seed, dtype))
   return Task(
-    config=config, description={**describe(config), **({'recipe': recipe} if recipe else {})},
+    config=config, description={**describe(config), **({'recipe': chosen} if chosen else {})},
     data=Data(train, test, sampler), method=method, optimizer=optimizer,
     schedule=optim.make_schedule(config.optimizer, config.epochs, sampler.steps_per_epoch), dtype=dtype,
     mesh=mesh, shapes=meshes.placed(shapes, state_shardings(shapes, method, mesh)),
@@ -196,7 +198,7 @@ def open_reporter(task: Task, session: Session, resumed_at: int | None) -> Repor
 def begin(task: Task, checkpoints: Checkpoints, undecodable: pipeline.UndecodableImages, session: Session,
           reporter: Reporter) -> TrainState:
   """The state that training starts with; it is saved if the method has an initial pass, which comes first."""
-  write_config(task, session)
+  write_config(task, session, fresh=True)
   if not (initial_pass := task.method.initial_pass):
     return task.begin()
   of_pass = session.checkpoints('before_training', 1, task.config.checkpoint.verify)
@@ -248,10 +250,30 @@ def open_hosts(task: Task, state: TrainState, first_step: int, fresh: bool, sess
   return session.open_hosts(task.method.memories, state.memories, host_settings, first_step, fresh)
 
 
-def write_config(task: Task, session: Session) -> None:
-  """Writes config.json."""
+def check_resumed(task: Task, session: Session) -> None:
+  """Checks that a run that has begun still has its images, and says which of its settings changed.
+
+  Raises:
+    UserError: if the images are others.
+  """
+  def check() -> None:
+    if session.first_process and recipe.has_begun(session.folder):
+      if unchecked := inventory.check(task.data.train, session.folder):
+        session.log(unchecked)
+      before = read_json(session.folder / 'config.json')
+      if before is None:
+        session.log(f'{session.folder}/config.json cannot be read, and is written anew.')
+      elif changed := changes(before, task.description):
+        session.log(f'Changed since this run began or last went on: {listed(changed, 12)}.')
+  run_everywhere(check)
+
+
+def write_config(task: Task, session: Session, fresh: bool) -> None:
+  """Writes config.json, and what the images of a new run are."""
   if session.first_process:
     write_json(session.folder / 'config.json', task.description)
+    if fresh or not (session.folder / inventory.FILE).exists():
+      inventory.write(task.data.train, session.folder)
 
 
 def report_random(task: Task, probe: probes.Probe, reporter: Reporter) -> None:

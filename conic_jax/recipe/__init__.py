@@ -4,16 +4,17 @@ A field is open if its value is None, or 'auto' for a string field. docs/recipe.
 """
 from conic_jax.recipe.facts import Facts, look, plain_facts
 from conic_jax.recipe.resolve import (
-           Choice,
-           apply,
-           check_open,
-           describe,
-           is_open,
-           open_fields,
-           resolve,
-           split_folders,
-           stored,
+  Choice,
+  apply,
+  check_open,
+  describe,
+  has_begun,
+  is_open,
+  open_fields,
+  resolve,
+  split_folders,
+  stored,
 )
 
-__all__ = ['Choice', 'Facts', 'apply', 'check_open', 'describe', 'is_open', 'look', 'open_fields',
-           'plain_facts', 'resolve', 'split_folders', 'stored']
+__all__ = ['Choice', 'Facts', 'apply', 'check_open', 'describe', 'has_begun', 'is_open', 'look',
+           'open_fields', 'plain_facts', 'resolve', 'split_folders', 'stored']

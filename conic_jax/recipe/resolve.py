@@ -108,6 +108,12 @@ def split_folders(config: Any) -> list[Choice]:
   return [found[field] for field in asked]
 
 
+def has_begun(run: Path) -> bool:
+  """Whether a run has a checkpoint."""
+  return any(entry.name.isdigit() for name in ('checkpoints', 'before_training')
+             if (run / name).is_dir() for entry in (run / name).iterdir())
+
+
 def stored(run: Path, config: Any) -> list[Choice]:
   """The stored values of open fields with which a run began; they are kept. Empty if it has not begun.
 
@@ -117,13 +123,20 @@ def stored(run: Path, config: Any) -> list[Choice]:
   Args:
     run: folder of the run.
     config: config with open fields.
+
+  Raises:
+    UserError: if the run has begun and its config.json cannot be read.
   """
+  begun = has_begun(run)
   try:
     written = json.loads((run / 'config.json').read_text())
   except (OSError, ValueError):
+    written = None
+  if not isinstance(written, dict):
+    if begun and (chosen := open_fields(config)):
+      raise UserError(f'{run}/config.json cannot be read, which has the settings that this run chose: bring '
+                      f'it back from a copy, or give {", ".join(f"config.{field}" for field in chosen)}.')
     return []
-  begun = any(entry.name.isdigit() for name in ('checkpoints', 'before_training')
-              if (run / name).is_dir() for entry in (run / name).iterdir())
   given = [field for field in _fields(config) if not is_open(config, field)]
   if not begun and any(_has(written, field) and _value(_get(written, field)) != _value(_get(config, field))
                        for field in given):

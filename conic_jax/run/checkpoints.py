@@ -135,7 +135,7 @@ class Checkpoints:
 
     Args:
       shapes: the state's shapes, types and shardings.
-      identity: what the checkpoint must match.
+      identity: what the checkpoint must match; what it does not hold was not recorded yet.
       remedy: what to do if it does not.
 
     Raises:
@@ -149,7 +149,8 @@ class Checkpoints:
         step, args=ocp.args.Composite(identity=ocp.args.JsonRestore()))['identity']
       metadata = self._manager.item_metadata(step)
     differences = [f'{name} was {saved.get(name)!r}, is {value!r}'
-                   for name, value in identity.items() if _known(saved.get(name), value) != value]
+                   for name, value in identity.items()
+                   if name in saved and _known(saved[name], value) != value]
     model, training = _split(shapes)
     differences += _shape_differences(metadata['model'], model)
     differences += _shape_differences(metadata['training'], training)

@@ -1,0 +1,68 @@
+"""What a run's images are, so that a resume notices that they changed."""
+import gzip
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from conic_jax.data.sources import Source
+from conic_jax.errors import UserError
+
+FILE = 'images.jsonl.gz'
+
+
+def entries(source: Source) -> Iterator[Any] | None:
+  """JSON values that name a source's images in the order of their ids, such as [path, 1024, 'bytes'].
+
+  None for a source that does not say: its `inventory` is optional.
+  """
+  inventory = getattr(source, 'inventory', None)
+  return None if inventory is None else inventory()
+
+
+def write(source: Source, folder: Path) -> None:
+  """Writes a source's inventory to a run's folder, atomically."""
+  found = entries(source)
+  if found is None:
+    return
+  temporary = folder / f'{FILE}.tmp'
+  with gzip.open(temporary, 'wt', compresslevel=1) as file:
+    file.writelines(json.dumps(entry) + '\n' for entry in found)
+  temporary.replace(folder / FILE)
+
+
+def check(source: Source, folder: Path) -> str | None:
+  """Compares a source with the inventory in a run's folder.
+
+  Returns:
+    Why they could not be compared; None if they were.
+
+  Raises:
+    UserError: naming the first image that differs.
+  """
+  found = entries(source)
+  if found is None or not (folder / FILE).exists():
+    return None
+  try:
+    with gzip.open(folder / FILE, 'rt') as file:
+      for index, (line, now) in enumerate(itertools.zip_longest(file, found)):
+        before = None if line is None else json.loads(line)
+        if before != (None if now is None else json.loads(json.dumps(now))):
+          raise UserError(f'The images are not those that this run began with: number {index} was '
+                          f'{_words(before)} and is {_words(now)}. Bring them back, or give config.run '
+                          'another folder to begin anew.')
+  except (OSError, EOFError, ValueError) as error:
+    return f'{folder / FILE} cannot be read ({error}): whether the images are still the same was not checked.'
+  return None
+
+
+def _words(entry: Any) -> str:
+  match entry:
+    case None:
+      return 'none'
+    case [str(name), int(amount), str(unit)]:
+      return f"'{name}' ({amount:,} {unit})"
+    case [str(name), *_]:
+      return f"'{name}'"
+  return str(entry)
