@@ -11,8 +11,9 @@ import optax
 from jax.sharding import Mesh
 
 from conic_jax import models, optim
-from conic_jax.data import augment, pipeline, sampler
+from conic_jax.data import augment, pipeline
 from conic_jax.data.balanced import balanced_subset
+from conic_jax.data.sampler import Sampler
 from conic_jax.data.sources import Source
 from conic_jax.errors import UserError
 from conic_jax.evals import accuracy, encoders, protocols, tuning
@@ -93,8 +94,9 @@ def finetune(encoder: Encoder, train_source: Source, test_source: Source, config
   settings = dataclasses.replace(settings, batch_size=cut_batch_size(
     settings.batch_size, train_source.num_images, session.mesh, 'config.finetune.batch_size',
     'labelled images'))
+  sampler = Sampler(train_source.num_images, settings.batch_size, config.seed)
   session.log(f'{train_source.num_images} labelled images of {train_source.num_classes} classes, '
-              f'{sampler.steps_per_epoch(train_source.num_images, settings.batch_size)} steps an epoch')
+              f'{sampler.steps_per_epoch} steps an epoch')
 
   network = encoders.trainable(encoder)
   saved = tuning.open_saved(encoder, config, session)
@@ -119,7 +121,8 @@ def train(network: models.ResNet, variables: Any, source: Source, spec: Views, s
     saved: where to save the state after every epoch and to resume from; None to save nothing.
   """
   mesh = session.mesh
-  steps_per_epoch = sampler.steps_per_epoch(source.num_images, settings.batch_size)
+  sampler = Sampler(source.num_images, settings.batch_size, seed)
+  steps_per_epoch = sampler.steps_per_epoch
   view = supervised(spec, spec.size, settings.crop)
   everywhere = replicated(mesh)
   step = jax.jit(make_step(network, view, settings, seed, steps_per_epoch), donate_argnums=0,
@@ -132,9 +135,8 @@ def train(network: models.ResNet, variables: Any, source: Source, spec: Views, s
   phase = Phase(
     name=' of the fine-tuning', step=step, last_step=settings.epochs * steps_per_epoch,
     batch_size=settings.batch_size,
-    batches=lambda first: pipeline.train_batches(
-      source, (view,), batch_size=settings.batch_size, seed=seed, start_step=first,
-      rows=process_rows(mesh, settings.batch_size)),
+    batches=lambda first: pipeline.train_batches(source, (view,), sampler, start_step=first,
+                                                 rows=process_rows(mesh, settings.batch_size)),
     undecodable=pipeline.UndecodableImages(source), report=report, log_every=steps_per_epoch,
     steps_per_epoch=steps_per_epoch, save_every=steps_per_epoch,
     identity={'images': source.num_images, 'config.finetune': tuning.as_json(settings)},

@@ -12,7 +12,8 @@ import optax
 from jax.sharding import Mesh
 
 from conic_jax import optim
-from conic_jax.data import augment, pipeline, sampler, sources
+from conic_jax.data import augment, pipeline, sources
+from conic_jax.data.sampler import Sampler
 from conic_jax.errors import UserError
 from conic_jax.evals import accuracy
 from conic_jax.evals.features import Encode, Features, extract
@@ -187,7 +188,8 @@ def _check_labels(train_source, test_source):
 
 def _train(encode, variables, source, view, settings, seed, mesh, report):
   batch_size = settings.batch_size
-  steps_per_epoch = sampler.steps_per_epoch(source.num_images, batch_size)
+  sampler = Sampler(source.num_images, batch_size, seed)
+  steps_per_epoch = sampler.steps_per_epoch
   total_steps = settings.epochs * steps_per_epoch
   images = jax.ShapeDtypeStruct((batch_size, view.size, view.size, 3), jnp.float32)
   width = jax.eval_shape(encode, variables, images).shape[1]
@@ -204,9 +206,8 @@ def _train(encode, variables, source, view, settings, seed, mesh, report):
     name=' of the linear protocol', last_step=total_steps, batch_size=batch_size,
     step=lambda state, batch: _step(state, variables, batch, seed=seed, encode=encode, view=view,
                                     settings=settings, steps_per_epoch=steps_per_epoch),
-    batches=lambda first: pipeline.train_batches(
-      source, (view,), batch_size=batch_size, seed=seed, start_step=first,
-      rows=process_rows(mesh, batch_size)),
+    batches=lambda first: pipeline.train_batches(source, (view,), sampler, start_step=first,
+                                                 rows=process_rows(mesh, batch_size)),
     undecodable=pipeline.UndecodableImages(source), report=tell, log_every=steps_per_epoch)
   with Session(Path(), mesh) as session:
     return run_steps(phase, jax.device_put(state, replicated(mesh)), session).heads

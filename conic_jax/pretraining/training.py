@@ -286,7 +286,7 @@ def training_phase(task: Task, first_step: int, probe: probes.Probe, checkpoints
   return Phase(
     name='', step=jit_step(step, task.shardings, task.mesh), last_step=task.last_step,
     batch_size=config.batch_size,
-    batches=training_batches(task.data.train, method, config, task.mesh),
+    batches=training_batches(task.data.train, method, sampler, task.mesh),
     undecodable=undecodable, unread=('label',), hosts=hosts, progress=reporter.advance,
     before_epoch=jit_before_epoch(method, task.shardings), steps_per_epoch=steps_per_epoch,
     report=report, log_every=config.log_every, also_report=probe.steps | {first_step + 1},

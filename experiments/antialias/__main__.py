@@ -63,9 +63,8 @@ def knn_after_training(config: Any, train_source: Source, test_source: Source, f
   step = jax.jit(train_step.make_step(method, optimizer, schedule, config.seed, sampler.steps_per_round,
                                       dtype),
                  donate_argnums=0)
-  batches = pipeline.train_batches(
-    train_source, method.views, batch_size=config.batch_size, seed=config.seed, start_step=0,
-    rows=np.arange(config.batch_size), antialias_above=factor)
+  batches = pipeline.train_batches(train_source, method.views, sampler, start_step=0,
+                                   rows=np.arange(config.batch_size), antialias_above=factor)
   for _ in range(config.epochs * sampler.steps_per_epoch):
     batch = next(batches)
     batch.pop('label')
