@@ -23,7 +23,7 @@ from conic_jax.hardware.mesh import batch_sharding, cut_batch_size, process_rows
 from conic_jax.run.loop import Figures, Phase
 from conic_jax.run.session import Session
 from conic_jax.run.state import TrainState, supervised_state
-from conic_jax.views import Views, evaluated, supervised
+from conic_jax.views import CentralView, Views, supervised
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +87,7 @@ def finetune(encoder: Encoder, train_source: Source, test_source: Source, config
     UserError: if the settings are invalid, there are too few images, or training diverges.
   """
   settings = FinetuneSettings(**config.finetune)
-  spec = evaluated(config.views)
+  view = protocols.view_of(config)
   if settings.labels < 1:
     session.log('Reading the labels to choose from')
     train_source = balanced_subset(train_source, settings.labels, config.seed)
@@ -100,9 +100,8 @@ def finetune(encoder: Encoder, train_source: Source, test_source: Source, config
 
   network = encoders.trainable(encoder)
   saved = tuning.open_saved(encoder, config, session)
-  state = train(network, encoder.variables, train_source, spec, settings, config.seed, session, saved)
-  top1, top5 = evaluate(network, state, test_source, spec, protocols.resize_of(config),
-                        config.eval.batch_size, session.mesh)
+  state = train(network, encoder.variables, train_source, view.spec, settings, config.seed, session, saved)
+  top1, top5 = evaluate(network, state, test_source, view, config.eval.batch_size, session.mesh)
   return {'top1': top1, 'top5': top5, 'num_labels': train_source.num_images}
 
 
@@ -195,15 +194,15 @@ def logits_of(head: Any, features: Any) -> jax.Array:
   return jnp.matmul(features, head['kernel'], precision=jax.lax.Precision.HIGHEST) + head['bias'][None]
 
 
-def evaluate(network: models.ResNet, state: TrainState, source: Source, spec: Views, resize: int,
-             batch_size: int, mesh: Mesh) -> tuple[float, float]:
+def evaluate(network: models.ResNet, state: TrainState, source: Source, view: CentralView, batch_size: int,
+             mesh: Mesh) -> tuple[float, float]:
   """Top-1 and top-5 accuracy on the central crop of every image of a source, with frozen batch norm."""
   def logits(trained: Any, images: jax.Array) -> jax.Array:
     params, batch_stats = trained
     return logits_of(params['head'], network.apply(encoder_of(params, batch_stats), images, mode='frozen'))
 
-  found = extract(logits, (state.params, state.batch_stats), source, spec=spec, size=spec.size,
-                  resize=resize, batch_size=batch_size, mesh=mesh)
+  found = extract(logits, (state.params, state.batch_stats), source, view=view, batch_size=batch_size,
+                  mesh=mesh)
   hits, total = _count(found.features, found.labels, found.valid)
   top1, top5 = np.asarray(hits) / max(int(total), 1)
   return float(top1), float(top5)
