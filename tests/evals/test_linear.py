@@ -168,11 +168,12 @@ def test_steps_are_those_of_sgd_with_momentum_and_cosine(mesh):
 
 @pytest.mark.slow
 def test_a_sweep_trains_each_rate_as_if_alone(mesh8):
-  source, variables = ArraySource(coloured(TRAIN_LABELS), TRAIN_LABELS, 4), {'scale': np.float32(1)}
+  source = ArraySource(coloured(TRAIN_LABELS), TRAIN_LABELS, 4)
+  encoder = FrozenEncoder(mean_colour, {'scale': np.float32(1)})
   view = dataclasses.replace(SPEC, count=1, jitter=0., grayscale=0., blur=0.)
   def kernels(*rates):
     settings = settings_of(learning_rates=rates, epochs=1, batch_size=16, normalise='standardise')
-    return np.asarray(linear._train(mean_colour, variables, source, view, settings, 0, mesh8, None).kernel)
+    return np.asarray(linear._train(encoder, source, view, settings, 0, mesh8, None).kernel)
   sweep = kernels(0.1, 3.)
   for index, rate in enumerate((0.1, 3.)):
     np.testing.assert_allclose(kernels(rate)[0], sweep[index], atol=1e-6)
