@@ -74,8 +74,9 @@ def measure(folder: str) -> dict:
 
 def time_ours(source, **options):
   from conic_jax.data import pipeline
+  from conic_jax.data.sampler import Sampler
   batch = min(BATCH, source.num_images)
-  stream = pipeline.train_batches(source, (VIEWS,), batch_size=batch, seed=0, start_step=0,
+  stream = pipeline.train_batches(source, (VIEWS,), Sampler(source.num_images, batch, seed=0), start_step=0,
                                   rows=np.arange(batch), threads=1, prefetch=1, **options)
   next(stream)
   start = time.process_time()

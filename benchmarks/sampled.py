@@ -35,6 +35,7 @@ from conic_jax.memories.window import first_classes
 RESULTS = Path(__file__).parent / 'results'
 SGD = {'momentum': 0.9, 'weight_decay': 1e-4}
 TEMPERATURE, NORM, RATE, SEED = 0.1, 1.0, 0.06, 0
+ROWS_SGD = instance_rows.RowsSgd(NORM, lr_scale=1.0, **SGD)
 WARM_UP = device_window.HOST_LAG + 2  # Sampled steps after which each step also writes the rows that left.
 
 
@@ -107,7 +108,7 @@ class SampledStep:
       folder=folder, batch_ids=lambda step: ids[step - first_step], batch_size=shape.batch_size,
       last_step=first_step + shape.steps, save_every=shape.steps, keep=1)
     self.host = HostRows(settings, mesh, kind=kind, num_instances=num_instances, dim=shape.dim, seed=SEED,
-                         norm=NORM, **SGD)
+                         sgd=ROWS_SGD)
     if not on_device:
       begin_folder(folder, self.host.depends_on)
       fill_store(kind, folder, Layout(num_instances, shape.dim, SEED), ids)
@@ -116,7 +117,7 @@ class SampledStep:
 
     def step(window, inputs, features, done):
       window, outgoing = device_window.exchange(
-        window, inputs, done, done, jnp.float32(RATE), norm=NORM, **SGD, mesh=mesh)
+        window, inputs, done, done, jnp.float32(RATE), sgd=ROWS_SGD, mesh=mesh)
       slots = jnp.repeat(inputs['slots'], shape.views)
       loss, gradient, rows = learn(window.rows, features, slots, self.softmax)
       return window.replace(rows=rows), outgoing, slots, loss, gradient

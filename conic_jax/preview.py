@@ -20,6 +20,7 @@ from ml_collections import config_flags
 
 from conic_jax import command_line, methods, visualise
 from conic_jax.data import decode, pipeline, sources
+from conic_jax.data.sampler import Sampler
 from conic_jax.errors import UserError
 from conic_jax.hardware import mesh as meshes
 from conic_jax.methods import Method
@@ -36,9 +37,8 @@ _USAGE = ('usage: python -m conic_jax.preview --config=FILE[:PRESET] [--out=view
 
 def first_batch(config: Any, source: sources.Source, method: Method, images: int) -> dict[str, Any]:
   """The first images of the first batch, augmented as in training: the input of `Method.loss`."""
-  batch = next(pipeline.train_batches(
-    source, method.views, batch_size=config.batch_size, seed=config.seed, start_step=0,
-    rows=np.arange(images), **config.sampler))
+  sampler = Sampler(source.num_images, config.batch_size, config.seed, **config.sampler)
+  batch = next(pipeline.train_batches(source, method.views, sampler, start_step=0, rows=np.arange(images)))
   batch.pop('label')
   augment = jax.jit(train_step.augment_batch, static_argnums=(0, 2))
   return augment(method.views, batch, config.seed, jnp.int32(0))

@@ -87,6 +87,18 @@ def evaluated(settings: Mapping[str, Any]) -> Views:
     'mean': IMAGENET_MEAN, 'std': IMAGENET_STD, **own})
 
 
+@dataclasses.dataclass(frozen=True)
+class CentralView:
+  """How an image that is evaluated becomes an input: resized, cut at its centre and normalised.
+
+  Attributes:
+    spec: gives the side of the crop in pixels and the channel normalisation.
+    resize: pixels to resize the short side to before the crop; 0 gives the whole central square.
+  """
+  spec: Views
+  resize: int
+
+
 def supervised(views: Views, size: int, crop: tuple[float, float]) -> Views:
   """One view of `size` for training on labels: only a random bilinear crop, flipped half the time."""
   return dataclasses.replace(views, count=1, size=size, crop=crop, interpolation='bilinear', flip=0.5,

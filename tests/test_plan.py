@@ -14,6 +14,7 @@ from support import config_of
 from conic_jax import methods, plan
 from conic_jax.command_line import load
 from conic_jax.data import pipeline, sources
+from conic_jax.data.sampler import Sampler
 from conic_jax.errors import UserError
 from conic_jax.hardware import mesh as meshes
 from conic_jax.hardware import topologies
@@ -104,8 +105,8 @@ def test_no_collective_is_larger_than_the_features_or_the_parameters(plans):
 def test_the_batch_is_the_one_that_training_reads(tiny_config, mesh8):
   source = sources.open_source(tiny_config.data, 'train')
   method = methods.make(tiny_config, source.num_images, mesh8, jnp.dtype('float32'))
-  batch = next(pipeline.train_batches(
-    source, method.views, batch_size=16, seed=0, start_step=0, rows=meshes.process_rows(mesh8, 16)))
+  batch = next(pipeline.train_batches(source, method.views, Sampler(source.num_images, 16, seed=0),
+                                      start_step=0, rows=meshes.process_rows(mesh8, 16)))
   batch.pop('label')
   shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), meshes.to_global(batch, mesh8))
   assert shapes == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), plan.batch_shapes(method, 16))

@@ -1,4 +1,5 @@
 """From image-mask pairs to batches: random crops for training, whole images for testing."""
+import dataclasses
 import itertools
 from collections import deque
 from collections.abc import Callable, Generator
@@ -16,9 +17,24 @@ from conic_jax.errors import UserError
 _READERS = 8  # Batches read and decoded at the same time, given enough cores.
 
 
-def train_batches(pairs: Pairs, table: np.ndarray, *, crop: tuple[int, int], scale: tuple[float, float],
-                  short_side: int, fill: tuple[int, int, int], batch_size: int, seed: int, steps: int,
-                  rows: np.ndarray, first_step: int = 0) -> Generator[dict, None, None]:
+@dataclasses.dataclass(frozen=True)
+class MaskCrops:
+  """How random crops are drawn.
+
+  Attributes:
+    size: height and width in pixels; smaller images are padded on the right and at the bottom.
+    scale: smallest and largest random scale factor.
+    short_side: short side of an image in pixels before `scale`; 0 keeps its size.
+    fill: colour of the padding, which is void in the mask.
+  """
+  size: tuple[int, int]
+  scale: tuple[float, float]
+  short_side: int
+  fill: tuple[int, int, int]
+
+
+def train_batches(pairs: Pairs, table: np.ndarray, crops: MaskCrops, *, batch_size: int, seed: int,
+                  steps: int, rows: np.ndarray, first_step: int = 0) -> Generator[dict, None, None]:
   """Batches of random crops at a random scale, half of them mirrored.
 
   A crop depends only on (seed, epoch, id), not on the batch or the host.
@@ -26,17 +42,14 @@ def train_batches(pairs: Pairs, table: np.ndarray, *, crop: tuple[int, int], sca
   Args:
     pairs: the images and masks.
     table: from `masks.label_table`.
-    crop: height and width in pixels; smaller images are padded on the right and at the bottom.
-    scale: smallest and largest random scale factor.
-    short_side: short side of an image in pixels before `scale`; 0 keeps its size.
-    fill: colour of the padding, which is void in the mask.
+    crops: how the crops are drawn.
     batch_size: images in the global batch.
     seed: in [0, 2^32).
     steps: total number of batches; reading starts at `first_step`.
     rows: positions in the global batch that this process reads, [b].
 
   Yields:
-    'image' uint8 [b, *crop, 3], 'mask' uint8 [b, *crop] of classes and `masks.VOID`, 'id' int32 [b],
+    'image' uint8 [b, *size, 3], 'mask' uint8 [b, *size] of classes and `masks.VOID`, 'id' int32 [b],
     'valid' bool [b]; an undecodable pair is all padding.
 
   Raises:
@@ -52,9 +65,9 @@ def train_batches(pairs: Pairs, table: np.ndarray, *, crop: tuple[int, int], sca
     found = read_pairs(pairs, ids, table)
     shapes = np.array([_shape(pair) for pair in found])
     epoch = step // sampler.steps_per_round
-    boxes, sizes, flips = random_crops(shapes, ids, seed, epoch, crop, scale, short_side)
-    batch = _empty(ids, crop, fill)
-    batch['mask'] = np.full((len(ids), *crop), VOID, np.uint8)
+    boxes, sizes, flips = random_crops(shapes, ids, seed, epoch, crops)
+    batch = _empty(ids, crops.size, crops.fill)
+    batch['mask'] = np.full((len(ids), *crops.size), VOID, np.uint8)
     for i, pair in enumerate(found):
       if pair is not None:
         height, width = sizes[i]
@@ -74,10 +87,11 @@ def eval_batches(pairs: Pairs, table: np.ndarray, *, canvas: tuple[int, int], sh
   """Every pair once, in order of id, each whole image in the upper left corner of a canvas.
 
   Args:
-    pairs, table, fill, batch_size, rows: as for `train_batches`.
+    pairs, table, batch_size, rows: as for `train_batches`.
     canvas: height and width in pixels.
     short_side: pixels to resize the short side to; 0 keeps the image's size. Images larger than the canvas
       are shrunk to fit.
+    fill: colour of the padding.
 
   Yields:
     'image' uint8 [b, *canvas, 3], 'id' int32 [b] (-1 pads the last batch), 'valid' bool [b], 'size' int32
@@ -104,27 +118,28 @@ def eval_batches(pairs: Pairs, table: np.ndarray, *, canvas: tuple[int, int], sh
   return _ahead(read, range(-(-pairs.num_images // batch_size)))
 
 
-def random_crops(shapes: np.ndarray, ids: np.ndarray, seed: int, epoch: int, crop: tuple[int, int],
-                 scale: tuple[float, float], short_side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def random_crops(shapes: np.ndarray, ids: np.ndarray, seed: int, epoch: int,
+                 crops: MaskCrops) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Draws a scale, a crop at that scale, and a flip.
 
   Args:
     shapes: height and width in pixels, int [b, 2], at least 1.
     ids: int [b].
     seed, epoch: in [0, 2^32).
-    crop, scale, short_side: as for `train_batches`.
+    crops: how the crops are drawn.
 
   Returns:
     boxes: y0, x0, y1, x1 in pixels of the original image, float64 [b, 4].
-    sizes: height and width to resize the box to, at most `crop`, int64 [b, 2].
+    sizes: height and width to resize the box to, at most `crops.size`, int64 [b, 2].
     flips: bool [b].
   """
   counter = np.zeros((len(ids), 4), np.uint32)
   counter[:, 0] = ids
   drawn = philox(counter, (seed, epoch)) / 2.0 ** 32
-  factor = _base_scale(shapes, short_side) * (scale[0] + (scale[1] - scale[0]) * drawn[:, :1])
+  smallest, largest = crops.scale
+  factor = _base_scale(shapes, crops.short_side) * (smallest + (largest - smallest) * drawn[:, :1])
   scaled = np.maximum(np.round(shapes * factor), 1).astype(np.int64)
-  sizes = np.minimum(scaled, crop)
+  sizes = np.minimum(scaled, crops.size)
   start = np.floor(drawn[:, 1:3] * (scaled - sizes + 1))
   corners = np.concatenate([start, start + sizes], axis=1)
   boxes = np.minimum(corners * np.tile(shapes / scaled, 2), np.tile(shapes, 2))

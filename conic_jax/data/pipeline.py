@@ -23,23 +23,20 @@ _REJECTED_SHARE, _REJECTED_COUNT, _LISTED = 0.01, 10, 20
 _MEASURED = 64  # Images whose size is looked at before training.
 
 
-def train_batches(source: Source, groups: tuple[Views, ...], *, batch_size: int, seed: int,
-                  start_step: int, rows: np.ndarray, window: int = 0, stride: int = 0, threads: int = 0,
-                  prefetch: int = 2, antialias_above: float = _TRAIN_ANTIALIAS
-                  ) -> Generator[dict, None, None]:
+def train_batches(source: Source, groups: tuple[Views, ...], sampler: Sampler, *, start_step: int,
+                  rows: np.ndarray, threads: int = 0, prefetch: int = 2,
+                  antialias_above: float = _TRAIN_ANTIALIAS) -> Generator[dict, None, None]:
   """Endless batches of random views, starting at `start_step`.
 
-  The images of a batch depend on (seed, step, batch_size) and the window; the crops and flips of an image
-  depend on (seed, round, id, view) only, not on the batch, the host or the number of threads.
+  The images of a batch depend on the sampler and the step; the crops and flips of an image depend on
+  (seed, round, id, view) only, not on the batch, the host or the number of threads.
 
   Args:
     source: the images.
     groups: the groups of views; an image is read and decoded once for all of them.
-    batch_size: images in the global batch.
-    seed: seed of the run, in [0, 2^32).
+    sampler: chooses the images of each batch; its seed, in [0, 2^32), is that of the crops and flips too.
     start_step: number of the first batch.
     rows: positions in the global batch that this process reads, [b].
-    window, stride: of the `Sampler`; without a window a round is an epoch.
     threads: decoding threads, 0 for one per core.
     prefetch: batches to prefetch.
     antialias_above: bilinear views shrunk by more than this factor are antialiased.
@@ -48,15 +45,11 @@ def train_batches(source: Source, groups: tuple[Views, ...], *, batch_size: int,
     'views' a tuple of uint8 [b, count, size, size, 3], 'id' int32 [b], 'valid' bool [b],
     'crop' float32 [b, V, 4] (y0, x0, y1, x1 as fractions), 'flip' bool [b, V], not yet applied,
     'label' int32 [b], -1 for none. Undecodable images are zeros with valid False.
-
-  Raises:
-    UserError: if the source or the window has fewer images than one batch holds.
   """
-  sampler = Sampler(source.num_images, batch_size, seed, window, stride)
-
   def read(step):
     ids, round_number = sampler.batch_ids(step)[rows], step // sampler.steps_per_round
-    return _read(source, ids, lambda shapes: crops.random_views(groups, shapes, ids, seed, round_number))
+    return _read(source, ids,
+                 lambda shapes: crops.random_views(groups, shapes, ids, sampler.seed, round_number))
 
   forms = tuple((group.count, group.size, group.interpolation) for group in groups)
   steps = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
@@ -68,7 +61,9 @@ def whole_pass_batches(source: Source, groups: tuple[Views, ...], *, batch_size:
   """Every image once, in the shuffled order of an epoch and with that epoch's random views.
 
   Args:
-    source, groups, batch_size, seed, rows: as for `train_batches`.
+    source, groups, rows: as for `train_batches`.
+    batch_size: images in the global batch.
+    seed: seed of the run, in [0, 2^32).
     epoch: determines the order and the views; in [0, 2^32).
     start_step: number of the first batch.
 

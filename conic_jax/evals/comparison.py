@@ -1,4 +1,5 @@
 """The pretrained network against baselines: the table at the end of a run, and a warning."""
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from jax.sharding import Mesh
 
 from conic_jax.errors import UserError
 from conic_jax.evals import encoders
-from conic_jax.evals.features import Encode, pixels
+from conic_jax.evals.features import FrozenEncoder, pixels
 from conic_jax.hardware.mesh import replicated
 from conic_jax.views import evaluated
 
@@ -21,25 +22,26 @@ _JUDGED = {'knn_top1': 'kNN accuracy', 'linear_top1': 'linear accuracy',
            'probe_instance_top1': 'share of images that find their own other view'}
 
 
-def baselines(encode: Encode, random_variables: Callable[[], Any], config: Any, mesh: Mesh
-              ) -> dict[str, tuple[Encode, Any]]:
-  """The baselines that `config.eval` asks for: encoders and their variables, by row name.
+def baselines(encoder: FrozenEncoder, random_variables: Callable[[], Any], config: Any, mesh: Mesh
+              ) -> dict[str, FrozenEncoder]:
+  """The baselines that `config.eval` asks for: encoders by row name.
 
   Args:
-    encode: the run's encoder.
+    encoder: the run's encoder.
     random_variables: returns randomly initialised variables for it.
     config: the run's config.
     mesh: the mesh.
   """
-  found: dict[str, tuple[Encode, Any]] = {}
+  found: dict[str, FrozenEncoder] = {}
   if config.eval.baselines:
-    found |= {PIXELS: (pixels, {}), RANDOM: (encode, random_variables())}
+    found |= {PIXELS: FrozenEncoder(pixels, {}),
+              RANDOM: dataclasses.replace(encoder, variables=random_variables())}
   if config.eval.baseline_weights:
     found[WEIGHTS] = published(config, mesh)
   return found
 
 
-def published(config: Any, mesh: Mesh) -> tuple[Encode, Any]:
+def published(config: Any, mesh: Mesh) -> FrozenEncoder:
   """The encoder of `config.eval.baseline_weights`; its input is normalised as in `config.views`.
 
   Raises:
@@ -55,14 +57,14 @@ def published(config: Any, mesh: Mesh) -> tuple[Encode, Any]:
     raise UserError(f'config.eval.baseline_weights: {error}') from error
   given, wanted = evaluated(config.views), encoder.views
   if (given.mean, given.std) == (wanted.mean, wanted.std):
-    return encoder.encode, jax.device_put(encoder.variables, replicated(mesh))
+    return FrozenEncoder(encoder.encode, jax.device_put(encoder.variables, replicated(mesh)))
 
   def encode(variables: Any, images: jax.Array) -> jax.Array:
     planes = [(images[..., channel] * given.std[channel] + given.mean[channel] - wanted.mean[channel])
               / wanted.std[channel] for channel in range(3)]
     return encoder.encode(variables, jax.numpy.stack(planes, axis=-1))
 
-  return encode, jax.device_put(encoder.variables, replicated(mesh))
+  return FrozenEncoder(encode, jax.device_put(encoder.variables, replicated(mesh)))
 
 
 def rows(summary: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from conic_jax.data import augment, pipeline, sources
 from conic_jax.hardware.mesh import batch_sharding, check_batch_size, process_rows, split, to_global
-from conic_jax.views import Views
+from conic_jax.views import CentralView
 
 Encode = Callable[[Any, jax.Array], jax.Array]
 
@@ -42,6 +42,20 @@ class Features:
   valid: jax.Array
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class FrozenEncoder:
+  """An encoder to evaluate as it is.
+
+  Attributes:
+    encode: pure function (variables, images float32 [B, size, size, 3]) -> features [B, F].
+    variables: its first argument, any tree of arrays.
+    knn_encode: the same for the features that kNN compares; None for those of `encode`.
+  """
+  encode: Encode
+  variables: Any
+  knn_encode: Encode | None = None
+
+
 def pixels(variables: Any, images: jax.Array) -> jax.Array:
   """Raw pixels as features, [B, H, W, 3] to [B, H·W·3]: a baseline.
 
@@ -55,8 +69,8 @@ def pixels(variables: Any, images: jax.Array) -> jax.Array:
   return images.reshape(images.shape[0], -1)
 
 
-def extract(encode: Encode, variables: Any, source: sources.Source, *, spec: Views, size: int,
-            resize: int, batch_size: int, mesh: Mesh) -> Features:
+def extract(encode: Encode, variables: Any, source: sources.Source, *, view: CentralView, batch_size: int,
+            mesh: Mesh) -> Features:
   """Encodes the central crop of every image of a source.
 
   Compiles once for each `encode`: reuse the same function rather than a new closure.
@@ -65,9 +79,7 @@ def extract(encode: Encode, variables: Any, source: sources.Source, *, spec: Vie
     encode: pure function (variables, images float32 [B, size, size, 3]) -> features [B, F].
     variables: first argument of `encode`, any tree of arrays.
     source: the images.
-    spec: gives the channel normalisation.
-    size: side of the crop in pixels.
-    resize: pixels to resize the short side to before the crop; 0 gives the whole central square.
+    view: how an image becomes an input.
     batch_size: images encoded at a time, over all devices.
     mesh: the mesh that the batch and the features are sharded over.
 
@@ -78,16 +90,17 @@ def extract(encode: Encode, variables: Any, source: sources.Source, *, spec: Vie
     UserError: if the mesh cannot split `batch_size`, or too many images cannot be decoded.
   """
   check_batch_size(batch_size, mesh, 'config.eval.batch_size')
+  size = view.spec.size
   images = jax.ShapeDtypeStruct((batch_size, size, size, 3), jnp.float32)
   width = jax.eval_shape(encode, variables, images).shape[1]
-  batches = pipeline.eval_batches(source, size=size, resize=resize, batch_size=batch_size,
+  batches = pipeline.eval_batches(source, size=size, resize=view.resize, batch_size=batch_size,
                                   rows=process_rows(mesh, batch_size))
   gathered = _empty(-(-source.num_images // batch_size), batch_size, width, mesh)
   undecodable = pipeline.UndecodableImages(source)
   for index, batch in enumerate(batches):
     undecodable.add(batch)
     gathered = _add_batch(gathered, index, variables, to_global(batch, mesh), encode=encode,
-                          spec=spec, mesh=mesh)
+                          spec=view.spec, mesh=mesh)
   undecodable.check()
   return _merge_batches(gathered, mesh=mesh)
 

@@ -11,8 +11,9 @@ import optax
 from jax.sharding import Mesh
 
 from conic_jax import models, optim
-from conic_jax.data import augment, pipeline, sampler
+from conic_jax.data import augment, pipeline
 from conic_jax.data.balanced import balanced_subset
+from conic_jax.data.sampler import Sampler
 from conic_jax.data.sources import Source
 from conic_jax.errors import UserError
 from conic_jax.evals import accuracy, encoders, protocols, tuning
@@ -22,7 +23,7 @@ from conic_jax.hardware.mesh import batch_sharding, cut_batch_size, process_rows
 from conic_jax.run.loop import Figures, Phase
 from conic_jax.run.session import Session
 from conic_jax.run.state import TrainState, supervised_state
-from conic_jax.views import Views, evaluated, supervised
+from conic_jax.views import CentralView, Views, supervised
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,21 +87,21 @@ def finetune(encoder: Encoder, train_source: Source, test_source: Source, config
     UserError: if the settings are invalid, there are too few images, or training diverges.
   """
   settings = FinetuneSettings(**config.finetune)
-  spec = evaluated(config.views)
+  view = protocols.view_of(config)
   if settings.labels < 1:
     session.log('Reading the labels to choose from')
     train_source = balanced_subset(train_source, settings.labels, config.seed)
   settings = dataclasses.replace(settings, batch_size=cut_batch_size(
     settings.batch_size, train_source.num_images, session.mesh, 'config.finetune.batch_size',
     'labelled images'))
+  sampler = Sampler(train_source.num_images, settings.batch_size, config.seed)
   session.log(f'{train_source.num_images} labelled images of {train_source.num_classes} classes, '
-              f'{sampler.steps_per_epoch(train_source.num_images, settings.batch_size)} steps an epoch')
+              f'{sampler.steps_per_epoch} steps an epoch')
 
   network = encoders.trainable(encoder)
   saved = tuning.open_saved(encoder, config, session)
-  state = train(network, encoder.variables, train_source, spec, settings, config.seed, session, saved)
-  top1, top5 = evaluate(network, state, test_source, spec, protocols.resize_of(config),
-                        config.eval.batch_size, session.mesh)
+  state = train(network, encoder.variables, train_source, view.spec, settings, config.seed, session, saved)
+  top1, top5 = evaluate(network, state, test_source, view, config.eval.batch_size, session.mesh)
   return {'top1': top1, 'top5': top5, 'num_labels': train_source.num_images}
 
 
@@ -119,7 +120,8 @@ def train(network: models.ResNet, variables: Any, source: Source, spec: Views, s
     saved: where to save the state after every epoch and to resume from; None to save nothing.
   """
   mesh = session.mesh
-  steps_per_epoch = sampler.steps_per_epoch(source.num_images, settings.batch_size)
+  sampler = Sampler(source.num_images, settings.batch_size, seed)
+  steps_per_epoch = sampler.steps_per_epoch
   view = supervised(spec, spec.size, settings.crop)
   everywhere = replicated(mesh)
   step = jax.jit(make_step(network, view, settings, seed, steps_per_epoch), donate_argnums=0,
@@ -132,9 +134,8 @@ def train(network: models.ResNet, variables: Any, source: Source, spec: Views, s
   phase = Phase(
     name=' of the fine-tuning', step=step, last_step=settings.epochs * steps_per_epoch,
     batch_size=settings.batch_size,
-    batches=lambda first: pipeline.train_batches(
-      source, (view,), batch_size=settings.batch_size, seed=seed, start_step=first,
-      rows=process_rows(mesh, settings.batch_size)),
+    batches=lambda first: pipeline.train_batches(source, (view,), sampler, start_step=first,
+                                                 rows=process_rows(mesh, settings.batch_size)),
     undecodable=pipeline.UndecodableImages(source), report=report, log_every=steps_per_epoch,
     steps_per_epoch=steps_per_epoch, save_every=steps_per_epoch,
     identity={'images': source.num_images, 'config.finetune': tuning.as_json(settings)},
@@ -194,15 +195,15 @@ def logits_of(head: Any, features: Any) -> jax.Array:
   return jnp.matmul(features, head['kernel'], precision=jax.lax.Precision.HIGHEST) + head['bias'][None]
 
 
-def evaluate(network: models.ResNet, state: TrainState, source: Source, spec: Views, resize: int,
-             batch_size: int, mesh: Mesh) -> tuple[float, float]:
+def evaluate(network: models.ResNet, state: TrainState, source: Source, view: CentralView, batch_size: int,
+             mesh: Mesh) -> tuple[float, float]:
   """Top-1 and top-5 accuracy on the central crop of every image of a source, with frozen batch norm."""
   def logits(trained: Any, images: jax.Array) -> jax.Array:
     params, batch_stats = trained
     return logits_of(params['head'], network.apply(encoder_of(params, batch_stats), images, mode='frozen'))
 
-  found = extract(logits, (state.params, state.batch_stats), source, spec=spec, size=spec.size,
-                  resize=resize, batch_size=batch_size, mesh=mesh)
+  found = extract(logits, (state.params, state.batch_stats), source, view=view, batch_size=batch_size,
+                  mesh=mesh)
   hits, total = _count(found.features, found.labels, found.valid)
   top1, top5 = np.asarray(hits) / max(int(total), 1)
   return float(top1), float(top5)

@@ -12,15 +12,16 @@ import optax
 from jax.sharding import Mesh
 
 from conic_jax import optim
-from conic_jax.data import augment, pipeline, sampler, sources
+from conic_jax.data import augment, pipeline, sources
+from conic_jax.data.sampler import Sampler
 from conic_jax.errors import UserError
 from conic_jax.evals import accuracy
-from conic_jax.evals.features import Encode, Features, extract
+from conic_jax.evals.features import Features, FrozenEncoder, extract
 from conic_jax.hardware.mesh import cut_batch_size, process_rows, replicated
 from conic_jax.losses import normalise
 from conic_jax.run.loop import Figures, Phase, run_steps
 from conic_jax.run.session import Session
-from conic_jax.views import Views, supervised
+from conic_jax.views import CentralView, supervised
 
 _HELD_OUT = 0.1
 _CONFUSED_CLASSES = 1000
@@ -112,23 +113,18 @@ class _State:
   trace: Any
 
 
-def linear_accuracy(encode: Encode, variables: Any, train_source: sources.Source,
-                    test_source: sources.Source, *, spec: Views, size: int, resize: int,
-                    settings: LinearSettings, seed: int, mesh: Mesh,
+def linear_accuracy(encoder: FrozenEncoder, train_source: sources.Source, test_source: sources.Source, *,
+                    view: CentralView, settings: LinearSettings, seed: int, mesh: Mesh,
                     report: Callable[[dict[str, float]], None] | None = None) -> LinearResult:
   """Trains a linear classifier on the frozen encoder and tests it.
 
   The heads of all learning rates are trained together on the same features.
 
   Args:
-    encode: pure function (variables, images float32 [B, size, size, 3]) -> features [B, F].
-    variables: first argument of `encode`, any tree of arrays.
+    encoder: the encoder; the layer learns on the features of its `encode`.
     train_source: labelled training images.
     test_source: labelled test images; they are not used to choose anything.
-    spec: gives the channel normalisation.
-    size: side of the training and test crops in pixels.
-    resize: pixels to resize a test image's short side to before its crop; 0 gives the whole central
-      square.
+    view: how a test image becomes an input; gives size and normalisation of the training crops too.
     settings: training settings of the layer.
     seed: seed of the image order and the augmentation.
     mesh: the mesh.
@@ -146,12 +142,12 @@ def linear_accuracy(encode: Encode, variables: Any, train_source: sources.Source
     train_source = sources.Subset(train_source, np.flatnonzero(~held_out))
   settings = dataclasses.replace(settings, batch_size=cut_batch_size(
     settings.batch_size, train_source.num_images, mesh, 'config.linear.batch_size'))
-  view = supervised(spec, size, settings.crop)
-  heads = _train(encode, variables, train_source, view, settings, seed, mesh, report)
+  training_view = supervised(view.spec, view.spec.size, settings.crop)
+  heads = _train(encoder, train_source, training_view, settings, seed, mesh, report)
 
   def test(source):
-    features = extract(encode, variables, source, spec=spec, size=size, resize=resize,
-                       batch_size=settings.batch_size, mesh=mesh)
+    features = extract(encoder.encode, encoder.variables, source, view=view, batch_size=settings.batch_size,
+                       mesh=mesh)
     hits, total = _count_hits(heads, features, normalise=settings.normalise)
     return features, np.asarray(hits) / max(int(total), 1)
 
@@ -185,12 +181,13 @@ def _check_labels(train_source, test_source):
                       'classes, such as a folder with one subfolder a class.')
 
 
-def _train(encode, variables, source, view, settings, seed, mesh, report):
+def _train(encoder, source, view, settings, seed, mesh, report):
   batch_size = settings.batch_size
-  steps_per_epoch = sampler.steps_per_epoch(source.num_images, batch_size)
+  sampler = Sampler(source.num_images, batch_size, seed)
+  steps_per_epoch = sampler.steps_per_epoch
   total_steps = settings.epochs * steps_per_epoch
   images = jax.ShapeDtypeStruct((batch_size, view.size, view.size, 3), jnp.float32)
-  width = jax.eval_shape(encode, variables, images).shape[1]
+  width = jax.eval_shape(encoder.encode, encoder.variables, images).shape[1]
   heads = _init(len(settings.learning_rates), width, source.num_classes)
   state = _State(jnp.int32(0), heads, _optimizer(settings).init((heads.kernel, heads.bias)))
 
@@ -202,11 +199,10 @@ def _train(encode, variables, source, view, settings, seed, mesh, report):
 
   phase = Phase(
     name=' of the linear protocol', last_step=total_steps, batch_size=batch_size,
-    step=lambda state, batch: _step(state, variables, batch, seed=seed, encode=encode, view=view,
-                                    settings=settings, steps_per_epoch=steps_per_epoch),
-    batches=lambda first: pipeline.train_batches(
-      source, (view,), batch_size=batch_size, seed=seed, start_step=first,
-      rows=process_rows(mesh, batch_size)),
+    step=lambda state, batch: _step(state, encoder.variables, batch, seed=seed, encode=encoder.encode,
+                                    view=view, settings=settings, steps_per_epoch=steps_per_epoch),
+    batches=lambda first: pipeline.train_batches(source, (view,), sampler, start_step=first,
+                                                 rows=process_rows(mesh, batch_size)),
     undecodable=pipeline.UndecodableImages(source), report=tell, log_every=steps_per_epoch)
   with Session(Path(), mesh) as session:
     return run_steps(phase, jax.device_put(state, replicated(mesh)), session).heads

@@ -20,7 +20,7 @@ from conic_jax.data import pipeline
 from conic_jax.data.augment import augment, view_keys
 from conic_jax.data.sources import Source, Subset
 from conic_jax.errors import UserError
-from conic_jax.evals.features import Encode, Features, pixels, to_host
+from conic_jax.evals.features import Features, FrozenEncoder, pixels, to_host
 from conic_jax.hardware.mesh import batch_sharding, process_rows, to_global
 from conic_jax.permutation import shuffled
 from conic_jax.views import Views
@@ -119,13 +119,12 @@ def steps(last_step: int, times: int) -> frozenset[int]:
   return frozenset(max(1, step) for step in (round(_EARLY * last_step), *even))
 
 
-def measure(probe: Probe, encoders: Sequence[tuple[Encode, Any]]) -> list[dict[str, float]]:
+def measure(probe: Probe, encoders: Sequence[FrozenEncoder]) -> list[dict[str, float]]:
   """Measures several encoders on the same views, which are read once.
 
   Args:
     probe: the probe.
-    encoders: pure functions (variables, images float32 [M, S, S, 3]) -> features [M, F], with their
-      variables.
+    encoders: the encoders.
 
   Returns:
     For each encoder, 'probe_rankme', 'probe_lidar', 'probe_instance_top1' and 'probe_std'; nothing if the
@@ -143,9 +142,9 @@ def measure(probe: Probe, encoders: Sequence[tuple[Encode, Any]]) -> list[dict[s
   return [_figures(*views) for views in zip(pairs, several, strict=True)]
 
 
-def baselines(probe: Probe, encode: Encode, random_variables: Any) -> dict[str, float]:
+def baselines(probe: Probe, random: FrozenEncoder) -> dict[str, float]:
   """The measures of the randomly initialised network, '…_random', and of raw pixels, '…_pixels'."""
-  found = measure(probe, [(encode, random_variables), (pixels, {})])
+  found = measure(probe, [random, FrozenEncoder(pixels, {})])
   return {f'{name}_{suffix}': value for suffix, figures in zip(('random', 'pixels'), found)
           for name, value in figures.items()}
 
@@ -174,7 +173,7 @@ def _figures(pairs: np.ndarray, several: np.ndarray) -> dict[str, float]:
             'probe_std': measures.spread(pairs[:, 0])}
 
 
-def _features(probe: Probe, positions: np.ndarray, count: int, encoders: Sequence[tuple[Encode, Any]]
+def _features(probe: Probe, positions: np.ndarray, count: int, encoders: Sequence[FrozenEncoder]
               ) -> list[np.ndarray]:
   """Features of some images by each encoder, float32 [n, count, F], without undecodable images."""
   group = dataclasses.replace(probe.views, count=count)
@@ -182,8 +181,8 @@ def _features(probe: Probe, positions: np.ndarray, count: int, encoders: Sequenc
   for batch in _batches(probe, positions, group):
     images, labels, ids, valid = _augment(to_global(batch, probe.mesh), group=group, seed=probe.seed,
                                           mesh=probe.mesh)
-    for (encode, variables), parts in zip(encoders, found, strict=True):
-      features = _encode(variables, images, encode=encode, mesh=probe.mesh)
+    for encoder, parts in zip(encoders, found, strict=True):
+      features = _encode(encoder.variables, images, encode=encoder.encode, mesh=probe.mesh)
       parts.append(to_host(Features(features, labels, ids, valid))[0])
   return [np.concatenate(parts).reshape(-1, count, parts[0].shape[1]) for parts in found]
 

@@ -15,13 +15,13 @@ from conic_jax import visualise
 from conic_jax.data.sources import Source, Subset, open_source
 from conic_jax.errors import UserError
 from conic_jax.evals import comparison
-from conic_jax.evals.features import Encode, Features, extract, pixels, to_host
+from conic_jax.evals.features import Encode, Features, FrozenEncoder, extract, pixels, to_host
 from conic_jax.evals.knn import knn_accuracy, neighbours
 from conic_jax.evals.linear import LinearResult, LinearSettings, linear_accuracy
 from conic_jax.evals.probe import Probe
 from conic_jax.evals.probe import measure as measure_probe
 from conic_jax.hardware.mesh import check_batch_size
-from conic_jax.views import evaluated
+from conic_jax.views import CentralView, evaluated
 
 Say = Callable[[str], None]
 Draw = Callable[[Path], None]
@@ -93,6 +93,11 @@ def usual_resize(size: int) -> int:
   return round(size * 256 / 224)
 
 
+def view_of(config: Any) -> CentralView:
+  """How an evaluated image becomes an input, by `config.views` and `config.eval`."""
+  return CentralView(evaluated(config.views), resize_of(config))
+
+
 def features_name(config: Any) -> str:
   """Which features kNN compares, 'encoder' or 'head'; 'encoder' if the config does not say."""
   return config.eval.get('features', 'encoder')
@@ -105,18 +110,19 @@ def linear_settings(config: Any) -> LinearSettings:
 
 def features_of(encode: Encode, variables: Any, source: Source, config: Any, mesh: Mesh) -> Features:
   """Features of a source's images, at the sizes of `config.views` and `config.eval`."""
-  return extract(encode, variables, source, spec=evaluated(config.views), size=config.views.size,
-                 resize=resize_of(config), batch_size=config.eval.batch_size, mesh=mesh)
+  return extract(encode, variables, source, view=view_of(config), batch_size=config.eval.batch_size,
+                 mesh=mesh)
 
 
-def knn(encode: Encode, variables: Any, train_source: Source, test_source: Source, config: Any,
-        mesh: Mesh) -> dict[str, float]:
+def knn(encoder: FrozenEncoder, train_source: Source, test_source: Source, config: Any, mesh: Mesh
+        ) -> dict[str, float]:
   """kNN accuracy of the test images, with the training images as neighbours.
 
   Returns:
     'knn_top1' for the first k of `config.eval.k`, and 'knn_top1_k<k>' for every k.
   """
-  bank, queries = (features_of(encode, variables, source, config, mesh)
+  encode = encoder.knn_encode or encoder.encode
+  bank, queries = (features_of(encode, encoder.variables, source, config, mesh)
                    for source in (train_source, test_source))
   accuracies = knn_accuracy(bank, queries, num_classes=train_source.num_classes,
                             ks=tuple(config.eval.k), mesh=mesh)
@@ -124,20 +130,20 @@ def knn(encode: Encode, variables: Any, train_source: Source, test_source: Sourc
           **{f'knn_top1_k{k}': accuracy for k, accuracy in accuracies.items()}}
 
 
-def online_knn(encode: Encode, variables: Any, train_source: Source, test_source: Source | None,
-               config: Any, mesh: Mesh) -> dict[str, float]:
+def online_knn(encoder: FrozenEncoder, train_source: Source, test_source: Source | None, config: Any,
+               mesh: Mesh) -> dict[str, float]:
   """kNN accuracy during training; {} without labels."""
   if test_source is None or not has_labels(train_source, test_source):
     return {}
-  return knn(encode, variables, train_source, test_source, config, mesh)
+  return knn(encoder, train_source, test_source, config, mesh)
 
 
-def linear(encode: Encode, variables: Any, train_source: Source, test_source: Source, config: Any,
-           mesh: Mesh, say: Say | None = None) -> Outcome:
+def linear(encoder: FrozenEncoder, train_source: Source, test_source: Source, config: Any, mesh: Mesh,
+           say: Say | None = None) -> Outcome:
   """Linear accuracy with `config.linear`.
 
   Args:
-    encode, variables: the encoder.
+    encoder: the encoder.
     train_source, test_source: labelled images.
     config: the whole config.
     mesh: the mesh.
@@ -151,9 +157,8 @@ def linear(encode: Encode, variables: Any, train_source: Source, test_source: So
     report = lambda figures: say('linear  ' + '  '.join(
       f'{name} {value:.4g}' for name, value in figures.items()))
   result = linear_accuracy(
-    encode, variables, train_source, test_source, spec=evaluated(config.views),
-    size=config.views.size, resize=resize_of(config), settings=linear_settings(config), seed=config.seed,
-    mesh=mesh, report=report)
+    encoder, train_source, test_source, view=view_of(config), settings=linear_settings(config),
+    seed=config.seed, mesh=mesh, report=report)
   if say is not None:
     say(f'The features have norm {result.feature_norm:.3g} and deviation {result.feature_std:.3g}: a '
         f'learning rate up to {result.stable_rate:.2g} is stable on them, whatever the classes; what a rate '
@@ -174,30 +179,28 @@ def _linear_figures(result: LinearResult) -> dict[str, Any]:
           'linear_stable_rate': result.stable_rate}
 
 
-def knn_baselines(encode: Encode, random_variables: Any, train_source: Source, test_source: Source | None,
-                  config: Any, mesh: Mesh) -> dict[str, float]:
+def knn_baselines(random: FrozenEncoder, train_source: Source, test_source: Source | None, config: Any,
+                  mesh: Mesh) -> dict[str, float]:
   """Baselines of the online kNN: 'knn_top1_random' and, if the pixels fit in memory, 'knn_top1_pixels'.
 
   Returns {} if there is no online kNN.
   """
   if not config.knn_every or test_source is None or not has_labels(train_source, test_source):
     return {}
-  compared = {'random': (encode, random_variables)}
+  compared = {'random': random}
   images = jax.ShapeDtypeStruct((1, config.views.size, config.views.size, 3), np.float32)
   if train_source.num_images * jax.eval_shape(pixels, {}, images).size <= _MOST_PIXELS:
-    compared['pixels'] = pixels, {}
-  return {f'knn_top1_{name}': knn(*encoder, train_source, test_source, config, mesh)['knn_top1']
+    compared['pixels'] = FrozenEncoder(pixels, {})
+  return {f'knn_top1_{name}': knn(encoder, train_source, test_source, config, mesh)['knn_top1']
           for name, encoder in compared.items()}
 
 
-def evaluate(encode: Encode, knn_encode: Encode, variables: Any, random_variables: Callable[[], Any],
-             train_source: Source, test_source: Source | None, config: Any, mesh: Mesh,
-             say: Say, probe: Probe) -> dict[str, Any]:
+def evaluate(encoder: FrozenEncoder, random_variables: Callable[[], Any], train_source: Source,
+             test_source: Source | None, config: Any, mesh: Mesh, say: Say, probe: Probe) -> dict[str, Any]:
   """kNN and linear accuracy of an encoder and its baselines, as set in `config.eval`.
 
   Args:
-    encode, variables: the encoder.
-    knn_encode: gives the features that kNN compares, from the same variables.
+    encoder: the encoder.
     random_variables: returns randomly initialised variables of the same network.
     train_source, test_source: images; without labels only the probe's measures are compared.
     config: the run's config.
@@ -213,23 +216,22 @@ def evaluate(encode: Encode, knn_encode: Encode, variables: Any, random_variable
   labelled = asked and test_source is not None and has_labels(train_source, test_source)
   if asked and not labelled:
     say('No accuracies: they need labels in config.data.train and config.data.test.')
-  others = comparison.baselines(encode, random_variables, config, mesh)
+  others = comparison.baselines(encoder, random_variables, config, mesh)
   if not (labelled or others):
     return {}
 
-  def measure(each, variables):
+  def measure(each):
     figures = {}
     if test_source is None or not labelled:
       return figures
     if config.eval.knn:
-      compared_by = knn_encode if each is encode else each
-      figures |= knn(compared_by, variables, train_source, test_source, config, mesh)
+      figures |= knn(each, train_source, test_source, config, mesh)
     if config.eval.linear:
-      figures |= linear(each, variables, train_source, test_source, config, mesh).figures
+      figures |= linear(each, train_source, test_source, config, mesh).figures
     return figures
 
-  compared = {'pretrained': (encode, variables), **others}
-  found = {name: measure(*encoder) for name, encoder in compared.items()}
+  compared = {'pretrained': encoder, **others}
+  found = {name: measure(each) for name, each in compared.items()}
   if others:
     for figures, probed in zip(found.values(), measure_probe(probe, list(compared.values())), strict=True):
       figures |= probed
@@ -243,8 +245,8 @@ def evaluate(encode: Encode, knn_encode: Encode, variables: Any, random_variable
   return summary
 
 
-def draw(encode: Encode, variables: Any, train_source: Source, test_source: Source | None,
-         config: Any, mesh: Mesh, run: Path, say: Say) -> None:
+def draw(encoder: FrozenEncoder, train_source: Source, test_source: Source | None, config: Any, mesh: Mesh,
+         run: Path, say: Say) -> None:
   """Draws the pictures of a run into its figures/: curves, nearest neighbours, feature map.
 
   Shows the nearest training images of held-out images; if nothing is held out, of training images.
@@ -255,8 +257,8 @@ def draw(encode: Encode, variables: Any, train_source: Source, test_source: Sour
   shown_source = train_source if test_source is None else test_source
   order = np.random.default_rng(config.seed).permutation(shown_source.num_images)
   shown = Subset(shown_source, order[:_POINTS_OF_MAP])
-  bank = features_of(encode, variables, train_source, config, mesh)
-  queries = features_of(encode, variables, shown, config, mesh)
+  bank, queries = (features_of(encoder.encode, encoder.variables, source, config, mesh)
+                   for source in (train_source, shown))
   similarities, found = neighbours(bank, queries, _NEIGHBOURS + 1, mesh)
   features, labels, places = to_host(queries)
   if jax.process_index():

@@ -91,6 +91,10 @@ class Segmentation:
     """Names of the classes, [C]."""
     return self.classes or tuple(map(str, range(self.num_classes)))
 
+  def label_table(self) -> np.ndarray:
+    """The class of each id in the masks: `masks.label_table` of these settings, uint8 [256]."""
+    return masks.label_table(self.num_classes, self.ids, self.ignore)
+
 
 @dataclasses.dataclass(frozen=True)
 class Example:
@@ -117,7 +121,7 @@ def run(encoder: Encoder, config: Any, session: Session) -> protocols.Outcome:
   settings, mesh = Segmentation(**config.segmentation), session.mesh
   check_batch_size(settings.batch_size, mesh, 'config.segmentation.batch_size')
   check_batch_size(config.eval.batch_size, mesh, 'config.eval.batch_size')
-  table = masks.label_table(settings.num_classes, settings.ids, settings.ignore)
+  table = settings.label_table()
   train_pairs, test_pairs = (masks.open_pairs(config.data, split)
                              for split in (config.data.train, config.data.test))
   for pairs in (train_pairs, test_pairs):
@@ -126,10 +130,9 @@ def run(encoder: Encoder, config: Any, session: Session) -> protocols.Outcome:
     settings.batch_size, train_pairs.num_images, mesh, 'config.segmentation.batch_size', 'images with masks'))
   model, variables = build(encoder, settings, config.seed, mesh)
   saved = tuning.open_saved(encoder, config, session)
-  variables = train(model, variables, train_pairs, table, settings, encoder.views, config.seed, session,
-                    saved)
-  confusion, examples = test(model, variables, test_pairs, table, settings, encoder.views,
-                             config.eval.batch_size, mesh, session.log)
+  variables = train(model, variables, train_pairs, settings, encoder.views, config.seed, session, saved)
+  confusion, examples = test(model, variables, test_pairs, settings, encoder.views, config.eval.batch_size,
+                             mesh, session.log)
   pictures = {}
   if examples:
     pictures['predictions'] = functools.partial(
@@ -154,14 +157,13 @@ def build(encoder: Encoder, settings: Segmentation, seed: int, mesh: Mesh) -> tu
   return model, jax.device_put(variables, replicated(mesh))
 
 
-def train(model: DeepLabV3, variables: Any, pairs: masks.Pairs, table: np.ndarray, settings: Segmentation,
-          spec: Views, seed: int, session: Session, saved: tuning.Saved | None = None) -> Any:
+def train(model: DeepLabV3, variables: Any, pairs: masks.Pairs, settings: Segmentation, spec: Views,
+          seed: int, session: Session, saved: tuning.Saved | None = None) -> Any:
   """Trains all layers, with batch norm over the global batch.
 
   Args:
     model, variables: from `build`.
     pairs: images and masks.
-    table: from `masks.label_table`.
     settings: the training settings.
     spec: gives the channel normalisation.
     seed: seed of the image order, the crops and dropout.
@@ -175,6 +177,7 @@ def train(model: DeepLabV3, variables: Any, pairs: masks.Pairs, table: np.ndarra
     UserError: if the loss diverges, a mask is invalid, or too many images cannot be decoded.
   """
   mesh = session.mesh
+  crops = mask_pipeline.MaskCrops(settings.crop, settings.scale, settings.short_side, _fill(spec))
   step = jax.jit(functools.partial(_step, model=model, settings=settings, spec=spec, seed=seed),
                  donate_argnums=0, out_shardings=replicated(mesh))
 
@@ -185,9 +188,8 @@ def train(model: DeepLabV3, variables: Any, pairs: masks.Pairs, table: np.ndarra
   phase = Phase(
     name=' of the segmentation', step=step, last_step=settings.iterations, batch_size=settings.batch_size,
     batches=lambda first: mask_pipeline.train_batches(
-      pairs, table, crop=settings.crop, scale=settings.scale, short_side=settings.short_side,
-      fill=_fill(spec), batch_size=settings.batch_size, seed=seed, steps=settings.iterations,
-      first_step=first, rows=process_rows(mesh, settings.batch_size)),
+      pairs, settings.label_table(), crops, batch_size=settings.batch_size, seed=seed,
+      steps=settings.iterations, first_step=first, rows=process_rows(mesh, settings.batch_size)),
     undecodable=pipeline.UndecodableImages(pairs), unread=('id', 'size'), report=report,
     log_every=settings.report_every, save_every=settings.report_every,
     identity={'images': pairs.num_images, 'config.segmentation': tuning.as_json(settings)},
@@ -210,15 +212,14 @@ def variables_of(params: Any, batch_stats: Any) -> dict[str, Any]:
           for collection, parts in (('params', params), ('batch_stats', batch_stats))}
 
 
-def test(model: DeepLabV3, variables: Any, pairs: masks.Pairs, table: np.ndarray, settings: Segmentation,
-         spec: Views, batch_size: int, mesh: Mesh,
-         say: protocols.Say) -> tuple[np.ndarray, list[Example]]:
+def test(model: DeepLabV3, variables: Any, pairs: masks.Pairs, settings: Segmentation, spec: Views,
+         batch_size: int, mesh: Mesh, say: protocols.Say) -> tuple[np.ndarray, list[Example]]:
   """Predicts every whole image at a single scale and counts pixels at the size of its mask.
 
   Predictions for resized images are resized back by nearest neighbour.
 
   Args:
-    model, variables, pairs, table, settings, spec: as for `train`.
+    model, variables, pairs, settings, spec: as for `train`.
     batch_size: images predicted at a time, over all devices.
     mesh: the mesh.
     say: prints a line.
@@ -234,7 +235,7 @@ def test(model: DeepLabV3, variables: Any, pairs: masks.Pairs, table: np.ndarray
   pictured = _spread_over(pairs.num_images, batch_size, rows)
   confusion = np.zeros((settings.num_classes,) * 2, np.int64)
   undecodable, examples = pipeline.UndecodableImages(pairs), []
-  for batch in mask_pipeline.eval_batches(pairs, table, canvas=settings.test_size,
+  for batch in mask_pipeline.eval_batches(pairs, settings.label_table(), canvas=settings.test_size,
                                           short_side=settings.short_side, fill=_fill(spec),
                                           batch_size=batch_size, rows=rows):
     undecodable.add(batch)

@@ -4,11 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from conic_jax.errors import UserError
 from conic_jax.evals import encoders, finetune, protocols, segment, svm
 from conic_jax.evals.encoders import Encoder
+from conic_jax.evals.features import FrozenEncoder
 from conic_jax.extensions import own_module
 from conic_jax.hardware import mesh as meshes
 from conic_jax.run.reporter import write_json
@@ -108,20 +110,22 @@ def _leaves(node: Any, prefix: str = 'config'):
       yield f'{prefix}.{name}', value
 
 
+def _frozen(encoder: Encoder, mesh: Mesh) -> FrozenEncoder:
+  return FrozenEncoder(encoder.encode, jax.device_put(encoder.variables, meshes.replicated(mesh)))
+
+
 def _knn(encoder: Encoder, config: Any, session: Session) -> protocols.Outcome:
   mesh = session.mesh
   train_source, test_source = protocols.labelled_sources(config, mesh)
   if protocols.features_name(config) == 'head':
     encoder = encoders.with_head(encoder)
-  variables = jax.device_put(encoder.variables, meshes.replicated(mesh))
-  return protocols.Outcome(protocols.knn(encoder.encode, variables, train_source, test_source, config, mesh))
+  return protocols.Outcome(protocols.knn(_frozen(encoder, mesh), train_source, test_source, config, mesh))
 
 
 def _linear(encoder: Encoder, config: Any, session: Session) -> protocols.Outcome:
   mesh = session.mesh
   train_source, test_source = protocols.labelled_sources(config, mesh)
-  variables = jax.device_put(encoder.variables, meshes.replicated(mesh))
-  return protocols.linear(encoder.encode, variables, train_source, test_source, config, mesh, session.log)
+  return protocols.linear(_frozen(encoder, mesh), train_source, test_source, config, mesh, session.log)
 
 
 TASKS: dict[str, Task] = {'knn': _knn, 'linear': _linear, 'finetune': finetune.run, 'svm': svm.run,

@@ -8,6 +8,7 @@ its clock.
 
 Source: ConIC, §4 and Appendix A.2.
 """
+import dataclasses
 import functools
 
 import chex
@@ -20,7 +21,7 @@ from jax.sharding import Mesh, PartitionSpec
 from conic_jax.hardware import local_rows
 from conic_jax.hardware.mesh import split
 from conic_jax.memories import delayed
-from conic_jax.memories.instance_rows import Rows, initial_rows, padded_rows
+from conic_jax.memories.instance_rows import Rows, RowsSgd, initial_rows, padded_rows
 from conic_jax.memories.instance_rows import init as init_rows
 from conic_jax.memories.window import NEVER_RENEWED
 
@@ -148,8 +149,7 @@ def inputs(batch_size: int, dim: int, mesh: Mesh, on_device: bool) -> dict[str, 
 
 
 def exchange(window: Window, inputs: dict[str, jax.Array], step: jax.Array, updates: jax.Array,
-             lr: jax.Array, *, norm: float, momentum: float, weight_decay: float, mesh: Mesh
-             ) -> tuple[Window, dict[str, jax.Array]]:
+             lr: jax.Array, *, sgd: RowsSgd, mesh: Mesh) -> tuple[Window, dict[str, jax.Array]]:
   """Swaps rows between the window and the store outside, before the loss of a step.
 
   Runs even in a step that float16 then skips.
@@ -159,9 +159,8 @@ def exchange(window: Window, inputs: dict[str, jax.Array], step: jax.Array, upda
     inputs: as `inputs` describes.
     step: int32 [], t.
     updates: int32 [], updates applied so far.
-    lr: float32 [], the rows' learning rate in this step.
-    norm: the norm of the initial rows.
-    momentum, weight_decay: of the rows' SGD.
+    lr: float32 [], the rows' learning rate in this step, `sgd.lr_scale` times the encoder's.
+    sgd: settings of the rows' SGD.
     mesh: the mesh.
 
   Returns:
@@ -171,18 +170,18 @@ def exchange(window: Window, inputs: dict[str, jax.Array], step: jax.Array, upda
   """
   chex.assert_rank([step, updates, lr], 0)
   rate = jnp.where(updates > window.clock.updates, window.clock.lr, jnp.nan)
-  decay = delayed.matrix(rate, momentum=momentum, weight_decay=weight_decay)
+  decay = delayed.matrix(rate, momentum=sgd.momentum, weight_decay=sgd.weight_decay)
   decays = jnp.concatenate([window.clock.decays[1:], decay[None]])
   outgoing = {'rate': rate}
 
   over, everywhere = split(mesh), PartitionSpec()
   stored = over if isinstance(window.outside, DeviceStore) else everywhere
-  move = functools.partial(_move, norm=norm, mesh=mesh)
+  specs = dataclasses.replace(window, rows=over, classes=everywhere, renewed=everywhere, outside=stored,
+                              clock=everywhere, rng=everywhere)
+  move = functools.partial(_move, norm=sgd.norm, mesh=mesh)
   rows, outside, leaving = jax.shard_map(
-    move, mesh=mesh,
-    in_specs=(over, stored, over, everywhere, everywhere, everywhere, everywhere),
-    out_specs=(over, stored, everywhere))(
-    window.rows, window.outside, inputs, window.classes, _products_of_last(decays), step, window.rng)
+    move, mesh=mesh, in_specs=(specs, over, everywhere, everywhere),
+    out_specs=(over, stored, everywhere))(window, inputs, _products_of_last(decays), step)
   if isinstance(outside, Recent):
     # Read before writing; otherwise XLA copies the array.
     recent, leaving, rows = jax.lax.optimization_barrier((outside.rows, leaving, rows))
@@ -193,8 +192,9 @@ def exchange(window: Window, inputs: dict[str, jax.Array], step: jax.Array, upda
   return Window(rows, classes, renewed, outside, Clock(updates, lr, decays), window.rng), outgoing
 
 
-def _move(rows, outside, inputs, classes, recent_products, step, rng, *, norm, mesh):
+def _move(window, inputs, recent_products, step, *, norm, mesh):
   """One device's part of the swap: (its rows, the store outside, all evicted rows [B, 2, D])."""
+  rows, outside = window.rows, window.outside
   axes = mesh.axis_names
   swapped, entering = (jax.lax.all_gather(inputs[name], axes, tiled=True) for name in ('swapped', 'entering'))
   origin, missing, products = (jax.lax.psum(inputs[name][0], axes)
@@ -206,7 +206,7 @@ def _move(rows, outside, inputs, classes, recent_products, step, rng, *, norm, m
   if isinstance(outside, DeviceStore):
     arriving = jax.lax.psum(local_rows.take(outside.rows, _places(entering, outside.rows, mesh)), axes)
   else:
-    drawn = initial_rows(rng, entering, leaving.shape[-1], norm)
+    drawn = initial_rows(window.rng, entering, leaving.shape[-1], norm)
     drawn = jnp.stack([drawn, jnp.zeros_like(drawn)], axis=1)
     recent = outside.rows.reshape(-1, *leaving.shape[1:])[jnp.maximum(origin - RECENT, 0)]
     kind = origin[:, None, None]
@@ -220,7 +220,7 @@ def _move(rows, outside, inputs, classes, recent_products, step, rng, *, norm, m
   rows = Rows(rows.weights.at[inside].set(arriving[:, 0], mode='drop'),
                           rows.momentum.at[inside].set(arriving[:, 1], mode='drop'))
   if isinstance(store, DeviceStore):
-    names = jnp.where(swapped == NO_SLOT, NO_SLOT, classes.at[swapped].get(mode='clip'))
+    names = jnp.where(swapped == NO_SLOT, NO_SLOT, window.classes.at[swapped].get(mode='clip'))
     place = _places(names, store.rows, mesh)
     outside = DeviceStore(store.rows.at[place].set(stored, mode='drop'),
                           store.seen.at[place].set(step, mode='drop'))

@@ -24,6 +24,7 @@ from conic_jax.memories import device_window
 from conic_jax.memories.delayed import Rates
 from conic_jax.memories.device_window import FRESH, HOST_LAG, NO_SLOT, OUTSIDE, RECENT
 from conic_jax.memories.host import HostSettings, HostSide
+from conic_jax.memories.instance_rows import RowsSgd
 from conic_jax.memories.store import Layout, Store, Stored, open_store, shortage
 from conic_jax.memories.window import Swaps, WindowClasses
 
@@ -36,7 +37,7 @@ class HostRows(HostSide):
   """Host side of `WindowedRows`, whose state is a `device_window.Window`."""
 
   def __init__(self, settings: HostSettings, mesh: Mesh, *, kind: str, num_instances: int, dim: int,
-               seed: int, norm: float, momentum: float, weight_decay: float):
+               seed: int, sgd: RowsSgd):
     """Starts no work yet.
 
     Args:
@@ -46,12 +47,11 @@ class HostRows(HostSide):
       num_instances: N.
       dim: D.
       seed: the run's seed.
-      norm: the norm of the initial rows.
-      momentum, weight_decay: of the rows' SGD.
+      sgd: settings of the rows' SGD.
     """
     self._settings, self._mesh, self._kind = settings, mesh, kind
-    self._sgd = {'momentum': momentum, 'weight_decay': weight_decay}
-    self.depends_on = {'store': kind, 'norm': norm, **self._sgd}
+    self._sgd = {'momentum': sgd.momentum, 'weight_decay': sgd.weight_decay}
+    self.depends_on = {'store': kind, 'norm': sgd.norm, **self._sgd}
     # The process that stores a row describes it to the device; the first does so for rows stored on the
     # device.
     count = 1 if kind == 'device' else jax.process_count()

@@ -57,10 +57,8 @@ class WindowedRows(HostedMemory):
 
   def exchange(self, state, inputs, step, updates, lr):
     return device_window.exchange(
-      state, inputs, step, updates, lr * self.sgd.lr_scale, norm=self.sgd.norm, momentum=self.sgd.momentum,
-      weight_decay=self.sgd.weight_decay, mesh=self.softmax.mesh)
+      state, inputs, step, updates, lr * self.sgd.lr_scale, sgd=self.sgd, mesh=self.softmax.mesh)
 
   def host(self, settings):
     return HostRows(settings, self.softmax.mesh, kind=self.store, num_instances=self.num_instances,
-                    dim=self.dim, seed=self.seed, norm=self.sgd.norm, momentum=self.sgd.momentum,
-                    weight_decay=self.sgd.weight_decay)
+                    dim=self.dim, seed=self.seed, sgd=self.sgd)

@@ -144,7 +144,7 @@ def seconds_per_image(config: Any, source: Source, mesh: Mesh) -> float:
     hosts = session.open_hosts(method.memories, state.memories, host_settings, 0, True)
     phase = Phase(
       name=' of a trial', step=step_fn, last_step=last_step, batch_size=config.batch_size,
-      batches=train_step.training_batches(source, method, config, mesh),
+      batches=train_step.training_batches(source, method, sampler, mesh),
       undecodable=pipeline.UndecodableImages(source), unread=('label',), hosts=hosts, log_every=1,
       report=trial.report)
     with contextlib.suppress(_Enough):

@@ -10,6 +10,7 @@ import optax
 from conic_jax import optim
 from conic_jax.data import pipeline
 from conic_jax.data.augment import augment, view_keys
+from conic_jax.data.sampler import Sampler
 from conic_jax.data.sources import Source
 from conic_jax.hardware import mesh as meshes
 from conic_jax.memories.memory import hosted, update_all
@@ -114,13 +115,12 @@ def host_input_shapes(method: Method, batch_size: int) -> dict[str, Any]:
   return {'host_inputs': shapes} if shapes else {}
 
 
-def training_batches(source: Source, method: Method, config: Any, mesh: jax.sharding.Mesh
+def training_batches(source: Source, method: Method, sampler: Sampler, mesh: jax.sharding.Mesh
                      ) -> Callable[[int], Generator[dict[str, Any], None, None]]:
   """Batches for a `Phase` of training: a function of its first step to this process's rows of each."""
   def batches(first_step):
-    return pipeline.train_batches(
-      source, method.views, batch_size=config.batch_size, seed=config.seed, start_step=first_step,
-      rows=meshes.process_rows(mesh, config.batch_size), **config.sampler)
+    return pipeline.train_batches(source, method.views, sampler, start_step=first_step,
+                                  rows=meshes.process_rows(mesh, sampler.batch_size))
   return batches
 
 

@@ -15,7 +15,7 @@ from conic_jax.data.sampler import Sampler
 from conic_jax.errors import UserError, listed
 from conic_jax.evals import probe as probes
 from conic_jax.evals import protocols
-from conic_jax.evals.features import Encode
+from conic_jax.evals.features import Encode, FrozenEncoder
 from conic_jax.hardware import mesh as meshes
 from conic_jax.hardware.processes import run_everywhere
 from conic_jax.memories.host import HostSettings, HostSide
@@ -106,6 +106,10 @@ class Task:
   def random_variables(self) -> dict[str, Any]:
     """The network's variables before training, replicated."""
     return jax.jit(lambda: variables(self.init()), out_shardings=meshes.replicated(self.mesh))()
+
+  def encoder(self, variables: dict[str, Any]) -> FrozenEncoder:
+    """The encoder with these variables, to evaluate."""
+    return FrozenEncoder(self.method.network.encode, variables, self.knn_encode)
 
 
 def pretrain(config: Any) -> dict[str, Any]:
@@ -278,10 +282,9 @@ def write_config(task: Task, session: Session, fresh: bool) -> None:
 
 def report_random(task: Task, probe: probes.Probe, reporter: Reporter) -> None:
   """Reports, at step 0, the random network's figures as a baseline."""
-  initial = task.random_variables()
-  measured = probes.baselines(probe, task.method.network.encode, initial)
-  reporter.report(0, 0.0, measured | protocols.knn_baselines(
-    task.knn_encode, initial, task.data.train, task.data.test, task.config, task.mesh))
+  initial = task.encoder(task.random_variables())
+  reporter.report(0, 0.0, probes.baselines(probe, initial) | protocols.knn_baselines(
+    initial, task.data.train, task.data.test, task.config, task.mesh))
 
 
 def training_phase(task: Task, first_step: int, probe: probes.Probe, checkpoints: Checkpoints,
@@ -295,20 +298,20 @@ def training_phase(task: Task, first_step: int, probe: probes.Probe, checkpoints
     measured: dict[str, Any] = dict(figures)
     if done in probe.steps:
       measured |= probes.loss_share(method.chance, measured)
-      measured |= probes.measure(probe, [(method.network.encode, variables(state))])[0]
+      measured |= probes.measure(probe, [task.encoder(variables(state))])[0]
       measured |= verdict.next_word(reporter.reports, done, done / steps_per_epoch, measured, config,
                                     reporter.say)
     reporter.report(done, done / steps_per_epoch, measured)
 
   def evaluate(state: TrainState, done: int) -> None:
     reporter.report(done, done / steps_per_epoch, protocols.online_knn(
-      task.knn_encode, variables(state), task.data.train, task.data.test, config, task.mesh))
+      task.encoder(variables(state)), task.data.train, task.data.test, config, task.mesh))
 
   step = make_step(method, task.optimizer, task.schedule, config.seed, sampler.steps_per_round, task.dtype)
   return Phase(
     name='', step=jit_step(step, task.shardings, task.mesh), last_step=task.last_step,
     batch_size=config.batch_size,
-    batches=training_batches(task.data.train, method, config, task.mesh),
+    batches=training_batches(task.data.train, method, sampler, task.mesh),
     undecodable=undecodable, unread=('label',), hosts=hosts, progress=reporter.advance,
     before_epoch=jit_before_epoch(method, task.shardings), steps_per_epoch=steps_per_epoch,
     report=report, log_every=config.log_every, also_report=probe.steps | {first_step + 1},
@@ -328,11 +331,11 @@ def finish(task: Task, state: TrainState, probe: probes.Probe, phase: Phase, ses
   """
   if left_out := phase.undecodable.report():
     reporter.say(left_out)
-  config, data, encode = task.config, task.data, task.method.network.encode
+  config, data, encoder = task.config, task.data, task.encoder(variables(state))
   summary = {'step': int(state.step), 'num_images': data.sampler.num_images}
   summary |= verdict.of_summary(reporter.reports, config)
-  summary |= protocols.evaluate(encode, task.knn_encode, variables(state), task.random_variables, data.train,
-                                data.test, config, task.mesh, say=reporter.say, probe=probe)
+  summary |= protocols.evaluate(encoder, task.random_variables, data.train, data.test, config, task.mesh,
+                                say=reporter.say, probe=probe)
   checkpoints = phase.checkpoints
   failure = (checkpoints and checkpoints.failure) or reporter.failure
   if session.first_process and not failure:
@@ -341,8 +344,7 @@ def finish(task: Task, state: TrainState, probe: probes.Probe, phase: Phase, ses
     except OSError as error:
       failure = str(error)
   try:
-    protocols.draw(encode, variables(state), data.train, data.test, config, task.mesh, session.folder,
-                   say=reporter.say)
+    protocols.draw(encoder, data.train, data.test, config, task.mesh, session.folder, say=reporter.say)
   except OSError as error:
     failure = failure or str(error)
   if failure:

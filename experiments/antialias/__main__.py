@@ -22,6 +22,7 @@ from conic_jax.data import crops, decode, pipeline
 from conic_jax.data.sampler import Sampler
 from conic_jax.data.sources import Source, Subset, open_source
 from conic_jax.evals import protocols
+from conic_jax.evals.features import FrozenEncoder
 from conic_jax.hardware import mesh as meshes
 from conic_jax.pretraining import train_step
 from conic_jax.views import Views
@@ -63,16 +64,15 @@ def knn_after_training(config: Any, train_source: Source, test_source: Source, f
   step = jax.jit(train_step.make_step(method, optimizer, schedule, config.seed, sampler.steps_per_round,
                                       dtype),
                  donate_argnums=0)
-  batches = pipeline.train_batches(
-    train_source, method.views, batch_size=config.batch_size, seed=config.seed, start_step=0,
-    rows=np.arange(config.batch_size), antialias_above=factor)
+  batches = pipeline.train_batches(train_source, method.views, sampler, start_step=0,
+                                   rows=np.arange(config.batch_size), antialias_above=factor)
   for _ in range(config.epochs * sampler.steps_per_epoch):
     batch = next(batches)
     batch.pop('label')
     state, metrics, _ = step(state, meshes.to_global(batch, mesh))
     jax.block_until_ready(metrics['loss'])
-  return protocols.knn(method.network.encode, train_step.variables(state), train_source, test_source, config,
-                       mesh)['knn_top1']
+  encoder = FrozenEncoder(method.network.encode, train_step.variables(state))
+  return protocols.knn(encoder, train_source, test_source, config, mesh)['knn_top1']
 
 
 def main() -> None:

@@ -1,4 +1,5 @@
 """Images with masks: sources, ids, crops and whole images."""
+import dataclasses
 import types
 
 import numpy as np
@@ -13,6 +14,7 @@ from conic_jax.errors import UserError
 
 TWO = masks.label_table(2, (), (255,))
 FILL = (9, 8, 7)
+SQUARES = mask_pipeline.MaskCrops((30, 30), (0.5, 2.0), short_side=0, fill=FILL)
 
 
 def stripes(height, width, seed=0):
@@ -169,9 +171,9 @@ def test_the_label_map_of_tfds_is_found(tmp_path):
 
 
 def crops_of(pairs, **changes):
-  settings = {'crop': (40, 48), 'scale': (0.5, 2.0), 'short_side': 0, 'fill': FILL, 'batch_size': 4,
-              'seed': 0, 'steps': 6, 'rows': np.arange(4), **changes}
-  return list(mask_pipeline.train_batches(pairs, TWO, **settings))
+  crops = mask_pipeline.MaskCrops((40, 48), (0.5, 2.0), short_side=0, fill=FILL)
+  settings = {'batch_size': 4, 'seed': 0, 'steps': 6, 'rows': np.arange(4), **changes}
+  return list(mask_pipeline.train_batches(pairs, TWO, crops, **settings))
 
 
 def test_image_and_mask_stay_aligned_under_scale_crop_and_flip():
@@ -193,7 +195,7 @@ def test_image_and_mask_stay_aligned_under_scale_crop_and_flip():
 
 def test_crops_fill_the_allowed_range():
   shapes, ids = np.tile([[60, 90]], (4000, 1)), np.arange(4000)
-  boxes, sizes, flips = mask_pipeline.random_crops(shapes, ids, 3, 1, (30, 30), (0.5, 2.0), 0)
+  boxes, sizes, flips = mask_pipeline.random_crops(shapes, ids, 3, 1, SQUARES)
   factor = sizes / (boxes[:, 2:] - boxes[:, :2])
   np.testing.assert_allclose(factor[:, 0], factor[:, 1], rtol=0.03)  # Sizes are whole pixels.
   np.testing.assert_allclose(np.quantile(factor[:, 0], [0, 0.5, 1]), [0.5, 1.25, 2], atol=0.03)
@@ -201,7 +203,8 @@ def test_crops_fill_the_allowed_range():
   np.testing.assert_array_equal(first.min(axis=0), [0, 0])
   np.testing.assert_array_equal(last.max(axis=0), [60, 90])
   assert 0.46 < flips.mean() < 0.54
-  boxes, sizes, _ = mask_pipeline.random_crops(shapes, ids, 3, 1, (30, 30), (1.0, 1.0), 20)
+  unscaled = dataclasses.replace(SQUARES, scale=(1.0, 1.0), short_side=20)
+  boxes, sizes, _ = mask_pipeline.random_crops(shapes, ids, 3, 1, unscaled)
   assert (sizes == (20, 30)).all()
   assert (boxes == [0, 0, 60, 90]).all()
 
@@ -209,7 +212,7 @@ def test_crops_fill_the_allowed_range():
 def test_a_crop_depends_on_seed_epoch_and_id_alone():
   shapes = np.random.default_rng(0).integers(20, 90, (12, 2))
   def draw(ids, seed=5, epoch=2):
-    return np.hstack(mask_pipeline.random_crops(shapes[ids], ids, seed, epoch, (30, 30), (0.5, 2), 0)[:2])
+    return np.hstack(mask_pipeline.random_crops(shapes[ids], ids, seed, epoch, SQUARES)[:2])
   ids = np.arange(12)
   np.testing.assert_array_equal(draw(ids)[[7, 3]], draw(np.array([7, 3])))
   for other in (draw(ids, seed=6), draw(ids, epoch=3)):

@@ -18,10 +18,10 @@ from conic_jax.hardware import mesh as meshes
 GROUPS = (views_of(count=2, size=16), views_of(count=3, size=8, crop=(0.05, 0.3)))
 
 
-def batches(source, batch_size=8, start_step=0, count=1, rows=None, seed=0, **options):
+def batches(source, batch_size=8, start_step=0, count=1, rows=None, seed=0, **window):
   rows = np.arange(batch_size) if rows is None else rows
-  stream = pipeline.train_batches(source, GROUPS, batch_size=batch_size, seed=seed, rows=rows,
-                                  start_step=start_step, threads=2, **options)
+  sampler = Sampler(source.num_images, batch_size, seed, **window)
+  stream = pipeline.train_batches(source, GROUPS, sampler, rows=rows, start_step=start_step, threads=2)
   return list(itertools.islice(stream, count))
 
 
@@ -111,8 +111,8 @@ def test_two_processes_cover_the_batch(colour_source):
 
 def test_an_image_is_read_once_for_all_views():
   source = FakeSource([encode(smooth())] * 8)
-  stream = pipeline.train_batches(source, GROUPS, batch_size=8, seed=0, start_step=0,
-                                  rows=np.arange(8), prefetch=1)
+  stream = pipeline.train_batches(source, GROUPS, Sampler(8, 8, seed=0), start_step=0, rows=np.arange(8),
+                                  prefetch=1)
   for _ in range(20):
     next(stream)
   ahead = 20  # Batches that may be read before they are asked for.
@@ -134,12 +134,6 @@ def test_undecodable_images_keep_their_place():
   bad, = batches(source, 24)
   kept = bad['valid']
   np.testing.assert_array_equal(bad['views'][0][kept], good['views'][0][kept])
-
-
-def test_fewer_images_than_a_batch_is_told_at_once(colour_source):
-  with pytest.raises(UserError, match='has 40 images'):
-    pipeline.train_batches(colour_source, GROUPS, batch_size=41, seed=0, start_step=0,
-                           rows=np.arange(41))
 
 
 @pytest.mark.parametrize('rows', [np.arange(16), np.arange(8, 16), np.array([0, 5, 9])])
@@ -175,11 +169,11 @@ def test_training_views_are_antialiased_where_they_shrink_by_more_than_two(side,
   noise = np.random.default_rng(side).integers(0, 256, (side, side, 3), np.uint8)
   whole = (views_of(count=1, size=16, crop=(1.0, 1.0), aspect=(1.0, 1.0), flip=0.0),)
   source = FakeSource([encode(noise)] * 4)
-  fields = {'batch_size': 4, 'seed': 0, 'start_step': 0, 'rows': np.arange(4)}
+  fields = {'start_step': 0, 'rows': np.arange(4)}
   wanted, other = (tf.image.resize(noise, (16, 16), antialias=choice)
                    for choice in (antialiased, not antialiased))
-  for batch in (next(pipeline.train_batches(source, whole, **fields)),
-                next(pipeline.whole_pass_batches(source, whole, epoch=5, **fields))):
+  for batch in (next(pipeline.train_batches(source, whole, Sampler(4, 4, seed=0), **fields)),
+                next(pipeline.whole_pass_batches(source, whole, batch_size=4, seed=0, epoch=5, **fields))):
     np.testing.assert_allclose(batch['views'][0][0, 0], wanted, atol=0.51)
     assert np.abs(batch['views'][0][0, 0] - other).max() > 10
 

@@ -1,7 +1,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import SIZES, SPEC, ArraySource, coloured, mean_colour
+from tiny import SPEC, VIEW, ArraySource, coloured, mean_colour
 
 from conic_jax.errors import UserError
 from conic_jax.evals.features import extract, pixels, to_host
@@ -19,7 +19,7 @@ def normalised(images):
 def test_to_host_gives_every_row_in_the_order_of_ids(mesh, batch_size):
   images = coloured(LABELS)
   extracted = extract(mean_colour, {}, ArraySource(images, LABELS), batch_size=batch_size,
-                      mesh=mesh, **SIZES)
+                      mesh=mesh, view=VIEW)
   features, labels, ids = to_host(extracted)
   np.testing.assert_array_equal(ids, np.arange(21))
   np.testing.assert_array_equal(labels, LABELS)
@@ -28,7 +28,7 @@ def test_to_host_gives_every_row_in_the_order_of_ids(mesh, batch_size):
 
 def test_features_stay_split_and_padding_is_masked(mesh):
   extracted = extract(mean_colour, {}, ArraySource(coloured(LABELS), LABELS), batch_size=8,
-                      mesh=mesh, **SIZES)
+                      mesh=mesh, view=VIEW)
   assert extracted.features.shape == (24, 3)
   assert {shard.data.shape for shard in extracted.features.addressable_shards} == {
       (24 // mesh.size, 3)}
@@ -40,7 +40,7 @@ def test_features_stay_split_and_padding_is_masked(mesh):
 
 def test_ids_ascend_on_each_device(mesh):
   extracted = extract(mean_colour, {}, ArraySource(coloured(LABELS), LABELS), batch_size=8,
-                      mesh=mesh, **SIZES)
+                      mesh=mesh, view=VIEW)
   for ids, valid in zip(extracted.ids.addressable_shards, extracted.valid.addressable_shards,
                         strict=True):
     assert (np.diff(np.asarray(ids.data)[np.asarray(valid.data)]) > 0).all()
@@ -48,7 +48,7 @@ def test_ids_ascend_on_each_device(mesh):
 
 def test_an_undecodable_image_is_left_out(mesh8):
   source = ArraySource(coloured(LABELS), LABELS, broken=[5])
-  features, _, ids = to_host(extract(mean_colour, {}, source, batch_size=8, mesh=mesh8, **SIZES))
+  features, _, ids = to_host(extract(mean_colour, {}, source, batch_size=8, mesh=mesh8, view=VIEW))
   np.testing.assert_array_equal(ids, np.delete(np.arange(21), 5))
   assert features.shape == (20, 3)
 
@@ -56,7 +56,7 @@ def test_an_undecodable_image_is_left_out(mesh8):
 def test_pixels_are_the_normalised_image(mesh8):
   images = coloured(LABELS)
   features, _, _ = to_host(extract(pixels, {}, ArraySource(images, LABELS), batch_size=8,
-                                   mesh=mesh8, **SIZES))
+                                   mesh=mesh8, view=VIEW))
   np.testing.assert_allclose(features, normalised(images).reshape(21, -1), atol=1e-5)
 
 
@@ -72,9 +72,9 @@ def test_a_second_extraction_compiles_nothing(mesh8):
   def encode(variables, images):
     traced.append(images)
     return mean_colour(variables, images)
-  extract(encode, {}, source, batch_size=8, mesh=mesh8, **SIZES)
+  extract(encode, {}, source, batch_size=8, mesh=mesh8, view=VIEW)
   first = len(traced)
-  extract(encode, {}, source, batch_size=8, mesh=mesh8, **SIZES)
+  extract(encode, {}, source, batch_size=8, mesh=mesh8, view=VIEW)
   assert len(traced) - first <= 1  # The shape is asked for again, the batch is not traced again.
   assert first == 2
 
@@ -82,4 +82,4 @@ def test_a_second_extraction_compiles_nothing(mesh8):
 def test_a_batch_that_cannot_be_split_is_told(mesh8):
   with pytest.raises(UserError, match='cannot be split over 8 devices'):
     extract(mean_colour, {}, ArraySource(coloured(LABELS), LABELS), batch_size=12, mesh=mesh8,
-            **SIZES)
+            view=VIEW)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny import SPEC, ArraySource, coloured
+from tiny import SPEC, VIEW, ArraySource, coloured
 
 from conic_jax.command_line import load
 from conic_jax.data import augment
@@ -139,7 +139,7 @@ def test_every_image_is_evaluated_once(mesh, variables, monkeypatch):
   params = {'encoder': variables['params'], 'head': head}
   state = supervised_state(params, {'encoder': variables['batch_stats']}, optax.sgd(0.1))
   images = ArraySource(coloured(labels % 4), labels, 6, broken=[1])
-  found = finetune.evaluate(NETWORK, state, images, SPEC, 8, 16, mesh)
+  found = finetune.evaluate(NETWORK, state, images, VIEW, 16, mesh)
   assert found == pytest.approx((((labels == 1).sum() - 1) / 26, 1 - (labels == 0).sum() / 26))
   np.testing.assert_array_equal(to_host(counted[0])[2], np.delete(np.arange(27), 1))
 

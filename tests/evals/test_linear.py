@@ -6,14 +6,14 @@ import numpy as np
 import optax
 import pytest
 from sklearn.metrics import confusion_matrix
-from tiny import SIZES, SPEC, ArraySource, coloured, mean_colour, on_mesh
+from tiny import SPEC, VIEW, ArraySource, coloured, mean_colour, on_mesh
 
 from conic_jax import optim
 from conic_jax.command_line import load
 from conic_jax.data import augment
 from conic_jax.errors import UserError
 from conic_jax.evals import linear
-from conic_jax.evals.features import extract, to_host
+from conic_jax.evals.features import FrozenEncoder, extract, to_host
 from conic_jax.evals.linear import LinearSettings, linear_accuracy
 from conic_jax.hardware.mesh import make_mesh, to_global
 
@@ -30,8 +30,9 @@ def measure(mesh, *, train=TRAIN_LABELS, test=TEST_LABELS, shown=(None, None), s
   """Linear accuracy on coloured images; `shown` has the classes of the images where labels lie."""
   sources = [ArraySource(coloured(labels if classes is None else classes, seed), labels, 4)
              for seed, (labels, classes) in enumerate(zip((train, test), shown))]
-  return linear_accuracy(mean_colour, {'scale': jnp.float32(scale)}, *sources, seed=0, mesh=mesh,
-                         settings=settings_of(**FEW | settings), report=report, **SIZES)
+  encoder = FrozenEncoder(mean_colour, {'scale': jnp.float32(scale)})
+  return linear_accuracy(encoder, *sources, view=VIEW, settings=settings_of(**FEW | settings), seed=0,
+                         mesh=mesh, report=report)
 
 
 @pytest.mark.slow
@@ -117,7 +118,7 @@ def test_normalisation_takes_the_scale_away(mesh8, normalise):
 @pytest.mark.slow
 def test_feature_norm_is_that_of_the_test_images(mesh8):
   source = ArraySource(coloured(TEST_LABELS, 1), TEST_LABELS)
-  features, _, _ = to_host(extract(mean_colour, {}, source, batch_size=16, mesh=mesh8, **SIZES))
+  features, _, _ = to_host(extract(mean_colour, {}, source, batch_size=16, mesh=mesh8, view=VIEW))
   expected = np.linalg.norm(features, axis=1).mean()
   assert measure(mesh8, learning_rates=(0.1,)).feature_norm == pytest.approx(expected, rel=1e-5)
 
@@ -168,11 +169,12 @@ def test_steps_are_those_of_sgd_with_momentum_and_cosine(mesh):
 
 @pytest.mark.slow
 def test_a_sweep_trains_each_rate_as_if_alone(mesh8):
-  source, variables = ArraySource(coloured(TRAIN_LABELS), TRAIN_LABELS, 4), {'scale': np.float32(1)}
+  source = ArraySource(coloured(TRAIN_LABELS), TRAIN_LABELS, 4)
+  encoder = FrozenEncoder(mean_colour, {'scale': np.float32(1)})
   view = dataclasses.replace(SPEC, count=1, jitter=0., grayscale=0., blur=0.)
   def kernels(*rates):
     settings = settings_of(learning_rates=rates, epochs=1, batch_size=16, normalise='standardise')
-    return np.asarray(linear._train(mean_colour, variables, source, view, settings, 0, mesh8, None).kernel)
+    return np.asarray(linear._train(encoder, source, view, settings, 0, mesh8, None).kernel)
   sweep = kernels(0.1, 3.)
   for index, rate in enumerate((0.1, 3.)):
     np.testing.assert_allclose(kernels(rate)[0], sweep[index], atol=1e-6)
@@ -238,7 +240,7 @@ def test_the_stable_rate_is_that_of_the_largest_curvature(mesh8, momentum):
   result = measure(mesh8, learning_rates=(0.1,), momentum=momentum, scale=3.0)
   images = ArraySource(coloured(TEST_LABELS, 1), TEST_LABELS, 4)
   features, *_ = to_host(extract(mean_colour, {'scale': jnp.float32(3)}, images, batch_size=16, mesh=mesh8,
-                                 **SIZES))
+                                 view=VIEW))
   curvature = 0.5 * ((np.asarray(features, np.float64) ** 2).sum(axis=1).mean() + 1)
   assert result.stable_rate == pytest.approx(2 * (1 + momentum) / curvature, rel=1e-4)
 
@@ -262,18 +264,19 @@ def test_wrong_settings_are_told(mesh8, settings, message):
 
 def test_missing_labels_and_too_few_images_are_told(mesh8):
   unlabelled = ArraySource(coloured([0, 1]), [-1, -1])
-  labelled = ArraySource(coloured([0, 1]), [0, 1])
-  options = {'settings': settings_of(learning_rates=(0.1,), epochs=1), 'seed': 0, 'mesh': mesh8, **SIZES}
+  labelled, encoder = ArraySource(coloured([0, 1]), [0, 1]), FrozenEncoder(mean_colour, {})
+  options = {'settings': settings_of(learning_rates=(0.1,), epochs=1), 'seed': 0, 'mesh': mesh8,
+             'view': VIEW}
   with pytest.raises(UserError, match='training images have no labels'):
-    linear_accuracy(mean_colour, {}, unlabelled, labelled, **options)
+    linear_accuracy(encoder, unlabelled, labelled, **options)
   with pytest.raises(UserError, match='test images have no labels'):
-    linear_accuracy(mean_colour, {}, labelled, unlabelled, **options)
+    linear_accuracy(encoder, labelled, unlabelled, **options)
   with pytest.raises(UserError, match=r'2 images are too few .* 8 devices'):
-    linear_accuracy(mean_colour, {}, labelled, labelled, **options)
+    linear_accuracy(encoder, labelled, labelled, **options)
 
 
 def test_a_large_seed_is_a_seed(mesh8):
   source = ArraySource(coloured(TRAIN_LABELS), TRAIN_LABELS)
-  result = linear_accuracy(mean_colour, {}, source, source, seed=2**32 - 1, mesh=mesh8,
-                           settings=settings_of(learning_rates=(0.5,), **FEW), **SIZES)
+  result = linear_accuracy(FrozenEncoder(mean_colour, {}), source, source, seed=2**32 - 1, mesh=mesh8,
+                           settings=settings_of(learning_rates=(0.5,), **FEW), view=VIEW)
   assert result.top1 == 1.

@@ -12,12 +12,13 @@ from conic_jax import measures
 from conic_jax.command_line import load
 from conic_jax.errors import UserError
 from conic_jax.evals import probe as probes
-from conic_jax.evals.features import pixels
+from conic_jax.evals.features import FrozenEncoder, pixels
 
 pytestmark = pytest.mark.slow
 
 LABELS = np.arange(42) % 4
 VIEWS = views_of(count=2, size=8, blur=0.0)
+COLOUR, RAW = FrozenEncoder(mean_colour, {}), FrozenEncoder(pixels, {})
 NAMES = ['probe_instance_top1', 'probe_lidar', 'probe_rankme', 'probe_std']
 
 
@@ -35,7 +36,7 @@ def make(mesh, images=40, source=None, batch_size=16, views=VIEWS, times=12, see
 
 def test_measures_are_those_of_the_views_that_all_encoders_see(mesh, mesh8):
   """On one device and on eight, alone or beside others, whatever the batch, and twice the same."""
-  encoders = [(mean_colour, {}), (pixels, {}), (mean_colour, {'scale': jnp.float32(3)})]
+  encoders = [COLOUR, RAW, FrozenEncoder(mean_colour, {'scale': jnp.float32(3)})]
   colour, raw, scaled = probes.measure(make(mesh, batch_size=24), encoders)
   assert sorted(colour) == NAMES
   for figures, expected in ((colour, probes.measure(make(mesh8), encoders[:1])[0]), (scaled, colour)):
@@ -55,7 +56,7 @@ def test_views_are_read_once_where_they_are_few(mesh8, monkeypatch):
     monkeypatch.setattr(probes, '_MOST_KEPT', most)
     probe = kept if most else make(mesh8, source=source)
     for count in expected:
-      figures += probes.measure(probe, [(mean_colour, {})])
+      figures += probes.measure(probe, [COLOUR])
       assert sum(read) == count
   assert all(other == figures[0] for other in figures)
 
@@ -64,7 +65,7 @@ def test_every_image_is_seen_in_two_views_and_a_quarter_in_four(mesh8, monkeypat
   seen = {}
   monkeypatch.setattr(measures, 'lidar', lambda views: seen.update(several=views) or 1.)
   monkeypatch.setattr(measures, 'retrieval', lambda first, second: seen.update(pairs=(first, second)) or 1.)
-  probes.measure(make(mesh8), [(pixels, {})])
+  probes.measure(make(mesh8), [RAW])
   several, (first, second) = seen['several'], seen['pairs']
   assert several.shape == (10, 4, 192)
   assert first.shape == second.shape == (40, 192)
@@ -77,30 +78,30 @@ def test_an_undecodable_image_is_left_out(mesh8, monkeypatch):
   shapes = []
   monkeypatch.setattr(measures, 'rankme', lambda features: shapes.append(features.shape) or 1.)
   source = ArraySource(coloured(LABELS), LABELS, broken=[5, 6, 7])
-  probes.measure(make(mesh8, images=2000, source=source), [(pixels, {})])
+  probes.measure(make(mesh8, images=2000, source=source), [RAW])
   assert shapes == [(39, 192)]
 
 
 @pytest.mark.parametrize('images', [1, 2, 5])
 def test_features_that_are_all_alike_are_of_one_dimension(mesh8, images):
   source = ArraySource(np.full((images, 8, 8, 3), 7, np.uint8), np.zeros(images))
-  figures, = probes.measure(make(mesh8, source=source), [(constant, {})])
+  figures, = probes.measure(make(mesh8, source=source), [FrozenEncoder(constant, {})])
   assert figures == pytest.approx({'probe_rankme': 1, 'probe_lidar': 1, 'probe_std': 0,
                                    'probe_instance_top1': float(images == 1)}, abs=1e-6)
 
 
 def test_the_baselines_are_named(mesh8):
   probe = make(mesh8)
-  found = probes.baselines(probe, mean_colour, {})
+  found = probes.baselines(probe, COLOUR)
   assert sorted(found) == sorted(f'{name}_{suffix}' for name in NAMES for suffix in ('pixels', 'random'))
-  assert found['probe_rankme_random'] == probes.measure(probe, [(mean_colour, {})])[0]['probe_rankme']
+  assert found['probe_rankme_random'] == probes.measure(probe, [COLOUR])[0]['probe_rankme']
 
 
 def test_it_can_be_off(mesh8):
   probe = make(mesh8, images=0)
   assert not probe.steps
-  assert probes.measure(probe, [(mean_colour, {})]) == [{}]
-  assert probes.baselines(probe, mean_colour, {}) == {}
+  assert probes.measure(probe, [COLOUR]) == [{}]
+  assert probes.baselines(probe, COLOUR) == {}
 
 
 @pytest.mark.parametrize(('images', 'times'), [(-1, 12), (2000, 0)])

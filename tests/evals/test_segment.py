@@ -69,12 +69,12 @@ def tiny(scenes):
 def test_training_beats_chance_and_a_trained_encoder_a_random_one(scenes, mesh8, tmp_path, open_session):
   """A long training, and the same in a few iterations from its backbone and from a fresh one."""
   config, fresh, lines = tiny(scenes), open_encoder('random', NETWORK), []
-  settings, table = segment.Segmentation(**config.segmentation), masks.label_table(3, (), (255,))
+  settings = segment.Segmentation(**config.segmentation)
   train_pairs, test_pairs = (masks.open_pairs(config.data, split) for split in ('train', 'val'))
   model, variables = segment.build(fresh, settings, 0, mesh8)
-  learnt = segment.train(model, variables, train_pairs, table, settings, fresh.views, 0,
+  learnt = segment.train(model, variables, train_pairs, settings, fresh.views, 0,
                          open_session(mesh8, log=lines.append))
-  confusion, _ = segment.test(model, learnt, test_pairs, table, settings, fresh.views, 8, mesh8, lines.append)
+  confusion, _ = segment.test(model, learnt, test_pairs, settings, fresh.views, 8, mesh8, lines.append)
   # One class everywhere would reach about a third in that class, and nothing in the two others.
   assert segment.scores(confusion, settings.class_names)['miou'] > 0.75
   assert [line.split('  ')[0] for line in lines[:2]] == ['iteration 20/40', 'iteration 40/40']
@@ -132,10 +132,9 @@ def test_every_image_counts_once_at_its_own_size(scenes, mesh):
   config = tiny(scenes)
   config.segmentation.update(short_side=0, test_size=(48, 48))
   settings = segment.Segmentation(**config.segmentation)
-  table = masks.label_table(3, (), (255,))
   pairs = masks.open_pairs(config.data, 'val')
   lines = []
-  confusion, examples = segment.test(Brightest(), {}, pairs, table, settings, PLAIN, 8, mesh, lines.append)
+  confusion, examples = segment.test(Brightest(), {}, pairs, settings, PLAIN, 8, mesh, lines.append)
   expected = np.zeros((3, 3), np.int64)
   for id in set(range(11)) - {7}:
     image, mask = scene(1000 + id, *size_of(id))
@@ -151,8 +150,8 @@ def test_what_was_resized_is_counted_at_the_size_of_its_mask(scenes, mesh8):
   config = tiny(scenes)
   config.segmentation.update(short_side=16, test_size=(16, 20))
   confusion, examples = segment.test(
-    Brightest(), {}, masks.open_pairs(config.data, 'val'), masks.label_table(3, (), (255,)),
-    segment.Segmentation(**config.segmentation), PLAIN, 8, mesh8, lambda line: None)
+    Brightest(), {}, masks.open_pairs(config.data, 'val'), segment.Segmentation(**config.segmentation), PLAIN,
+    8, mesh8, lambda line: None)
   sizes = [size_of(id) for id in range(11) if id != 7]
   assert confusion.sum() == sum(height * (width - 1) for height, width in sizes)
   assert np.diag(confusion).sum() > 0.95 * confusion.sum()
@@ -204,7 +203,7 @@ def test_a_loss_that_diverges_is_told(scenes, mesh8, open_session):
   message = r'loss was nan at step 1 of the segmentation.*Lower .*learning_rate, which is 0\.1'
   with pytest.raises(UserError, match=message):
     segment.train(diverged, {'params': {'backbone': jnp.ones(())}, 'batch_stats': {'backbone': {}}}, pairs,
-                  masks.label_table(3, (), (255,)), settings, PLAIN, 0, open_session(mesh8))
+                  settings, PLAIN, 0, open_session(mesh8))
 
 
 @pytest.mark.parametrize(('changes', 'words'), [
@@ -225,7 +224,7 @@ def test_wrong_settings_are_told_before_training(changes, words, scenes, mesh8, 
 def test_the_presets_agree_with_themselves(preset):
   config = load(f'configs/segment.py:{preset}')
   settings = segment.Segmentation(**config.segmentation)
-  table = masks.label_table(settings.num_classes, settings.ids, settings.ignore)
+  table = settings.label_table()
   assert (table < 254).sum() == settings.num_classes == len(settings.class_names)
   assert config.result == f'segment_{preset}'
 

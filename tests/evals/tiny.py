@@ -7,10 +7,10 @@ from PIL import Image
 
 from conic_jax.evals.features import Features
 from conic_jax.hardware.mesh import to_global
-from conic_jax.views import evaluated
+from conic_jax.views import CentralView, evaluated
 
 SPEC = evaluated({'size': 8})
-SIZES = {'spec': SPEC, 'size': 8, 'resize': 8}
+VIEW = CentralView(SPEC, resize=8)
 
 
 class ArraySource:

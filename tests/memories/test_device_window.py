@@ -36,7 +36,7 @@ def no_swaps(mesh, on_device):
 
 
 def exchange(mesh):
-  return functools.partial(device_window.exchange, norm=NORM, **SGD, mesh=mesh)
+  return functools.partial(device_window.exchange, sgd=instance_rows.RowsSgd(NORM, 1.0, **SGD), mesh=mesh)
 
 
 @pytest.mark.slow

@@ -26,6 +26,7 @@ from conic_jax.optim import cosine_schedule
 N, SLOTS, BATCH, DIM, SEED = 61, 24, 8, 4, 3
 STEPS = 3 * (N // BATCH)
 NORM, MOMENTUM, WEIGHT_DECAY = 0.7, 0.9, 1e-2
+SGD = instance_rows.RowsSgd(NORM, 1.0, MOMENTUM, WEIGHT_DECAY)
 KEY = jax.random.key(SEED)
 RATES = np.asarray(jax.vmap(cosine_schedule(0.3, STEPS, 4))(jnp.arange(STEPS)))
 SKIPPED = np.arange(STEPS) % 5 == 2
@@ -53,8 +54,7 @@ def compiled(mesh, kind):
 
   def step(state, inputs, gradient, lr, apply):
     window, outgoing = device_window.exchange(
-      state['window'], inputs, state['step'], state['updates'], lr, norm=NORM, momentum=MOMENTUM,
-      weight_decay=WEIGHT_DECAY, mesh=mesh)
+      state['window'], inputs, state['step'], state['updates'], lr, sgd=SGD, mesh=mesh)
     old = window.rows
     gradient = jnp.pad(gradient[window.classes], ((0, len(old.weights) - SLOTS), (0, 0)))
     momentum = MOMENTUM * old.momentum + gradient + WEIGHT_DECAY * old.weights
@@ -77,8 +77,7 @@ class Trainer:
     self.everywhere = jax.jit(lambda tree: tree, out_shardings=meshes.replicated(mesh))
     settings = HostSettings(folder=folder, batch_ids=ids, batch_size=BATCH, last_step=STEPS, save_every=5,
                             keep=3)
-    self.host = HostRows(settings, mesh, kind=kind, num_instances=N, dim=DIM, seed=SEED, norm=NORM,
-                         momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+    self.host = HostRows(settings, mesh, kind=kind, num_instances=N, dim=DIM, seed=SEED, sgd=SGD)
 
   def start(self, saved=None):
     """Begins, or goes on from a `saved` state."""

@@ -45,7 +45,8 @@ def test_wrong_shapes_of_a_queue(mesh8):
 def test_wrong_shapes_of_a_window(mesh8):
   refuses(lambda classes: device_window.init(KEY, classes, 64, 3, 1.0, 8, mesh8, False), (16, 1))
   window = device_window.init(KEY, np.arange(16), 64, 3, 1.0, 8, mesh8, False)
-  refuses(lambda *scalars: device_window.exchange(window, {}, *scalars, norm=1.0, mesh=mesh8, **SGD),
+  sgd = instance_rows.RowsSgd(norm=1.0, lr_scale=1.0, **SGD)
+  refuses(lambda *scalars: device_window.exchange(window, {}, *scalars, sgd=sgd, mesh=mesh8),
           (), (), (1,))
   with pytest.raises(AssertionError, match='Chex'):
     WindowClasses(np.arange(4), np.zeros(1), 8)

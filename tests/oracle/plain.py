@@ -225,8 +225,8 @@ def coloured(views, flip, ids, groups, seed, round_number):
 
 def batches_of(config: Any, source: Any, groups: tuple) -> Iterator[dict]:
   """The batches of a run, one after another."""
-  drawn = pipeline.train_batches(source, groups, batch_size=config.batch_size, seed=config.seed, start_step=0,
-                                 rows=np.arange(config.batch_size), **config.sampler)
+  sampler = Sampler(source.num_images, config.batch_size, config.seed, **config.sampler)
+  drawn = pipeline.train_batches(source, groups, sampler, start_step=0, rows=np.arange(config.batch_size))
   per_round = (config.sampler.window or source.num_images) // config.batch_size
   for step, batch in enumerate(drawn):
     np.testing.assert_array_equal(batch['valid'], batch['id'] != BROKEN)
