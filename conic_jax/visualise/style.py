@@ -1,5 +1,7 @@
-"""Shared by all pictures: colours, axis style, and saving."""
+"""Shared by all pictures: colours, axis style, names, and saving."""
 import io
+import unicodedata
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,12 @@ STYLE: dict[Any, Any] = {'font.size': 9, 'axes.titlesize': 10, 'axes.titlelocati
                          'axes.axisbelow': True, 'grid.color': '#E6E6E6', 'grid.linewidth': 0.6,
                          'axes.edgecolor': '#666666', 'xtick.color': '#444444', 'ytick.color': '#444444',
                          'legend.frameon': False,
-                         'text.parse_math': False}  # Class names may contain a $.
+                         # Class names may contain a $, a \ or a _.
+                         'text.parse_math': False, 'text.usetex': False}
+# Larger pictures get fewer dots an inch: they would fill the memory, and Pillow refuses them.
+_MOST_PIXELS = 40_000_000
+# What Matplotlib warns of where a name is in a script that its fonts lack, or is too long for the layout.
+_EXPECTED = (r'Glyph \d+', 'Matplotlib currently does not support', 'constrained_layout not applied')
 
 
 def draw_image(axis: Axes, image: np.ndarray, colour: str) -> None:
@@ -32,11 +39,38 @@ def draw_image(axis: Axes, image: np.ndarray, colour: str) -> None:
   axis.spines[:].set(visible=True, color=colour, linewidth=2)
 
 
+def shown_name(name: str, most: int = 24) -> str:
+  """A name as it can be drawn: on one line, without halves of characters, at most `most` characters long."""
+  kinds = {'Cc': ' ', 'Zl': ' ', 'Zp': ' ', 'Cs': '\N{REPLACEMENT CHARACTER}'}
+  drawn = ''.join(kinds.get(unicodedata.category(character), character) for character in name).strip()
+  if not drawn:
+    return '(no name)'
+  return drawn if len(drawn) <= most else f'{drawn[:most - 1]}…'
+
+
 def save(figure: Figure, out: Path, dpi: int = 130) -> None:
-  """Writes the picture with 256 dithered colours, a third of the file size."""
-  drawn = io.BytesIO()
-  figure.savefig(drawn, format='png', dpi=dpi)
+  """Writes the picture with 256 dithered colours, a third of the file size.
+
+  An older picture of this name is replaced once the new one is whole.
+
+  Raises:
+    OSError: if it cannot be written.
+  """
+  drawn, written = io.BytesIO(), io.BytesIO()
+  width, height = figure.get_size_inches()
+  with warnings.catch_warnings():
+    for message in _EXPECTED:
+      warnings.filterwarnings('ignore', message)
+    figure.savefig(drawn, format='png', dpi=min(dpi, (_MOST_PIXELS / (width * height)) ** 0.5))
   picture = Image.open(drawn).convert('RGB')
   palette = picture.quantize(256, method=Image.Quantize.FASTOCTREE)
+  picture = picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
+  picture.save(written, format='png', optimize=True)
   out.parent.mkdir(parents=True, exist_ok=True)
-  picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(out, optimize=True)
+  temporary = out.with_name(f'{out.name}.tmp')
+  try:
+    temporary.write_bytes(written.getvalue())
+    temporary.replace(out)
+  except BaseException:
+    temporary.unlink(missing_ok=True)
+    raise

@@ -1,5 +1,6 @@
 """The curves of a run."""
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ PANELS = (
 )
 # Baselines, measured once: suffix of the name in the file, legend, colour.
 BASELINES = (('random', 'random network', '#888888'), ('pixels', 'raw pixels', '#444444'))
+LARGEST = 1e30  # Axes overflow some way above.
 OWN = 'this run'  # Legend of an unnamed series next to its baselines.
 
 
@@ -49,6 +51,7 @@ def loss_curves(metrics: Path, out: Path) -> None:
     UserError: if the file has none of these figures.
   """
   rows = [json.loads(line) for line in metrics.read_text().splitlines() if line.strip()]
+  rows = [{name: _drawable(value) for name, value in row.items()} for row in rows]
   names = {name for row in rows for name in row}
   panels = [panel for panel in PANELS if any(series[0] in names for series in panel[2])]
   if not panels:
@@ -75,6 +78,11 @@ def baselines(rows: Sequence[Mapping[str, Any]], name: str) -> list[tuple[str, s
     if values:
       found.append((legend, colour, values[-1]))
   return found
+
+
+def _drawable(value):
+  """The value, or NaN, which leaves a gap, for a number that no axis can reach."""
+  return value if not isinstance(value, (int, float)) or abs(value) < LARGEST else math.nan
 
 
 def _draw_panel(axis, rows, title, factor, series):

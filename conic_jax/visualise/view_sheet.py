@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 
-from conic_jax.visualise.style import BLUE, GREEN, LETTERED, ORANGE, STYLE, draw_image, save
+from conic_jax.visualise.style import BLUE, GREEN, LETTERED, ORANGE, STYLE, draw_image, save, shown_name
 
 _CELL_GAP = 0.04  # Inset of each cell's frame, as a share of its side.
 # Continues the three colours above with the rest of Okabe and Ito's.
@@ -55,7 +55,7 @@ def views_picture(columns: Sequence[Column], crops: np.ndarray, names: Sequence[
           _draw_cells(axis, column.images[row].shape, column.cells[row])
     for row, axis in enumerate(axes[:rows, 0]):
       axis.set_ylabel(row + 1, rotation=0, ha='right', va='center', fontsize=11)
-      axis.set_xlabel(names[row].rpartition('/')[2][-28:], fontsize=6, labelpad=1)
+      axis.set_xlabel(shown_name(names[row].rpartition('/')[2][-28:], 28), fontsize=6, labelpad=1)
       _draw_crops(axis, columns[0].images[row].shape, crops[row])
     for axis in axes[rows:].ravel():
       axis.set_axis_off()
