@@ -101,7 +101,7 @@ def nice_ticks(low: float, high: float, most: int) -> np.ndarray:
 
 
 def _points(reports, name, factor):
-  """Epochs and values of a figure but for those that no axis can reach, [n, 2]; block means if there are many."""
+  """Epochs and values of a figure that an axis can reach, [n, 2]; block means if there are many."""
   rows = [(report['epoch'], factor * report[name]) for report in reports
           if abs(report.get(name, math.nan)) < LARGEST]
   points = np.array(rows, np.float64).reshape(-1, 2)

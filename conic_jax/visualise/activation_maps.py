@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from conic_jax.errors import UserError
-from conic_jax.visualise.style import STYLE, draw_image, save, shown_name
+from conic_jax.visualise.style import draw_image, drawing, save, shown_name
 
 _HEAT, _OPACITY = 'inferno', 0.65
 _LUMINANCE = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601.
@@ -31,7 +31,7 @@ def activations_picture(images: np.ndarray, maps: Sequence[tuple[str, np.ndarray
   if not len(images):
     raise UserError('There are no images to show.')
   rows, columns = len(images), 1 + len(maps)
-  with matplotlib.rc_context(STYLE):
+  with drawing():
     layout = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.05, wspace=0, hspace=0)
     figure = Figure(figsize=(1.7 * columns + 0.2, 1.7 * rows + 0.7), layout=layout)
     axes = figure.subplots(rows, columns, squeeze=False)

@@ -2,13 +2,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from conic_jax.errors import UserError
-from conic_jax.visualise.style import STYLE, save, shown_name
+from conic_jax.visualise.style import drawing, save, shown_name
 
 _LISTED_CLASSES, _LISTED_PAIRS, _MOST_CELLS = 20, 15, 250
 
@@ -33,7 +32,7 @@ def confusion_picture(confusion: np.ndarray, class_names: Sequence[str], out: Pa
   listed = len(names) <= _LISTED_CLASSES
   shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
   right = np.trace(confusion) / max(confusion.sum(), 1)
-  with matplotlib.rc_context(STYLE):
+  with drawing():
     side = float(np.clip(1.5 + 0.42 * len(names), 3, 7.5)) if listed else 5.5
     figure = Figure(figsize=(side + (0.9 if listed else 4.2), side), layout='constrained')
     axes = figure.subplots(1, 1 if listed else 2, squeeze=False, width_ratios=[1] if listed else [1.5, 1])[0]

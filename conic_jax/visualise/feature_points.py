@@ -2,13 +2,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from conic_jax.visualise.projection import project
-from conic_jax.visualise.style import BLUE, CLASS_COLOURS, STYLE, save, shown_name
+from conic_jax.visualise.style import BLUE, CLASS_COLOURS, drawing, save, shown_name
 
 _LISTED_CLASSES = 20
 
@@ -32,7 +31,7 @@ def feature_map(features: np.ndarray, labels: np.ndarray | None, class_names: Se
   projection = project(features, seed)
   points = projection.points
   labels = None if labels is None else labels[projection.rows]
-  with matplotlib.rc_context(STYLE):
+  with drawing():
     width, height = np.ptp(points, axis=0)
     figure = Figure(figsize=(6.6, float(np.clip(5 * height / width if width else 5, 3, 7)) + 0.4),
                     layout='constrained')

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from conic_jax.errors import UserError
-from conic_jax.visualise.style import STYLE, draw_image, save, shown_name
+from conic_jax.visualise.style import draw_image, drawing, save, shown_name
 
 _VOID = 255
 _OPACITY = 0.6
@@ -36,7 +36,7 @@ def segmentation_picture(images: Sequence[np.ndarray], truths: Sequence[np.ndarr
     raise UserError('There are no images to show.')
   colours = _colours(len(class_names))
   heights = [float(np.clip(len(image) / image.shape[1], *_HEIGHTS)) for image in images]
-  with matplotlib.rc_context(STYLE):
+  with drawing():
     figure = Figure(figsize=(7.5, 2.4 * sum(heights) + 1.1), layout='constrained')
     axes = figure.subplots(len(images), len(_TITLES), squeeze=False, height_ratios=heights)
     for row, image, truth, prediction in zip(axes, images, truths, predictions, strict=True):

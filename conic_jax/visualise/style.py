@@ -1,11 +1,15 @@
 """Shared by all pictures: colours, axis style, names, and saving."""
+import contextlib
 import io
 import unicodedata
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
@@ -18,17 +22,30 @@ CLASS_COLOURS = ('#332288', '#CC6677', '#117733', '#88CCEE', '#882255', '#DDCC77
                  '#AA4499', '#999933', '#777777')
 LETTERED: dict[str, Any] = {'color': 'white', 'ha': 'center', 'va': 'center', 'clip_on': True,
                             'path_effects': [withStroke(linewidth=1.5, foreground='black')]}
-STYLE: dict[Any, Any] = {'font.size': 9, 'axes.titlesize': 10, 'axes.titlelocation': 'left',
-                         'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True,
-                         'axes.axisbelow': True, 'grid.color': '#E6E6E6', 'grid.linewidth': 0.6,
-                         'axes.edgecolor': '#666666', 'xtick.color': '#444444', 'ytick.color': '#444444',
-                         'legend.frameon': False,
-                         # Class names may contain a $, a \ or a _.
-                         'text.parse_math': False, 'text.usetex': False}
+_STYLE: dict[Any, Any] = {'font.size': 9, 'axes.titlesize': 10, 'axes.titlelocation': 'left',
+                          'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True,
+                          'axes.axisbelow': True, 'grid.color': '#E6E6E6', 'grid.linewidth': 0.6,
+                          'axes.edgecolor': '#666666', 'xtick.color': '#444444', 'ytick.color': '#444444',
+                          'legend.frameon': False,
+                          # Class names may contain a $, a \ or a _.
+                          'text.parse_math': False, 'text.usetex': False}
+# Drawn with where they are installed: characters that DejaVu Sans, which Matplotlib brings, does not have.
+_MORE_FONTS = ('Noto Sans CJK SC', 'Noto Sans CJK JP', 'Noto Sans SC', 'Source Han Sans SC',
+               'WenQuanYi Micro Hei', 'Microsoft YaHei', 'PingFang SC', 'Hiragino Sans', 'Arial Unicode MS',
+               'Noto Sans Devanagari', 'Noto Sans Bengali', 'Noto Sans Tamil', 'Noto Sans Thai', 'Noto Emoji')
 # Larger pictures get fewer dots an inch: they would fill the memory, and Pillow refuses them.
 _MOST_PIXELS = 40_000_000
 # What Matplotlib warns of where a name is in a script that its fonts lack, or is too long for the layout.
 _EXPECTED = (r'Glyph \d+', 'Matplotlib currently does not support', 'constrained_layout not applied')
+
+
+@contextlib.contextmanager
+def drawing() -> Iterator[None]:
+  """The style of every picture, whatever the user's own, for as long as one is drawn."""
+  installed = {font.name for font in font_manager.fontManager.ttflist}
+  fonts = ['DejaVu Sans', *(name for name in _MORE_FONTS if name in installed)]
+  with matplotlib.rc_context({**_STYLE, 'font.family': fonts}):
+    yield
 
 
 def draw_image(axis: Axes, image: np.ndarray, colour: str) -> None:

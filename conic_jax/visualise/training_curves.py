@@ -5,13 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from conic_jax.errors import UserError
-from conic_jax.visualise.style import BLUE, GREEN, ORANGE, STYLE, save
+from conic_jax.visualise.style import BLUE, GREEN, ORANGE, drawing, save
 
 # Title of the panel, factor on the values, and its series (name in the file, legend, colour).
 PANELS = (
@@ -58,7 +57,7 @@ def loss_curves(metrics: Path, out: Path) -> None:
     raise UserError(f'{metrics} holds no reports yet: let the run reach its first report.')
   columns = min(len(panels), 4)
   lines = -(-len(panels) // columns)
-  with matplotlib.rc_context(STYLE):
+  with drawing():
     figure = Figure(figsize=(3 * columns, 2.3 * lines), layout='constrained')
     axes = figure.subplots(lines, columns, squeeze=False).ravel()
     for panel, axis in zip(panels, axes, strict=False):
@@ -71,10 +70,10 @@ def loss_curves(metrics: Path, out: Path) -> None:
 
 
 def baselines(rows: Sequence[Mapping[str, Any]], name: str) -> list[tuple[str, str, float]]:
-  """Legend, colour and latest value of each baseline of a figure in the reports."""
+  """Legend, colour and latest value that can be drawn of each baseline of a figure in the reports."""
   found = []
   for suffix, legend, colour in BASELINES:
-    values = [row[f'{name}_{suffix}'] for row in rows if f'{name}_{suffix}' in row]
+    values = [value for row in rows if abs(value := row.get(f'{name}_{suffix}', math.nan)) < LARGEST]
     if values:
       found.append((legend, colour, values[-1]))
   return found

@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 
-from conic_jax.visualise.style import BLUE, GREEN, LETTERED, ORANGE, STYLE, draw_image, save, shown_name
+from conic_jax.errors import UserError
+from conic_jax.visualise.style import BLUE, GREEN, LETTERED, ORANGE, draw_image, drawing, save, shown_name
 
 _CELL_GAP = 0.04  # Inset of each cell's frame, as a share of its side.
 # Continues the three colours above with the rest of Okabe and Ito's.
@@ -40,10 +41,15 @@ def views_picture(columns: Sequence[Column], crops: np.ndarray, names: Sequence[
     names: names of the images; only the last part of a path is shown.
     mosaics: one of every four images, uint8 [n // 4, S, S, 3], drawn below; or None.
     out: file to write.
+
+  Raises:
+    UserError: if there is no image.
   """
+  if not len(names):
+    raise UserError('There are no images to show.')
   rows, wide = len(names), len(columns)
   mosaic_rows = 0 if mosaics is None else -(-len(mosaics) // (wide - 1))
-  with matplotlib.rc_context(STYLE):
+  with drawing():
     layout = ConstrainedLayoutEngine(w_pad=0.04, h_pad=0.04, wspace=0, hspace=0)
     figure = Figure(figsize=(1.7 * wide + 0.3, 1.75 * (rows + mosaic_rows) + 0.4), layout=layout)
     axes = figure.subplots(rows + mosaic_rows, wide, squeeze=False)
