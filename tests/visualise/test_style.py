@@ -12,14 +12,15 @@ from conic_jax import visualise
 from conic_jax.visualise import style
 
 # Arabic, Hebrew, Devanagari, Thai, Chinese; an emoji of three characters; combining marks; a writing
-# direction that is never ended; what Matplotlib reads as mathematics; bytes that are no UTF-8; nothing at all.
+# direction that is never ended; what Matplotlib reads as mathematics; bytes that are no UTF-8; nothing.
 NAMES = ('قطة', 'חתול', 'बिल्ली', 'แมว', '猫', '🐈‍⬛', 'e\u0301\u0323\u0308' + 9 * '\u0300', '\u202ecat',
          'a$x_{$', '\\frac{', '_cat_', '{}%s<b>', '\udcff\udc80', 'two\nlines\x00', '', 300 * 'x')
 
 
 @pytest.mark.parametrize(('name', 'drawn'), [
   ('cat', 'cat'), ('a$\\_', 'a$\\_'), ('two\nlines\x00', 'two lines'), ('\udcff', '\ufffd'),
-  (' \t', '(no name)'), ('', '(no name)'), (24 * 'x', 24 * 'x'), (25 * 'x', 23 * 'x' + '…'), ('क\u200dष', 'क\u200dष')])
+  (' \t', '(no name)'), ('', '(no name)'),
+  (24 * 'x', 24 * 'x'), (25 * 'x', 23 * 'x' + '…'), ('क\u200dष', 'क\u200dष')])
 def test_names_fit_on_a_line(name, drawn):
   assert style.shown_name(name) == drawn
 
