@@ -127,10 +127,7 @@ def run(names: list[str], folder: str, count: int, size: int, out: Path, say: Ca
   titles = [Path(name).name for name in names]
   titles = titles if len(set(titles)) == len(set(names)) else names
   maps = [(title, activation_maps(encoder, images)) for title, encoder in zip(titles, encoders, strict=True)]
-  try:
-    visualise.activations_picture(images, maps, out)
-  except OSError as error:
-    raise UserError(f'--out={out} cannot be written ({error}): give another --out.') from error
+  visualise.insist(functools.partial(visualise.activations_picture, images, maps), out, '--out')
   say(f'{out}: {" and ".join(titles)} over {len(images)} images')
 
 

@@ -175,8 +175,9 @@ def _draw(query: str, root: str, paths: list[str], similarities: np.ndarray, out
   if not any(found.read(places)[0]):
     raise UserError(f"The images are not in '{root}' any more, where --sheet looks for them: give the folder "
                     'in place of the file.')
-  visualise.neighbours_grid(protocols.thumbnails(Files([query]), np.arange(1)),
-                            protocols.thumbnails(found, places)[None], similarities[None], None, out)
+  visualise.insist(
+    functools.partial(visualise.neighbours_grid, protocols.thumbnails(Files([query]), np.arange(1)),
+                      protocols.thumbnails(found, places)[None], similarities[None], None), out, '--sheet')
 
 
 def _whole_number(text: str) -> int:

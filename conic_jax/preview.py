@@ -152,11 +152,9 @@ def run(values: flags.FlagValues) -> None:
   pipeline.check_views(source, method.views)
   batch = first_batch(config, source, method, values.images)
   names = [source.name(int(id)) for id in batch['id']]
-  try:
-    visualise.views_picture(columns(source, method, batch), np.asarray(batch['crop']), names,
-                            drawn_mosaics(method, batch), out)
-  except OSError as error:
-    raise UserError(f'--out={out} cannot be written: {error}.') from error
+  visualise.insist(
+    lambda file: visualise.views_picture(columns(source, method, batch), np.asarray(batch['crop']), names,
+                                         drawn_mosaics(method, batch), file), out, '--out')
   print_line(f'{out}: the first {values.images} images of the first batch, as {config.method} sees them')
 
 

@@ -311,3 +311,14 @@ def test_a_sheet_without_its_images_is_told(command, weights, images, tmp_path):
         file)
   answer = command(weights, file, f'--neighbours={images / PATHS[0]}', f'--sheet={tmp_path}/sheet.png')
   assert 'are not in' in answer
+
+
+def test_a_sheet_that_cannot_be_written_is_told_after_what_was_found(
+    command, weights, images, tmp_path, capsys):
+  file = tmp_path / 'features.npz'
+  (tmp_path / '0.png').write_bytes((images / PATHS[0]).read_bytes())
+  write(iter([block(0, 1, width=8)]), {'size': '16', 'resize': '16', 'images': str(tmp_path)}, file)
+  answer = command(weights, file, f'--neighbours={images / PATHS[0]}', f'--sheet={file}/sheet.png')
+  assert answer.startswith(f'conic_jax: --sheet={file}/sheet.png cannot be written (')
+  assert len(answer.splitlines()) == 1
+  assert capsys.readouterr().out.endswith('  0.png\n')

@@ -157,6 +157,23 @@ def test_pictures_say_what_they_are_of(run):
     'Segmentation: camvid. Images, their masks, and the predicted masks.']
 
 
+def test_a_picture_that_cannot_be_read_is_left_out(run):
+  (run / 'figures' / 'features.png').mkdir()
+  assert [picture['alt'] for picture in Reader(written(run)).all('img')] == [
+    'Images, and the training images whose features are nearest.']
+
+
+def test_figures_that_no_axis_can_reach_are_left_out():
+  reports = [{'step': step, 'epoch': step / 4, 'loss': (-1)**step * 1.7e308, 'grad_norm': -math.inf,
+              'alignment': (-1)**step * 9e29, 'knn_top1': 0.5, 'knn_top1_random': math.inf}
+             for step in range(4)]
+  drawn = curves.panels(reports)
+  assert [(title, len(series)) for title, series in drawn] == [
+    ('kNN top-1 (%)', 1), ('Alignment (lower: views closer)', 1)]
+  for title, series in drawn:
+    assert 'nan' not in curves.figure(title, series)
+
+
 def test_names_are_text_whatever_they_are(run, tiny_config):
   before = Reader(written(run))
   tiny_config.data.dir = f'/home/me/{HOSTILE}'

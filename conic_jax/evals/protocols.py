@@ -13,7 +13,7 @@ from PIL import Image
 
 from conic_jax import visualise
 from conic_jax.data.sources import Source, Subset, open_source
-from conic_jax.errors import UserError
+from conic_jax.errors import Stopped, UserError
 from conic_jax.evals import comparison
 from conic_jax.evals.features import Encode, Features, FrozenEncoder, extract, pixels, to_host
 from conic_jax.evals.knn import knn_accuracy, neighbours
@@ -22,9 +22,9 @@ from conic_jax.evals.probe import Probe
 from conic_jax.evals.probe import measure as measure_probe
 from conic_jax.hardware.mesh import check_batch_size
 from conic_jax.views import CentralView, evaluated
+from conic_jax.visualise import Draw
 
 Say = Callable[[str], None]
-Draw = Callable[[Path], None]
 
 _QUERIES, _NEIGHBOURS, _THUMBNAIL = 6, 8, 96
 _POINTS_OF_MAP = 2000
@@ -249,11 +249,29 @@ def draw(encoder: FrozenEncoder, train_source: Source, test_source: Source | Non
          run: Path, say: Say) -> None:
   """Draws the pictures of a run into its figures/: curves, nearest neighbours, feature map.
 
-  Shows the nearest training images of held-out images; if nothing is held out, of training images.
-
-  Raises:
-    OSError: if a picture cannot be written; only in the first process, after all collective work.
+  Shows the nearest training images of held-out images; if nothing is held out, of training images. A picture
+  that cannot be drawn is told in a line, and the others are drawn. The first process draws, after all
+  collective work.
   """
+  of_features = {}
+  try:
+    of_features = _pictures_of_features(encoder, train_source, test_source, config, mesh)
+  except Stopped:
+    raise
+  except Exception as error:
+    say(f'Could not draw features.png and neighbours.png ({visualise.reason(error)}).')
+  if jax.process_index():
+    return
+  pictures = {'curves': functools.partial(visualise.loss_curves, run / 'metrics.jsonl'), **of_features}
+  files = {run / 'figures' / f'{name}.png': picture for name, picture in pictures.items()}
+  drawn = [str(file) for file, picture in files.items() if visualise.attempt(picture, file, say)]
+  if drawn:
+    say('Pictures: ' + ', '.join(sorted(drawn)))
+
+
+def _pictures_of_features(encoder: FrozenEncoder, train_source: Source, test_source: Source | None,
+                          config: Any, mesh: Mesh) -> dict[str, Draw]:
+  """What draws the map of the features and the nearest neighbours, by the picture's name."""
   shown_source = train_source if test_source is None else test_source
   order = np.random.default_rng(config.seed).permutation(shown_source.num_images)
   shown = Subset(shown_source, order[:_POINTS_OF_MAP])
@@ -261,25 +279,24 @@ def draw(encoder: FrozenEncoder, train_source: Source, test_source: Source | Non
                    for source in (train_source, shown))
   similarities, found = neighbours(bank, queries, _NEIGHBOURS + 1, mesh)
   features, labels, places = to_host(queries)
-  if jax.process_index():
-    return
-
-  figures = run / 'figures'
-  figures.mkdir(exist_ok=True)
-  visualise.loss_curves(run / 'metrics.jsonl', figures / 'curves.png')
-  visualise.feature_map(features, labels if shown.num_classes else None, shown.class_names,
-                        figures / 'features.png', seed=config.seed)
-
   first = 1 if test_source is None else 0  # The nearest of the training images is the image itself.
-  chosen = slice(0, _QUERIES)
-  similarities, found = (rows[chosen, first:first + _NEIGHBOURS] for rows in (similarities, found))
-  same = None
-  if train_source.num_classes and shown.num_classes:
-    same = np.stack([train_source.read(ids)[1] for ids in found]) == labels[chosen, None]
-  visualise.neighbours_grid(
-    thumbnails(shown, places[chosen]), np.stack([thumbnails(train_source, ids) for ids in found]),
-    similarities, same, figures / 'neighbours.png')
-  say('Pictures: ' + ', '.join(str(path) for path in sorted(figures.glob('*.png'))))
+  chosen, ranks = slice(0, _QUERIES), slice(first, first + _NEIGHBOURS)
+
+  def draw_neighbours(out: Path) -> None:
+    near = found[chosen, ranks]
+    if not near.size:
+      raise UserError('there are too few images to have neighbours')
+    same = None
+    if train_source.num_classes and shown.num_classes:
+      same = np.stack([train_source.read(ids)[1] for ids in near]) == labels[chosen, None]
+    visualise.neighbours_grid(
+      thumbnails(shown, places[chosen]), np.stack([thumbnails(train_source, ids) for ids in near]),
+      similarities[chosen, ranks], same, out)
+
+  return {'features': functools.partial(
+            visualise.feature_map, features, labels if shown.num_classes else None, shown.class_names,
+            seed=config.seed),
+          'neighbours': draw_neighbours}
 
 
 def thumbnails(source: Source, ids: np.ndarray) -> np.ndarray:

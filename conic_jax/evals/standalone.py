@@ -15,6 +15,7 @@ from conic_jax.extensions import own_module
 from conic_jax.hardware import mesh as meshes
 from conic_jax.run.reporter import write_json
 from conic_jax.run.session import Session
+from conic_jax.visualise import attempt
 
 # Settings of older runs, whose configs lack these fields.
 _BEFORE = {'linear': {'momentum': 0.9, 'schedule': 'cosine', 'milestones': (), 'normalise': 'none',
@@ -27,7 +28,8 @@ def evaluate(config: Any) -> dict[str, Any]:
   """Evaluates `config.encoder` by the protocol `config.task`; prints and writes the figures and pictures.
 
   They are written to `config.result` + '.json' and figures/ in `config.run`; by default in the encoder's own
-  run or, for an encoder without a run, in runs/evaluated_NAME.
+  run or, for an encoder without a run, in runs/evaluated_NAME. A picture that cannot be drawn is told in a
+  line.
 
   Returns:
     The figures.
@@ -55,8 +57,8 @@ def evaluate(config: Any) -> dict[str, Any]:
       session.log(f'Written to {written}')
       for name, draw in outcome.pictures.items():
         picture = run / 'figures' / f'{config.result}_{name}.png'
-        _write(lambda draw=draw, picture=picture: draw(picture), picture)
-        session.log(f'Picture: {picture}')
+        if attempt(draw, picture, session.log):
+          session.log(f'Picture: {picture}')
   return outcome.figures
 
 

@@ -26,7 +26,7 @@ def report(folder: Path, out: Path) -> None:
   text = page(read_run(folder))
   try:
     out.parent.mkdir(parents=True, exist_ok=True)
-    whole(out, lambda path: path.write_text(text, encoding='utf-8'))
+    whole(out, lambda path: path.write_text(text, encoding='utf-8', errors='replace'))
   except OSError as error:
     raise UserError(f'--out={out} cannot be written ({error}): give another --out.') from error
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from conic_jax.report.formats import minus, number, words
-from conic_jax.visualise.training_curves import BASELINES, OWN, PANELS, baselines
+from conic_jax.visualise.training_curves import BASELINES, LARGEST, OWN, PANELS, baselines
 
 _MORE_PANELS = (
   ('Loss as a share of chance', 1, (('loss_share', '', '#444444'),)),
@@ -101,9 +101,9 @@ def nice_ticks(low: float, high: float, most: int) -> np.ndarray:
 
 
 def _points(reports, name, factor):
-  """Epochs and finite values of a figure, [n, 2]; block means if there are many."""
+  """Epochs and values of a figure that an axis can reach, [n, 2]; block means if there are many."""
   rows = [(report['epoch'], factor * report[name]) for report in reports
-          if math.isfinite(report.get(name, math.nan))]
+          if abs(report.get(name, math.nan)) < LARGEST]
   points = np.array(rows, np.float64).reshape(-1, 2)
   block = -(-len(points) // _MOST_POINTS)
   if block <= 1:

@@ -49,7 +49,7 @@ _EVALUATIONS = {'summary': 'After pretraining', 'knn': 'Nearest neighbours', 'li
                 'semi': 'Semi-supervised', 'finetune': 'Fine-tuning', 'svm': 'Linear SVMs',
                 'segment': 'Segmentation'}
 _CAPTIONS = {
-  'features': 'Features of images in two dimensions, by t-SNE.',
+  'features': 'Features of images in two dimensions.',
   'neighbours': 'Images, and the training images whose features are nearest.',
   'confusion': 'Confusion: true classes in rows, predicted ones in columns.',
   'predictions': 'Images, their masks, and the predicted masks.',
@@ -194,7 +194,10 @@ def _picture(path: Path) -> str:
   caption = _CAPTIONS.get(kind, '')
   if evaluation and caption:
     caption = f'{_title(evaluation)}. {caption}'
-  encoded = base64.b64encode(path.read_bytes()).decode()
+  try:
+    encoded = base64.b64encode(path.read_bytes()).decode()
+  except OSError:
+    return ''  # What cannot be read is left out: the page holds more than pictures.
   return (f'<figure class="picture"><img src="data:image/png;base64,{encoded}" '
           f'alt="{escape(caption or words(path.stem))}">'
           f'<figcaption>{escape(caption)} <code>figures/{escape(path.name)}</code></figcaption></figure>')

@@ -2,15 +2,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-from conic_jax.visualise.style import STYLE, save
+from conic_jax.errors import UserError
+from conic_jax.visualise.style import drawing, save, shown_name
 
 _LISTED_CLASSES, _LISTED_PAIRS, _MOST_CELLS = 20, 15, 250
-_LONGEST_NAME = 24
 
 
 def confusion_picture(confusion: np.ndarray, class_names: Sequence[str], out: Path) -> None:
@@ -23,12 +22,17 @@ def confusion_picture(confusion: np.ndarray, class_names: Sequence[str], out: Pa
     confusion: number of images by true and predicted class, integers [C, C].
     class_names: names of the classes.
     out: file to write.
+
+  Raises:
+    UserError: if there is no class.
   """
-  names = [name if len(name) <= _LONGEST_NAME else f'{name[:_LONGEST_NAME - 1]}…' for name in class_names]
+  if not len(confusion):
+    raise UserError('There are no classes to confuse.')
+  names = [shown_name(name) for name in class_names]
   listed = len(names) <= _LISTED_CLASSES
   shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
   right = np.trace(confusion) / max(confusion.sum(), 1)
-  with matplotlib.rc_context(STYLE):
+  with drawing():
     side = float(np.clip(1.5 + 0.42 * len(names), 3, 7.5)) if listed else 5.5
     figure = Figure(figsize=(side + (0.9 if listed else 4.2), side), layout='constrained')
     axes = figure.subplots(1, 1 if listed else 2, squeeze=False, width_ratios=[1] if listed else [1.5, 1])[0]

@@ -1,13 +1,13 @@
 """Grid of images and their nearest neighbours."""
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 
-from conic_jax.visualise.style import BLUE, ORANGE, STYLE, draw_image, save
+from conic_jax.errors import UserError
+from conic_jax.visualise.style import BLUE, ORANGE, draw_image, drawing, save
 
 _WIDE = 10  # Neighbours per row; more wrap to the next row.
 
@@ -22,10 +22,15 @@ def neighbours_grid(query_images: np.ndarray, neighbour_images: np.ndarray,
     similarities: cosine similarities [Q, k].
     same_label: bool [Q, k], or None if classes are unknown.
     out: file to write.
+
+  Raises:
+    UserError: if there is no image, or none has a neighbour.
   """
   num_queries, k = similarities.shape
+  if not similarities.size:
+    raise UserError('There are no images with neighbours to show.')
   wide, lines = min(k, _WIDE), -(-k // _WIDE)
-  with matplotlib.rc_context(STYLE):
+  with drawing():
     layout = ConstrainedLayoutEngine(w_pad=0.025, h_pad=0.025, wspace=0, hspace=0)
     figure = Figure(figsize=(0.9 * (wide + 1.2), 1.06 * num_queries * lines + 0.6), layout=layout)
     axes = figure.subplots(num_queries * lines, wide + 2, squeeze=False,

@@ -7,11 +7,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from conic_jax.visualise.style import STYLE, draw_image, save
+from conic_jax.errors import UserError
+from conic_jax.visualise.style import draw_image, drawing, save, shown_name
 
 _VOID = 255
 _OPACITY = 0.6
 _LISTED_CLASSES = 24
+_HEIGHTS = 0.2, 5  # Of a panel, relative to its width; an image beyond them leaves room beside it.
 _TITLES = 'image', 'truth', 'prediction'
 
 
@@ -26,10 +28,15 @@ def segmentation_picture(images: Sequence[np.ndarray], truths: Sequence[np.ndarr
     truths, predictions: n arrays uint8 [h, w], 255 for no class.
     class_names: names of the classes.
     out: file to write.
+
+  Raises:
+    UserError: if there is no image.
   """
+  if not len(images):
+    raise UserError('There are no images to show.')
   colours = _colours(len(class_names))
-  heights = [len(image) / image.shape[1] for image in images]
-  with matplotlib.rc_context(STYLE):
+  heights = [float(np.clip(len(image) / image.shape[1], *_HEIGHTS)) for image in images]
+  with drawing():
     figure = Figure(figsize=(7.5, 2.4 * sum(heights) + 1.1), layout='constrained')
     axes = figure.subplots(len(images), len(_TITLES), squeeze=False, height_ratios=heights)
     for row, image, truth, prediction in zip(axes, images, truths, predictions, strict=True):
@@ -39,7 +46,7 @@ def segmentation_picture(images: Sequence[np.ndarray], truths: Sequence[np.ndarr
         axis.spines[:].set(linewidth=0.6)
     for axis, title in zip(axes[0], _TITLES, strict=True):
       axis.set_title(title, loc='center')
-    handles = [Patch(color=tuple(colours[label]), label=class_names[label])
+    handles = [Patch(color=tuple(colours[label]), label=shown_name(class_names[label]))
                for label in _commonest(truths, predictions)]
     figure.legend(handles=handles, loc='outside lower center', ncols=6, fontsize=8, handlelength=1,
                   columnspacing=1.2)

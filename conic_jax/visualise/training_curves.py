@@ -1,16 +1,16 @@
 """The curves of a run."""
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from conic_jax.errors import UserError
-from conic_jax.visualise.style import BLUE, GREEN, ORANGE, STYLE, save
+from conic_jax.visualise.style import BLUE, GREEN, ORANGE, drawing, save
 
 # Title of the panel, factor on the values, and its series (name in the file, legend, colour).
 PANELS = (
@@ -32,6 +32,7 @@ PANELS = (
 )
 # Baselines, measured once: suffix of the name in the file, legend, colour.
 BASELINES = (('random', 'random network', '#888888'), ('pixels', 'raw pixels', '#444444'))
+LARGEST = 1e30  # Axes overflow some way above.
 OWN = 'this run'  # Legend of an unnamed series next to its baselines.
 
 
@@ -49,13 +50,14 @@ def loss_curves(metrics: Path, out: Path) -> None:
     UserError: if the file has none of these figures.
   """
   rows = [json.loads(line) for line in metrics.read_text().splitlines() if line.strip()]
+  rows = [{name: _drawable(value) for name, value in row.items()} for row in rows]
   names = {name for row in rows for name in row}
   panels = [panel for panel in PANELS if any(series[0] in names for series in panel[2])]
   if not panels:
     raise UserError(f'{metrics} holds no reports yet: let the run reach its first report.')
   columns = min(len(panels), 4)
   lines = -(-len(panels) // columns)
-  with matplotlib.rc_context(STYLE):
+  with drawing():
     figure = Figure(figsize=(3 * columns, 2.3 * lines), layout='constrained')
     axes = figure.subplots(lines, columns, squeeze=False).ravel()
     for panel, axis in zip(panels, axes, strict=False):
@@ -68,13 +70,18 @@ def loss_curves(metrics: Path, out: Path) -> None:
 
 
 def baselines(rows: Sequence[Mapping[str, Any]], name: str) -> list[tuple[str, str, float]]:
-  """Legend, colour and latest value of each baseline of a figure in the reports."""
+  """Legend, colour and latest value that can be drawn of each baseline of a figure in the reports."""
   found = []
   for suffix, legend, colour in BASELINES:
-    values = [row[f'{name}_{suffix}'] for row in rows if f'{name}_{suffix}' in row]
+    values = [value for row in rows if abs(value := row.get(f'{name}_{suffix}', math.nan)) < LARGEST]
     if values:
       found.append((legend, colour, values[-1]))
   return found
+
+
+def _drawable(value):
+  """The value, or NaN, which leaves a gap, for a number that no axis can reach."""
+  return value if not isinstance(value, (int, float)) or abs(value) < LARGEST else math.nan
 
 
 def _draw_panel(axis, rows, title, factor, series):

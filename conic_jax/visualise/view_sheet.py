@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 
-from conic_jax.visualise.style import BLUE, GREEN, LETTERED, ORANGE, STYLE, draw_image, save
+from conic_jax.errors import UserError
+from conic_jax.visualise.style import BLUE, GREEN, LETTERED, ORANGE, draw_image, drawing, save, shown_name
 
 _CELL_GAP = 0.04  # Inset of each cell's frame, as a share of its side.
 # Continues the three colours above with the rest of Okabe and Ito's.
@@ -40,10 +41,15 @@ def views_picture(columns: Sequence[Column], crops: np.ndarray, names: Sequence[
     names: names of the images; only the last part of a path is shown.
     mosaics: one of every four images, uint8 [n // 4, S, S, 3], drawn below; or None.
     out: file to write.
+
+  Raises:
+    UserError: if there is no image.
   """
+  if not len(names):
+    raise UserError('There are no images to show.')
   rows, wide = len(names), len(columns)
   mosaic_rows = 0 if mosaics is None else -(-len(mosaics) // (wide - 1))
-  with matplotlib.rc_context(STYLE):
+  with drawing():
     layout = ConstrainedLayoutEngine(w_pad=0.04, h_pad=0.04, wspace=0, hspace=0)
     figure = Figure(figsize=(1.7 * wide + 0.3, 1.75 * (rows + mosaic_rows) + 0.4), layout=layout)
     axes = figure.subplots(rows + mosaic_rows, wide, squeeze=False)
@@ -55,7 +61,7 @@ def views_picture(columns: Sequence[Column], crops: np.ndarray, names: Sequence[
           _draw_cells(axis, column.images[row].shape, column.cells[row])
     for row, axis in enumerate(axes[:rows, 0]):
       axis.set_ylabel(row + 1, rotation=0, ha='right', va='center', fontsize=11)
-      axis.set_xlabel(names[row].rpartition('/')[2][-28:], fontsize=6, labelpad=1)
+      axis.set_xlabel(shown_name(names[row].rpartition('/')[2][-28:], 28), fontsize=6, labelpad=1)
       _draw_crops(axis, columns[0].images[row].shape, crops[row])
     for axis in axes[rows:].ravel():
       axis.set_axis_off()

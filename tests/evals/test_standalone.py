@@ -138,6 +138,22 @@ def test_the_linear_task_leaves_the_encoder_alone_and_draws_its_confusion(
 
 
 @pytest.mark.slow
+def test_a_picture_that_cannot_be_written_ends_no_evaluation(image_folder, tmp_path, capsys):
+  config = load('configs/linear.py:folder')
+  config.encoder, config.run = 'random', str(tmp_path)
+  config.network.update(TINY)
+  config.data.update(dir=str(image_folder), test='test')
+  config.views.size = config.eval.resize = config.eval.batch_size = 16
+  config.linear.update(learning_rates=(0.1,), epochs=1, batch_size=16)
+  (tmp_path / 'figures').touch()
+  figures = standalone.evaluate(config)
+  assert json.loads((tmp_path / 'linear_folder.json').read_text()) == figures
+  last = capsys.readouterr().out.splitlines()[-1]
+  assert last.startswith('Could not draw linear_folder_confusion.png (')
+  assert f'{tmp_path}/figures' in last
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(('changes', 'message'), [
   ({'task': 'detect'}, "'detect'; available: pretrain, knn, linear, finetune, svm, segment"),
   ({'encoder': ''}, 'Which encoder'), ({'encoder': 'runs/nowhere'}, "no encoder 'runs/nowhere'"),

@@ -147,6 +147,34 @@ def test_an_unlabelled_folder_is_enough(tiny_config, capsys):
   assert (Path(tiny_config.run) / 'figures' / 'neighbours.png').exists()
 
 
+def test_pictures_that_cannot_be_written_end_no_run(tiny_config, capsys):
+  """First figures/ is a file, then there is a folder in the place of one picture."""
+  run = Path(tiny_config.run)
+  tiny_config.knn_every, tiny_config.eval.knn, tiny_config.eval.linear = 0, False, False
+  tiny_config.max_steps = 1
+  training.pretrain(tiny_config)
+  shutil.rmtree(run / 'figures')
+  (run / 'figures').touch()
+  tiny_config.max_steps = 2
+  capsys.readouterr()
+  summary = training.pretrain(tiny_config)
+  shown = capsys.readouterr().out
+  assert summary['step'] == json.loads((run / 'summary.json').read_text())['step'] == 2
+  assert re.findall(r'^Could not draw (\w+)\.png \(.*/figures.*\)\.$', shown, re.MULTILINE) == [
+    'curves', 'features', 'neighbours']
+  assert 'Pictures:' not in shown
+
+  (run / 'figures').unlink()
+  (run / 'figures' / 'features.png' / 'full').mkdir(parents=True)
+  tiny_config.max_steps = 3
+  assert training.pretrain(tiny_config)['step'] == 3
+  shown = capsys.readouterr().out
+  assert shown.count('Could not draw') == shown.count('Could not draw features.png (') == 1
+  assert f'Pictures: {run}/figures/curves.png, {run}/figures/neighbours.png\n' in shown
+  assert {path.name for path in (run / 'figures').iterdir()} == {
+    'curves.png', 'features.png', 'neighbours.png'}
+
+
 def test_without_labels_the_probe_is_compared(tiny_config, tmp_path, capsys):
   """Beside raw pixels, the random network, and another run's weights."""
   other = tiny_config.copy_and_resolve_references()

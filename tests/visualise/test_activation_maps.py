@@ -1,8 +1,10 @@
 import matplotlib
 import numpy as np
+import pytest
 from pictures import check_picture, smooth
 
 from conic_jax import visualise
+from conic_jax.errors import UserError
 
 
 def test_maps_lie_over_the_grey_images(figures, tmp_path):
@@ -22,3 +24,11 @@ def test_maps_lie_over_the_grey_images(figures, tmp_path):
       np.testing.assert_allclose(axes[row, column].images[0].get_array(), 0.65 * heat + 0.35 * grey[row],
                                  atol=0.51)
   check_picture(tmp_path / 'maps.png')
+
+
+def test_maps_that_are_no_numbers_are_drawn_and_no_image_is_refused(tmp_path):
+  maps = [('encoder', np.full((2, 96, 96), np.nan))]
+  visualise.activations_picture(smooth(2), maps, tmp_path / 'maps.png')
+  check_picture(tmp_path / 'maps.png')
+  with pytest.raises(UserError, match='no images'):
+    visualise.activations_picture(smooth(0), maps, tmp_path / 'maps.png')

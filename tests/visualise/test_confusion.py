@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from pictures import check_picture
 
+from conic_jax.errors import UserError
 from conic_jax.visualise import confusion, confusion_picture
 
 
@@ -48,3 +49,15 @@ def test_pairs_are_ordered_by_images():
   counts = np.array([[99, 2, 5], [5, 0, 0], [0, 1, 7]])
   assert confusion.most_confused(counts, 3) == [(0, 2), (1, 0), (0, 1)]
   assert confusion.most_confused(np.eye(3, dtype=int), 3) == []
+
+
+@pytest.mark.parametrize('classes', [1, 3, 21, 1000])
+def test_without_a_single_image_the_picture_is_empty(figures, tmp_path, classes):
+  confusion_picture(np.zeros((classes, classes), int), [str(i) for i in range(classes)], tmp_path / 'c.png')
+  assert figures[0].axes[0].get_title(loc='left') == '0.0% of 0 images are right'
+  assert not any(texts(axis) for axis in figures[0].axes)
+
+
+def test_no_class_is_refused(tmp_path):
+  with pytest.raises(UserError, match='no classes'):
+    confusion_picture(np.zeros((0, 0), int), [], tmp_path / 'c.png')

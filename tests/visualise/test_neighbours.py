@@ -4,6 +4,7 @@ from matplotlib.colors import to_rgba
 from pictures import check_picture, smooth
 
 from conic_jax import visualise
+from conic_jax.errors import UserError
 from conic_jax.visualise import style
 
 
@@ -36,3 +37,15 @@ def test_many_neighbours_go_on_below(figures, tmp_path, k, wide, lines):
     assert [axis.get_xlabel() for axis in shown] == [f'{value:.2f}' for value in similarities[query]]
     assert [bool(axis.images) for axis in axes[query, :, 0]] == [True] + [False] * (lines - 1)
   assert all(bool(axis.images) == axis.axison for axis in axes.ravel())
+
+
+def test_similarities_that_are_no_numbers_are_drawn(tmp_path):
+  visualise.neighbours_grid(smooth(1), smooth(1, 1), np.array([[np.nan]]), None, tmp_path / 'n.png')
+  check_picture(tmp_path / 'n.png')
+
+
+@pytest.mark.parametrize(('queries', 'k'), [(0, 3), (2, 0)])
+def test_nothing_to_show_is_refused(tmp_path, queries, k):
+  with pytest.raises(UserError, match='no images with neighbours'):
+    visualise.neighbours_grid(smooth(queries), smooth(queries, k), np.zeros((queries, k)), None,
+                              tmp_path / 'n.png')

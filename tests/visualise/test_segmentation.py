@@ -1,8 +1,10 @@
 import matplotlib
 import numpy as np
+import pytest
 from pictures import check_picture, smooth
 
 from conic_jax import visualise
+from conic_jax.errors import UserError
 
 HOSTILE = 'a$x_{$'  # What Matplotlib's mathematics cannot parse.
 
@@ -38,3 +40,15 @@ def test_of_many_classes_the_commonest_are_listed(figures, tmp_path):
                                  tmp_path / 's.png')
   legend, = figures[0].legends
   assert [text.get_text() for text in legend.get_texts()] == [str(label) for label in range(6, 30)]
+
+
+def test_images_of_any_shape_without_a_class_are_drawn(tmp_path):
+  images = [np.zeros((3000, 1, 3), np.uint8), np.full((1, 3000, 3), 99, np.uint8)]
+  void = [np.full(image.shape[:2], 255, np.uint8) for image in images]
+  visualise.segmentation_picture(images, void, void, [], tmp_path / 's.png')
+  check_picture(tmp_path / 's.png')
+
+
+def test_no_image_is_refused(tmp_path):
+  with pytest.raises(UserError, match='no images'):
+    visualise.segmentation_picture([], [], [], ['road'], tmp_path / 's.png')

@@ -1,4 +1,5 @@
 import json
+import math
 
 import numpy as np
 import pytest
@@ -62,3 +63,22 @@ def test_a_run_without_reports_is_told(tmp_path):
   with pytest.raises(UserError, match=r'metrics\.jsonl holds no reports yet'):
     visualise.loss_curves(write(tmp_path / 'metrics.jsonl', [{'step': 1, 'epoch': 1}]),
                           tmp_path / 'curves.png')
+
+
+@pytest.mark.parametrize('rows', [
+  [{'epoch': 0., 'loss': 3., 'knn_top1': 0.5}],
+  [{'epoch': float(epoch), 'loss': math.nan, 'knn_top1': -math.inf, 'knn_top1_random': math.nan}
+   for epoch in range(3)],
+  [{'epoch': epoch / 4, 'loss': (-1)**epoch * 1.7e308, 'knn_top1': 1e308, 'knn_top1_pixels': math.inf,
+    'learning_rate': 1e-320, 'alignment': (-1)**epoch * 9e29, 'loss_consistency': 10**400}
+   for epoch in range(400)]], ids=['a single report', 'no numbers', 'huge'])
+def test_any_figure_is_drawn_or_left_out(tmp_path, rows):
+  out = tmp_path / 'curves.png'
+  visualise.loss_curves(write(tmp_path / 'metrics.jsonl', rows), out)
+  check_picture(out)
+
+
+def test_a_figure_that_is_no_number_leaves_a_gap(figures, tmp_path):
+  rows = [{'epoch': float(epoch), 'loss': value} for epoch, value in enumerate([4., math.nan, 2., 1e31])]
+  visualise.loss_curves(write(tmp_path / 'metrics.jsonl', rows), tmp_path / 'curves.png')
+  np.testing.assert_array_equal(figures[0].axes[0].lines[0].get_ydata(), [4, math.nan, 2, math.nan])
