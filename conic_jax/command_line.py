@@ -52,8 +52,7 @@ def guarded(action: Callable[[], None], interrupted: str = 'interrupted') -> Non
   except Help as text:
     print_line(str(text))
   except UserError as error:
-    print_line(f'conic_jax: {error}', sys.stderr)
-    sys.exit(1)
+    sys.exit(f'conic_jax: {error}')
   except Stopped as stopped:
     print_line(f'conic_jax: {stopped}', sys.stderr)
     sys.exit(stopped.exit_code)

@@ -1,7 +1,7 @@
 """From a source to batches on the host: reads by id, crops and resizes in tf.data, and prefetches."""
 import atexit
 from collections.abc import Callable, Generator, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -234,7 +234,7 @@ def _batches(steps: tf.data.Dataset, read: Callable[[int], list],
     yield tf.nest.map_structure(lambda field: field.reshape(rows, *field.shape[2:]), batch)
 
 
-def _closed_at_exit(iterator: Iterator[dict]) -> Generator[dict, None, None]:
+def _closed_at_exit(iterator: Iterator[Any]) -> Generator[Any, None, None]:
   """Yields from a TensorFlow iterator and releases it before the interpreter ends.
 
   TensorFlow waits for the reads in progress when it releases an iterator. Later these could not finish,

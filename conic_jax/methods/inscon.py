@@ -137,7 +137,7 @@ class InsCon(MoCo):
       seen['cell_queue'] = {'keys': key_cells.reshape(-1, self.cell.features),
                             'ids': repeated(batch['id']), 'valid': repeated(valid)}
     metrics = {**losses_by_head, **metrics, **pair_metrics(pairs.queries, pairs.keys, valid)}
-    return sum(losses_by_head.values(), jnp.float32(0)), Aux(batch_stats, metrics, seen)
+    return sum(losses_by_head.values(), jnp.zeros(())), Aux(batch_stats, metrics, seen)
 
 
 def mosaics(views: jax.Array) -> jax.Array:

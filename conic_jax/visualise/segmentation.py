@@ -46,7 +46,7 @@ def segmentation_picture(images: Sequence[np.ndarray], truths: Sequence[np.ndarr
         axis.spines[:].set(linewidth=0.6)
     for axis, title in zip(axes[0], _TITLES, strict=True):
       axis.set_title(title, loc='center')
-    handles = [Patch(color=tuple(colours[label]), label=shown_name(class_names[label]))
+    handles = [Patch(color=tuple(colours[label]), label=shown_name(class_names[int(label)]))
                for label in _commonest(truths, predictions)]
     figure.legend(handles=handles, loc='outside lower center', ncols=6, fontsize=8, handlelength=1,
                   columnspacing=1.2)
