@@ -2,12 +2,14 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support import flags_of, losses_by_step, reports_of, reserved_port, tiny_method
 
@@ -119,6 +121,51 @@ def test_after_kill_9_the_losses_are_those_of_an_undisturbed_run(long_config, tm
   assert (resumed := int(re.search(r'going on from step (\d+)', out).group(1))) > 0
   assert resumed <= killed_at
   assert losses_by_step(run) == losses_by_step(undisturbed.run)
+
+
+def flip_a_byte_of_each_row(path, record_size):
+  rows = np.fromfile(path, np.uint8).reshape(-1, record_size)
+  rows[rows.any(axis=1), -1] ^= 1
+  rows.tofile(path)
+
+
+def flip_the_byte(path, position):
+  data = bytearray(path.read_bytes())
+  data[position] ^= 1
+  path.write_bytes(data)
+
+
+def test_a_damaged_store_is_told_and_left_as_it_is(long_config, tmp_path):
+  """The rows of ConIC-S on disk, its rates and the settings of its store."""
+  tiny_method(long_config, 'conic_s', **{'classifier.store': 'disk', 'max_steps': 7})
+  assert finish(start(*flags_of(long_config)))[0] == 0
+  run, whole = Path(long_config.run), tmp_path / 'whole'
+  shutil.copytree(run, whole)
+  long_config.max_steps = 0
+  size = 12 + 8 * long_config.head.features
+  for name, damage, answer in (
+    ('process-0/rows', lambda path: flip_a_byte_of_each_row(path, size),
+     r'rows or its checksums are damaged at instance \d+: (move|run|bring) '),
+    ('rates-0', lambda path: flip_the_byte(path, 9),
+     r'rates-0 or its checksums are damaged at step 2: bring '),
+    ('settings.json', lambda path: path.write_text('{"norm'), r'settings\.json is damaged: bring ')):
+    shutil.rmtree(run)
+    shutil.copytree(whole, run)
+    damage(run / 'store' / name)
+    before = kept_by(run)
+    code, _, err = finish(start(*flags_of(long_config)))
+    assert code == 1
+    told = [line for line in err.splitlines() if line.startswith('conic_jax: ')]
+    assert len(told) == 1
+    assert re.search(answer, told[0])
+    assert 'Traceback' not in err
+    assert kept_by(run) == before
+
+
+def kept_by(run):
+  """The content of a run's store and of its checkpoints."""
+  return {path: path.read_bytes() for folder in ('store', 'checkpoints')
+          for path in (run / folder).rglob('*') if path.is_file()}
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])

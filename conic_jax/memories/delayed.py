@@ -6,6 +6,7 @@ range of steps, and applied in float32 on the device to returning rows.
 """
 import itertools
 import os
+import zlib
 from pathlib import Path
 
 import chex
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from conic_jax.errors import UserError
-from conic_jax.memories.journal import REMEDY, write_whole
+from conic_jax.memories.journal import REMEDY, sync_folder, unnamed, write_whole
 
 # Steps per stored product.
 _BLOCK = 64
@@ -62,26 +63,33 @@ def apply(products: jax.Array, rows: jax.Array) -> jax.Array:
 class Rates:
   """The learning rate used in every step, and the products of A(η) over any range of steps.
 
-  The products of aligned blocks of 64, 128, 256 … steps are stored: with the rates about 5 bytes a step.
+  The products of aligned blocks of 64, 128, 256 … steps are kept: with the rates about 5 bytes a step.
   Prefix products cannot be inverted: the determinant mᵏ underflows. One thread may append while another asks
   for products up to a step that it knows to be there.
 
   Args:
-    path: file of the rates, float32 one after another; NaN for a skipped step.
-    num_steps: how many of the file's rates to keep; 0 starts a new file.
+    path: file of the rates, float32 one after another; NaN for a skipped step. In PATH.sums is the CRC-32
+      of all rates up to each, uint32.
+    num_steps: how many of the file's rates to keep; 0 starts new files.
     momentum: m.
     weight_decay: λ.
+    old: whether a version may have written the file that made no checksums; they are made here.
 
   Raises:
-    UserError: if the file holds fewer, or an invalid rate.
+    UserError: as `read_rates`.
   """
 
-  def __init__(self, path: Path, num_steps: int = 0, *, momentum: float, weight_decay: float):
+  def __init__(self, path: Path, num_steps: int = 0, *, momentum: float, weight_decay: float,
+               old: bool = False):
     self._path, self._momentum, self._weight_decay = path, momentum, weight_decay
-    self._rates = self._read(num_steps)
-    self._length = num_steps
-    self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    os.ftruncate(self._file, num_steps * 4)
+    self._rates = read_rates(path, num_steps, old)
+    self._length, self._sum = num_steps, zlib.crc32(self._rates[:num_steps].tobytes())
+    if num_steps and not _sums_path(path).is_file():
+      _add_sums(path, self._rates)
+    self._file, self._sums = (os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+                              for file in (path, _sums_path(path)))
+    for file in (self._file, self._sums):
+      os.ftruncate(file, num_steps * 4)
     self._levels = self._tree()
 
   def __len__(self) -> int:
@@ -94,12 +102,15 @@ class Rates:
     Raises:
       UserError: if the disk is full.
     """
+    written = np.float32(rate).tobytes()
+    checksum = zlib.crc32(written, self._sum)
     try:
-      write_whole(self._file, np.float32(rate).tobytes(), self._length * 4)
+      write_whole(self._file, written, self._length * 4)
+      write_whole(self._sums, np.array(checksum, '<u4').tobytes(), self._length * 4)
     except OSError as error:
       raise UserError(f'{self._path} could not be written ({error.strerror}). The checkpoints are whole: '
                       'free room on the disk and run the same command again.') from error
-    step = self._length
+    step, self._sum = self._length, checksum
     self._rates = _with(self._rates, step, np.float32(rate))
     if (step + 1) % _BLOCK == 0:
       self._add_block(step // _BLOCK)
@@ -140,21 +151,12 @@ class Rates:
   def checkpoint(self) -> None:
     """Flushes the rates so far to disk."""
     os.fsync(self._file)
+    os.fsync(self._sums)
 
   def close(self) -> None:
-    """Releases the file."""
+    """Releases the files."""
     os.close(self._file)
-
-  def _read(self, num_steps):
-    size = self._path.stat().st_size // 4 if self._path.is_file() else 0
-    if size < num_steps:
-      raise UserError(f'{self._path} has the rates of {size} steps where {num_steps} were expected: '
-                      f'{REMEDY}')
-    rates = np.fromfile(self._path, '<f4', num_steps) if num_steps else np.zeros(1, '<f4')
-    wrong = np.isinf(rates) | (rates < 0)
-    if wrong.any():
-      raise UserError(f'{self._path} is damaged at step {np.argmax(wrong)}: {REMEDY}')
-    return rates
+    os.close(self._sums)
 
   def _multiplied(self, rates):
     """A(η) of the last of the rates ··· A(η) of the first: float64 [k, 2, 2] of [k, 64]."""
@@ -204,6 +206,69 @@ class Rates:
       level = level[1:pairs:2] @ level[:pairs:2]
       levels.append(level)
     return levels
+
+
+def read_rates(path: Path, num_steps: int, old: bool = False) -> np.ndarray:
+  """The first rates of a file of `Rates`, which is not changed.
+
+  Args:
+    path, old: as those of `Rates`.
+    num_steps: how many rates to read.
+
+  Returns:
+    float32 [max(1, num_steps)].
+
+  Raises:
+    UserError: if the file holds fewer or is damaged.
+  """
+  if not num_steps:
+    return np.zeros(1, '<f4')
+  sums_path = _sums_path(path)
+  _check_size(path, num_steps, 'rates')
+  rates = np.fromfile(path, '<f4', num_steps)
+  if sums_path.is_file() or not old:
+    _check_size(sums_path, num_steps, 'checksums')
+    sums = np.fromfile(sums_path, '<u4', num_steps)
+    if zlib.crc32(rates.tobytes()) != sums[-1]:
+      raise UserError(f'{path} or its checksums are damaged at step {_first_difference(rates, sums)}: '
+                      f'{REMEDY}')
+  wrong = np.isinf(rates) | (rates < 0)
+  if wrong.any():
+    raise UserError(f'{path} is damaged at step {np.argmax(wrong)}: {REMEDY}')
+  return rates
+
+
+def _sums_path(path):
+  return path.with_name(path.name + '.sums')
+
+
+def _check_size(path, num_steps, held):
+  size = path.stat().st_size // 4 if path.is_file() else 0
+  if size < num_steps:
+    raise UserError(f'{path} has the {held} of {size} steps where {num_steps} were expected: {REMEDY}')
+
+
+def _running_sums(rates):
+  """The CRC-32 of the rates up to each: uint32 [k]."""
+  sums = itertools.accumulate((rate.tobytes() for rate in rates), lambda sum, rate: zlib.crc32(rate, sum),
+                              initial=0)
+  return np.fromiter(itertools.islice(sums, 1, None), '<u4', len(rates))
+
+
+def _first_difference(rates, sums):
+  return int(np.argmax(_running_sums(rates) != sums))
+
+
+def _add_sums(path, rates):
+  """Makes the checksums of a file that has none, whole or not at all."""
+  sums_path = _sums_path(path)
+  new = unnamed(sums_path)
+  with open(new, 'wb') as file:
+    file.write(_running_sums(rates).tobytes())
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(new, sums_path)
+  sync_folder(path.parent)
 
 
 def _with(array, index, value):

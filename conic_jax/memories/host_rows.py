@@ -6,7 +6,6 @@ no outputs later than those of step t − R; rows evicted since are still on the
 """
 import collections
 import contextlib
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,8 +19,8 @@ from jax.sharding import Mesh
 
 from conic_jax.errors import UserError
 from conic_jax.hardware import mesh as meshes
-from conic_jax.memories import device_window
-from conic_jax.memories.delayed import Rates
+from conic_jax.memories import device_window, sealed
+from conic_jax.memories.delayed import Rates, read_rates
 from conic_jax.memories.device_window import FRESH, HOST_LAG, NO_SLOT, OUTSIDE, RECENT
 from conic_jax.memories.host import HostSettings, HostSide
 from conic_jax.memories.instance_rows import RowsSgd
@@ -64,10 +63,14 @@ class HostRows(HostSide):
   def start(self, state, step, fresh):
     window: device_window.Window = state
     settings = self._settings
+    # The device sends the last step's learning rate with the next exchange.
+    done = max(0, step - 1) if len(self._layout.ids) else 0  # A process without rows needs no rates.
+    rates_path, old = settings.folder / f'rates-{jax.process_index()}', False
     if fresh:
       begin_folder(settings.folder, self.depends_on)
     else:
-      _check_settings(settings.folder, self.depends_on)
+      old = _check_settings(settings.folder, self.depends_on) == 1
+      read_rates(rates_path, done, old)  # Damage is told before the store is brought back to this step.
     if isinstance(window.outside, device_window.DeviceStore):
       store = _SeenOnDevice(window.outside, self._mesh)
     else:
@@ -77,9 +80,7 @@ class HostRows(HostSide):
         raise UserError(lacking)
       store = open_store(self._kind, settings.folder, self._layout, None if fresh else step)
       self._at_the_end.callback(store.close)
-    # The device sends the last step's learning rate with the next exchange.
-    done = max(0, step - 1) if len(self._layout.ids) else 0  # A process without rows needs no rates.
-    rates = Rates(settings.folder / f'rates-{jax.process_index()}', done, **self._sgd)
+    rates = Rates(rates_path, done, old=old, **self._sgd)
     self._at_the_end.callback(rates.close)
     inside = WindowClasses(np.asarray(window.classes), np.asarray(window.renewed), self._layout.num_instances)
     self._rows = _RowsWorker(inside, store, rates, self._layout, settings, self._mesh)
@@ -252,20 +253,25 @@ def begin_folder(folder: Path, settings: dict[str, Any]) -> None:
   if jax.process_index() == 0:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    (folder / _SETTINGS).write_text(json.dumps(settings, indent=2) + '\n')
+    sealed.write(folder / _SETTINGS, settings)
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices('the store is empty')
 
 
-def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
-  """Raises a UserError if settings that the stored rows depend on have changed."""
+def _check_settings(folder: Path, settings: dict[str, Any]) -> int:
+  """The version of the folder's files.
+
+  Raises:
+    UserError: if settings that the stored rows depend on have changed.
+  """
   path = folder / _SETTINGS
   if not path.is_file():
     raise UserError(f'{folder} holds no store of the rows that the checkpoint needs: bring the folder back, '
                     'or set config.run to another one to begin anew.')
-  saved = json.loads(path.read_text())
+  saved = sealed.read(path)
   differences = [f'config.classifier.{name} was {saved.get(name)!r}, is {value!r}'
                  for name, value in settings.items() if saved.get(name) != value]
   if differences:
     raise UserError(f'The rows of {folder} were left by a run with other settings: {"; ".join(differences)}. '
                     'Go back to those settings, or set config.run to another folder.')
+  return saved['version']

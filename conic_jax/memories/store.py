@@ -6,11 +6,8 @@ and only to these. One thread may write while another reads other rows.
 import abc
 import contextlib
 import dataclasses
-import json
-import mmap
-import os
+import itertools
 import shutil
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,10 +15,10 @@ from typing import NamedTuple
 import numpy as np
 
 from conic_jax.errors import UserError
-from conic_jax.memories import journal
+from conic_jax.memories import journal, sealed
 from conic_jax.memories.journal import REMEDY
+from conic_jax.memories.row_file import RowFile
 
-_VERSION = 1
 _PAGE = 4096  # Bytes: the least that a file system allocates for a record in a sparse file.
 _DUMP_BLOCK = 16384  # Rows.
 
@@ -118,30 +115,32 @@ class Store(abc.ABC):
     """Releases files and memory; writes since the last checkpoint may be lost."""
 
   def _identity(self) -> dict[str, object]:
-    return {'version': _VERSION, 'kind': self.kind, **dataclasses.asdict(self.layout)}
+    return {'kind': self.kind, **dataclasses.asdict(self.layout)}
 
   def _write_identity(self) -> None:
-    path = self.folder / 'store.json'
-    new = journal.unnamed(path)
-    new.write_text(json.dumps(self._identity(), indent=2) + '\n')
-    os.replace(new, path)
+    sealed.write(self.folder / 'store.json', self._identity())
     for folder in (self.folder, *self.folder.absolute().parents[:2]):  # All that may be new.
       journal.sync_folder(folder)
 
-  def _check_identity(self) -> None:
-    """Raises a UserError that names each difference from the run that created the store."""
+  def _check_identity(self) -> int:
+    """The version of the store's files.
+
+    Raises:
+      UserError: names each difference from the run that created the store.
+    """
     path = self.folder / 'store.json'
     if not path.is_file():
       raise UserError(f'{self.folder} holds no store of the rows that the checkpoint needs: {REMEDY}')
-    try:
-      saved = json.loads(path.read_text())
-    except ValueError:
-      raise UserError(f'{path} is damaged: {REMEDY}') from None
+    saved = sealed.read(path)
+    if saved['version'] not in (1, sealed.VERSION):
+      raise UserError(f'{path} is of version {saved["version"]}, which this conic_jax cannot read: install '
+                      'the one that the run began with.')
     differences = [f'{name} was {saved.get(name)!r}, is {value!r}'
                    for name, value in self._identity().items() if saved.get(name) != value]
     if differences:
       raise UserError(f'The store {self.folder} does not fit this run: {"; ".join(differences)}. Go back '
                       'to those settings, or set config.run to another folder.')
+    return saved['version']
 
   def _places(self, ids: np.ndarray) -> np.ndarray:
     """Positions of ids among the rows of this process, int64 [k]."""
@@ -230,16 +229,33 @@ class HostStore(Store):
     self._write_identity()
 
   def _restore(self, step):
-    self._check_identity()
+    version = self._check_identity()
     dumps = self._steps('host-')
     if step not in dumps:
       raise self._not_kept(step, list(dumps))
-    self._clear('*.new')
-    blocks = journal.read(dumps[step], self._entry)
-    if not blocks or len(blocks[-1]):
-      raise UserError(f'{dumps[step]} is cut short: {REMEDY}')
+    try:
+      blocks = self._blocks(dumps[step])
+    except journal.Damaged as error:
+      raise UserError(f'{error.problem}: {self._way_back(step, dumps)}') from None
     for entries in blocks:
       self._records[entries['place']] = entries['record']
+    self._clear('*.new')
+    if version != sealed.VERSION:
+      self._write_identity()
+
+  def _blocks(self, dump):
+    blocks = journal.read(dump, self._entry, old=self._entry).blocks
+    if not blocks or len(blocks[-1]):
+      raise journal.Damaged(f'{dump} is cut short')
+    return blocks
+
+  def _way_back(self, step, dumps):
+    """How to repair a damaged copy: go back to an older one that is whole."""
+    for older, path in reversed(dumps.items()):
+      with contextlib.suppress(UserError):
+        if older < step and self._blocks(path):
+          return _go_back(older, f'{path.name} is whole')
+    return REMEDY
 
   def read(self, ids: np.ndarray) -> Stored:
     return _stored(self._records[self._places(ids)])
@@ -271,115 +287,143 @@ class DiskStore(Store):
 
   Before a record is overwritten, its old bytes are on disk in the journal of the last checkpoint. So every
   kept checkpoint can be restored bit for bit, whenever the process or the machine dies, even during a write,
-  a checkpoint or the opening of the store. Records are read through a memory map and written by `pwrite`,
-  where a full disk is an error; in a map it would be a signal.
+  a checkpoint or the opening of the store. Checksums are journalled with their records.
 
-  Files: `rows`; `journal-S`, the old value of each record at each write after step S, oldest first. A record
-  is: checksum of its id and the rest (4 bytes), seen + 1 (8; 0 if never written), weights and momentum (8D).
+  Files: `rows` and `rows.sums`, as in `row_file`; `journal-S`, the old value of each record at each write
+  after step S, oldest first, with its checksum in `rows.sums`. A store of version 1, which had no
+  `rows.sums`, is brought to version 2 as it is opened.
   """
   kind = 'disk'
 
   def __init__(self, folder: Path, layout: Layout, step: int | None):
     super().__init__(folder, layout)
-    self._record = np.dtype([('crc', '<u4'), ('time', '<i8'), ('row', '<f4', (2, layout.dim))])
-    self._entry = np.dtype([('place', '<i8'), ('record', self._record)])
-    self._path = self.folder / 'rows'
-    self._size = len(layout.ids) * self._record.itemsize
-    with self._writing():
+    self._rows = RowFile(self.folder / 'rows', layout.ids, layout.dim)
+    self._old_entry = np.dtype([('place', '<i8'), ('record', self._rows.record)])
+    self._entry = np.dtype([('place', '<i8'), ('sum', '<u4'), ('record', self._rows.record)])
+    self._is_old = False
+    with self._writing(), contextlib.ExitStack() as on_failure:
+      on_failure.callback(self._rows.close)
       if step is None:
         self._create()
       else:
-        self._check(step)
-      self._file = os.open(self._path, os.O_RDWR)
-      self._records = self._mapped()
-      if step is not None:
-        self._undo(step)
+        self._restore(step)
       self._journal = self._new_journal(step or 0)
-      if step is None:
+      if step is None or self._is_old:
         self._write_identity()
+      self._is_old = False
+      on_failure.pop_all()
 
   def _create(self):
     self.folder.mkdir(parents=True, exist_ok=True)
-    self._clear('store.json', 'rows', 'journal-*')
-    with open(self._path, 'xb') as file:
-      file.truncate(self._size)
+    self._clear('store.json', 'rows', 'rows.sums', 'journal-*', '*.new')
+    self._rows.create()
+    self._rows.open()
 
-  def _check(self, step):
-    self._check_identity()
+  def _restore(self, step):
+    """Checks all that it will use before it changes anything."""
+    self._is_old = self._check_identity() == 1
     steps = self._steps('journal-')
     if step not in steps:
       raise self._not_kept(step, list(steps))
-    size = os.path.getsize(self._path) if self._path.is_file() else 'no'
-    if size != self._size:
-      raise UserError(f'{self._path} has {size} bytes where {self._size} were expected: {REMEDY}')
+    self._rows.check(with_sums=not self._is_old)
+    newer = {number: path for number, path in steps.items() if number >= step}
+    undone = self._contents(newer)
     self._clear('*.new')
+    self._rows.open(with_sums=not self._is_old)
+    self._undo(undone, list(newer.values()))
+    if self._is_old:
+      self._bring_up_to_date({number: path for number, path in steps.items() if number < step}, step)
 
-  def _undo(self, step):
+  def _contents(self, journals):
+    """What journals hold that follow one another up to the last: their blocks, oldest first."""
+    numbers, blocks = list(journals), []
+    old = self._old_entry if self._is_old else None
+    for path, follower in zip(journals.values(), [*numbers[1:], journal.NONE], strict=True):
+      read = journal.read(path, self._entry, follower == journal.NONE, old)
+      if read.follower not in (follower, journal.NONE):
+        raise UserError(f'{self.folder / f"journal-{read.follower}"} is missing: {REMEDY}')
+      blocks += read.blocks
+    return blocks
+
+  def _undo(self, blocks, journals):
     """Restores the records; if interrupted anywhere, it can be restarted for this or an older step."""
-    journals = [path for number, path in self._steps('journal-').items() if number >= step]
-    for path in reversed(journals):
-      for entries in reversed(journal.read(path, self._entry, torn=path == journals[-1])):
-        self._overwrite(entries['place'], entries['record'])
-    os.fsync(self._file)
-    for path in reversed(journals[1:]):
+    for entries in reversed(blocks):
+      self._rows.overwrite(entries['place'], entries['record'], _sums(entries))
+    self._rows.sync()
+    for before, path in reversed(list(itertools.pairwise(journals))):
+      journal.unfollow(before)
       path.unlink()
       journal.sync_folder(self.folder)  # No journal may outlive an older one.
 
+  def _bring_up_to_date(self, older, step):
+    """Makes the checksums of a store of version 1, and those in its older journals."""
+    self._rows.close()
+    self._rows.add_sums()
+    self._rows.open()
+    for path, follower in zip(older.values(), [*older, step][1:], strict=True):
+      with contextlib.suppress(UserError):  # A damaged one is told where it is needed.
+        blocks = journal.read(path, self._entry, old=self._old_entry).blocks
+        with contextlib.closing(journal.Journal(path)) as new:
+          for entries in blocks:
+            new.append(self._entries(entries['place'], entries['record'], _sums(entries)))
+          new.follow(follower)
+          new.publish()
+
   def read(self, ids: np.ndarray) -> Stored:
-    records = self._fetch(self._places(ids))
-    sound = np.where(records['time'], records['crc'] == _checksums(ids, records), _empty(records))
+    places = self._places(ids)
+    records, sums = self._rows.fetch(places)
+    sound = self._rows.sound(places, records, sums)
     if not sound.all():
-      raise UserError(f'{self._path} is damaged at instance {np.asarray(ids)[~sound][0]}: {REMEDY}')
+      place = places[~sound][0]
+      raise UserError(f'{self._rows.path} or its checksums are damaged at instance '
+                      f'{place + self.layout.ids.start}: {self._way_back(place)}')
     return _stored(records)
 
   def write(self, ids: np.ndarray, rows: np.ndarray, seen: np.ndarray) -> None:
     places = self._places(ids)
-    records = _records(self._record, rows, seen)
-    records['crc'] = _checksums(ids, records)
-    before = np.empty(len(places), self._entry)
-    before['place'], before['record'] = places, self._fetch(places)
+    records = _records(self._rows.record, rows, seen)
+    records['crc'] = self._rows.checksums(places, records)
     with self._writing():
-      self._journal.append(before)
-      self._overwrite(places, records)
+      self._journal.append(self._entries(places, *self._rows.fetch(places)))
+      self._rows.overwrite(places, records, records['crc'])
 
   def checkpoint(self, step: int, kept: Sequence[int]) -> None:
     with self._writing():
-      os.fsync(self._file)
+      self._rows.sync()
       before, self._journal = self._journal, self._new_journal(step)
-      before.close()
+      with contextlib.closing(before):
+        before.follow(step)
       for number, path in self._steps('journal-').items():
         if number < min([step, *kept]):
           path.unlink()
 
   def close(self) -> None:
-    self._records = np.zeros(0, self._record)
     self._journal.close()
-    os.close(self._file)
-
-  def _mapped(self):
-    if not self._size:
-      return np.zeros(0, self._record)
-    mapped = mmap.mmap(self._file, self._size, access=mmap.ACCESS_READ)
-    mapped.madvise(mmap.MADV_RANDOM)
-    return np.frombuffer(mapped, self._record)
+    self._rows.close()
 
   def _new_journal(self, step):
     new = journal.Journal(self.folder / f'journal-{step}')
     new.publish()
     return new
 
-  def _fetch(self, places: np.ndarray) -> np.ndarray:
-    """Records as stored in the file, [k]."""
-    if hasattr(os, 'posix_fadvise'):  # Lets the disk read them all at once.
-      size = self._record.itemsize
-      for place in places.tolist():
-        os.posix_fadvise(self._file, place * size, size, os.POSIX_FADV_WILLNEED)
-    return self._records[places]
+  def _entries(self, places, records, sums):
+    entries = np.empty(len(places), self._entry)
+    entries['place'], entries['record'], entries['sum'] = places, records, sums
+    return entries
 
-  def _overwrite(self, places: np.ndarray, records: np.ndarray) -> None:
-    size, data = self._record.itemsize, memoryview(records.tobytes())
-    for index, place in enumerate(places.tolist()):
-      journal.write_whole(self._file, data[index * size:(index + 1) * size], place * size)
+  def _way_back(self, place):
+    """How to repair a damaged row: a journal may hold it as it was at a checkpoint."""
+    steps = self._steps('journal-')
+    with contextlib.suppress(UserError):
+      for step, path in reversed(steps.items()):
+        blocks = journal.read(path, self._entry, torn=step == max(steps)).blocks
+        held = [entries[entries['place'] == place] for entries in blocks]
+        first = next((entries[:1] for entries in held if len(entries)), None)
+        if first is not None and self._rows.sound(first['place'], first['record'], first['sum']).all():
+          if step == max(steps):
+            return f'run the same command again to go on from the last checkpoint: {path.name} holds the row.'
+          return _go_back(step, f'{path.name} holds the row')
+    return REMEDY
 
 
 def shortage(folder: Path, kind: str, layout: Layout, rows_written: int, rows_between_checkpoints: int,
@@ -400,8 +444,9 @@ def shortage(folder: Path, kind: str, layout: Layout, rows_written: int, rows_be
   record = 12 + 8 * layout.dim
   different = min(layout.num_instances, rows_written)
   if kind == 'disk':
-    rows = min(layout.num_instances * record, different * (record + _PAGE))
-    needed = rows + (keep + 1) * min(rows_written, rows_between_checkpoints) * (record + 8)
+    taken = lambda size: min(layout.num_instances * size, different * (size + _PAGE))
+    journals = (keep + 1) * min(rows_written, rows_between_checkpoints) * (record + 12)
+    needed = taken(record) + taken(4) + journals
   else:
     needed = (keep + 1) * different * (record + 8)
   held = _held(folder)
@@ -438,14 +483,12 @@ def _stored(records: np.ndarray) -> Stored:
   return Stored(np.ascontiguousarray(records['row']), np.where(written, records['time'] - 1, 0), written)
 
 
-def _checksums(ids: np.ndarray, records: np.ndarray) -> np.ndarray:
-  """CRC-32 of each record without its checksum field, seeded with the id: uint32 [k]."""
-  size, data = records.dtype.itemsize, memoryview(records.tobytes())
-  return np.array([zlib.crc32(data[index * size + 4:(index + 1) * size], id & 0xffffffff)
-                   for index, id in enumerate(np.asarray(ids).tolist())], '<u4')
+def _sums(entries: np.ndarray) -> np.ndarray:
+  """The checksums of journalled records: uint32 [k]. Version 1 had only those in the records."""
+  return entries['sum'] if 'sum' in entries.dtype.names else entries['record']['crc']
 
 
-def _empty(records: np.ndarray) -> np.ndarray:
-  """Whether every byte of a record is zero: bool [k]."""
-  data = np.frombuffer(records.tobytes(), np.uint8)
-  return np.logical_not(data.reshape(len(records), records.itemsize).any(axis=1))
+def _go_back(step: int, reason: str) -> str:
+  """How to go on from the checkpoint of an earlier step."""
+  return (f"move the checkpoints after step {step} out of the run's folder and run the same command again: "
+          f'{reason}.')

@@ -1,4 +1,6 @@
 """The delayed update against dense momentum SGD in float64."""
+import re
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 from conic_jax.errors import UserError
 from conic_jax.memories import delayed
-from conic_jax.memories.delayed import Rates
+from conic_jax.memories.delayed import Rates, read_rates
 from conic_jax.optim import cosine_schedule
 
 SGD = {'momentum': 0.9, 'weight_decay': 1e-2}
@@ -73,15 +75,18 @@ def test_a_log_without_steps_gives_identities(tmp_path):
 
 @pytest.mark.parametrize('kept', [0, 1, 64, 200, 5000, 8200])
 def test_a_log_read_again_goes_on_as_if_never_closed(tmp_path, kept):
+  """A log of version 1, which had no checksums; they are there from its opening on."""
   rates = np.random.default_rng(1).uniform(0, 0.3, 8200).astype(np.float32)
   rates[::83] = np.nan
   (tmp_path / 'rates').write_bytes(rates.tobytes() + b'\0\0')  # A torn append ends it.
-  log = Rates(tmp_path / 'rates', kept, **SGD)
+  log = Rates(tmp_path / 'rates', kept, old=True, **SGD)
   assert len(log) == kept
-  assert (tmp_path / 'rates').stat().st_size == 4 * kept
+  assert (tmp_path / 'rates').stat().st_size == (tmp_path / 'rates.sums').stat().st_size == 4 * kept
   for rate in rates[kept:]:
     log.append(rate)
   assert (tmp_path / 'rates').read_bytes() == rates.tobytes()
+  sums = [zlib.crc32(rates[:step + 1].tobytes()) for step in range(8200)]
+  assert (tmp_path / 'rates.sums').read_bytes() == np.array(sums, '<u4').tobytes()
   start = np.arange(0, 8200, 37)
   expected = log_of(tmp_path / 'other', rates).products(start, 8200)
   np.testing.assert_allclose(log.products(start, 8200), expected, rtol=1e-12, atol=1e-15)
@@ -108,7 +113,95 @@ def test_a_file_that_is_not_of_this_run_is_refused(tmp_path, content, num_steps,
   if content is not None:
     (tmp_path / 'rates').write_bytes(content.tobytes())
   with pytest.raises(UserError, match=message):
-    Rates(tmp_path / 'rates', num_steps, **SGD)
+    Rates(tmp_path / 'rates', num_steps, old=True, **SGD)
+
+
+def kept_log(folder, rates=(0.1, float('nan'), 0.3, 0.4, 0.25)):
+  """The file of a log of five steps that was closed."""
+  log = log_of(folder / 'rates', rates)
+  log.checkpoint()
+  log.close()
+  return folder / 'rates'
+
+
+@SHARED_FOLDER
+@given(sums=st.booleans(), position=st.integers(0, 19), flip=st.integers(1, 255), kept=st.integers(1, 5))
+def test_a_damaged_byte_is_told_or_harmless(tmp_path, sums, position, flip, kept):
+  """Harmless behind the last step that is kept, and in checksums of steps before it."""
+  path = kept_log(tmp_path)
+  expected = read_rates(path, kept)
+  damaged = path.with_name('rates.sums') if sums else path
+  data = bytearray(damaged.read_bytes())
+  data[position] ^= flip
+  damaged.write_bytes(data)
+  if (position < 4 * kept) if not sums else (position // 4 == kept - 1):
+    before = path.read_bytes()
+    with pytest.raises(UserError, match=f'rates or its checksums are damaged at step {position // 4}: bring'):
+      Rates(path, kept, **SGD)
+    assert path.read_bytes() == before
+  else:
+    np.testing.assert_array_equal(read_rates(path, kept), expected)
+
+
+def move_the_end(data, rng):
+  """Without its last bytes, or with some more."""
+  return data[:rng.integers(len(data))] if rng.random() < 0.5 else data + rng.bytes(8)
+
+
+def zero_some(data, rng):
+  start, stop = sorted(rng.choice(len(data) + 1, 2, replace=False))
+  return data[:start] + bytes(stop - start) + data[stop:]
+
+
+def swap_two(data, rng):
+  """Two words of 4 bytes."""
+  words = np.frombuffer(data, '<u4').copy()
+  one, other = rng.choice(len(words), 2, replace=False)
+  words[[one, other]] = words[[other, one]]
+  return words.tobytes()
+
+
+@pytest.mark.parametrize('change', [move_the_end, zero_some, swap_two])
+@pytest.mark.parametrize('name', ['rates', 'rates.sums'])
+def test_other_damage_is_told_or_harmless(tmp_path, name, change):
+  told = []
+  for seed in range(40):
+    rng = np.random.default_rng(seed)
+    path = kept_log(tmp_path)
+    kept = int(rng.integers(1, 6))
+    expected = read_rates(path, kept)
+    (tmp_path / name).write_bytes(change((tmp_path / name).read_bytes(), rng))
+    try:
+      found = read_rates(path, kept)
+    except UserError as error:
+      told.append(str(error))
+    else:
+      np.testing.assert_array_equal(found, expected)
+  assert len(told) >= 5
+  assert all(re.search(r'rates(\.sums)? (or its checksums are|has the \w+ of \d) .*: bring', message)
+             for message in told)
+
+
+@pytest.mark.parametrize('name', ['rates', 'rates.sums'])
+def test_a_missing_file_is_told(tmp_path, name):
+  path = kept_log(tmp_path)
+  (tmp_path / name).unlink()
+  with pytest.raises(UserError, match=rf'{name} has the \w+ of 0 steps where 5 were expected'):
+    Rates(path, 5, **SGD)
+  assert not (tmp_path / name).exists()
+
+
+def test_making_the_checksums_of_an_old_log_may_be_interrupted(tmp_path, monkeypatch):
+  path = kept_log(tmp_path)
+  (tmp_path / 'rates.sums').rename(tmp_path / 'expected')
+  with monkeypatch.context() as patch:
+    patch.setattr('os.replace', lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+      Rates(path, 5, old=True, **SGD)
+  assert not (tmp_path / 'rates.sums').exists()
+  Rates(path, 5, old=True, **SGD).close()
+  assert (tmp_path / 'rates.sums').read_bytes() == (tmp_path / 'expected').read_bytes()
+  Rates(path, 5, **SGD).close()
 
 
 def test_a_full_disk_is_told(tmp_path, monkeypatch):

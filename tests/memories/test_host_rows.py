@@ -268,6 +268,31 @@ def test_a_store_that_cannot_be_written_is_told_before_the_next_checkpoint(mesh8
   trainer.host.close()
 
 
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize(('name', 'message'), [
+  ('settings.json', r'settings\.json is damaged: bring the folder back'),
+  ('rates-0', r'rates-0 or its checksums are damaged at step 3: bring the folder back'),
+  ('rates-0.sums', r'rates-0 or its checksums are damaged at step 3: bring the folder back')])
+def test_damage_is_told_before_anything_is_changed(mesh8, kind, name, message, tmp_path):
+  trainer = Trainer(tmp_path, mesh8, kind).start()
+  for _ in range(5):
+    trainer.advance()
+  saved = trainer.save()
+  for _ in range(3):
+    trainer.advance()
+  trainer.save([5])
+  trainer.host.close()
+  data = bytearray((tmp_path / name).read_bytes())
+  data[12] ^= 1
+  (tmp_path / name).write_bytes(data)
+  content = lambda: {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
+  before, again = content(), Trainer(tmp_path, mesh8, kind)
+  with pytest.raises(UserError, match=message):
+    again.start(saved)
+  again.host.close()
+  assert content() == before
+
+
 def test_a_disk_too_small_is_told_before_training(mesh8, tmp_path, monkeypatch):
   monkeypatch.setattr('shutil.disk_usage', lambda _: SimpleNamespace(free=100))
   trainer = Trainer(tmp_path, mesh8, 'disk')

@@ -206,7 +206,7 @@ def flip(path, position):
 
 @pytest.mark.parametrize(('kind', 'name', 'message'), [
   ('host', 'host-3', 'host-3 is damaged'), ('disk', 'journal-1', 'journal-1 is damaged')])
-@pytest.mark.parametrize('position', [0, 30])
+@pytest.mark.parametrize('position', [journal.BEGIN, journal.BEGIN + 30])
 def test_a_damaged_file_is_told(kind, name, message, position, tmp_path):
   folder = prepared(kind, tmp_path)
   flip(folder / name, position)
@@ -229,14 +229,15 @@ def test_a_dump_that_is_cut_short_is_told(tmp_path):
     open_store('host', tmp_path, LAYOUT, 3)
 
 
+@pytest.mark.parametrize(('name', 'size'), [('rows', 37 * 36), ('rows.sums', 37 * 4)])
 @pytest.mark.parametrize('change', [-1, 1, None])
-def test_a_file_of_rows_of_the_wrong_size_is_told(change, tmp_path):
-  path = prepared('disk', tmp_path) / 'rows'
+def test_a_file_of_rows_of_the_wrong_size_is_told(name, size, change, tmp_path):
+  path = prepared('disk', tmp_path) / name
   if change is None:
     path.unlink()
   else:
     os.truncate(path, path.stat().st_size + change)
-  with pytest.raises(UserError, match='bytes where 1332 were expected'):
+  with pytest.raises(UserError, match=f'{name} has .* bytes where {size} were expected'):
     open_store('disk', tmp_path, LAYOUT, 3)
 
 
@@ -246,7 +247,7 @@ def test_a_damaged_row_is_told_with_its_id(id, tmp_path):
   for position in range(36):
     flip(path, 36 * id + position)
     store = open_store('disk', tmp_path, LAYOUT, 3)
-    with pytest.raises(UserError, match=f'rows is damaged at instance {id}: '):
+    with pytest.raises(UserError, match=f'rows or its checksums are damaged at instance {id}: '):
       store.read(EVERYTHING)
     assert store.read(np.delete(EVERYTHING, id)).written.sum() == 4 - (id == 11)
     store.close()
@@ -259,7 +260,7 @@ def test_a_row_in_the_place_of_another_is_told(tmp_path):
   data[36 * 9:36 * 10] = data[36 * 10:36 * 11]
   path.write_bytes(data)
   store = open_store('disk', tmp_path, LAYOUT, 3)
-  with pytest.raises(UserError, match='damaged at instance 9'):
+  with pytest.raises(UserError, match='are damaged at instance 9'):
     store.read(EVERYTHING)
   store.close()
 
@@ -307,9 +308,9 @@ def test_a_disk_that_is_too_small_is_told_with_the_size_needed(kind, tmp_path, m
 
 
 @pytest.mark.parametrize(('kind', 'needed'), [
-  ('disk', 1e6 * (20 + 2 * 28)), ('host', 1e6 * 2 * 28)])  # Rows and two journals; two copies.
+  ('disk', 1e6 * (20 + 4 + 2 * 32)), ('host', 1e6 * 2 * 28)])  # Rows and two journals; two copies.
 def test_of_small_rows_the_places_are_counted_too(kind, needed, tmp_path, monkeypatch):
-  """A million rows of one dimension have 20 bytes each, and 8 more in a journal or a copy."""
+  """A million rows of one dimension have 20 bytes each, 8 more in a copy; on disk each has a checksum too."""
   usage = collections.namedtuple('usage', 'total used free')
   monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage(0, 0, 0))
   message = shortage(tmp_path, kind, Layout(10**6, 1, seed=0), 10**6, 10**6, keep=1)

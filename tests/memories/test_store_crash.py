@@ -1,4 +1,5 @@
 """The stores over deaths of the process and of the machine, at any moment, against a plain dict."""
+import json
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from old_store import as_version_1
 
 from conic_jax.memories.store import Layout, open_store
 
@@ -116,6 +118,15 @@ def read(store):
   return {int(id): (int(seen[id]), rows[id].tolist()) for id in IDS if written[id]}
 
 
+def assert_checksums_agree(store):
+  """What both files say of each record, after the store was opened or has recorded a checkpoint."""
+  if store.kind == 'disk':
+    record = np.dtype([('crc', '<u4'), ('time', '<i8'), ('row', '<f4', (2, LAYOUT.dim))])
+    rows, sums = (np.fromfile(store.folder / name, dtype)
+                  for name, dtype in (('rows', record), ('rows.sums', '<u4')))
+    np.testing.assert_array_equal(sums, rows['crc'])
+
+
 class Run:
   """A store, what it should hold, and the checkpoints of the run."""
 
@@ -142,7 +153,9 @@ class Run:
       return
     if self.dies_in(lambda: self.store.checkpoint(self.step, list(self.checkpoints))):
       self.begin_again()
-    elif self.rng.random() < 0.8:  # Else the save of the state fails, after that of the store.
+      return
+    assert_checksums_agree(self.store)
+    if self.rng.random() < 0.8:  # Else the save of the state fails, after that of the store.
       self.checkpoints[self.step] = dict(self.holds)
       if len(self.checkpoints) > 3:
         del self.checkpoints[min(self.checkpoints)]
@@ -162,6 +175,7 @@ class Run:
         break
     self.store, self.step = opened[0], step or 0
     self.holds = dict(self.checkpoints[step]) if step is not None else {}
+    assert_checksums_agree(self.store)
     assert read(self.store) == self.holds
 
 
@@ -218,9 +232,37 @@ def test_death_at_every_call(kind, power, interrupted, back_to, tmp_path, monkey
     lived = machine.run(action, calls)
     if power:
       machine.lose_power(store.folder)
-    assert read(open_store(kind, folder, LAYOUT, back_to)) == checkpoints[back_to]
+    store = open_store(kind, folder, LAYOUT, back_to)
+    assert_checksums_agree(store)
+    assert read(store) == checkpoints[back_to]
     calls += 1
   assert calls > 1 or kind == 'host'
+
+
+@pytest.mark.slow
+@KINDS
+@pytest.mark.parametrize('power', [False, True], ids=['killed', 'power lost'])
+@pytest.mark.parametrize(('back_to', 'then'), [(4, 1), (2, 2)])
+def test_a_store_of_version_1_gets_its_checksums_over_deaths(kind, power, back_to, then, tmp_path,
+                                                             monkeypatch):
+  calls, lived = 0, False
+  while not lived:
+    folder = tmp_path / str(calls)
+    machine = Machine(np.random.default_rng(calls), monkeypatch)
+    store, checkpoints = prepared(kind, folder)
+    store.close()
+    as_version_1(store)
+    lived = machine.run(lambda folder=folder: open_store(kind, folder, LAYOUT, back_to), calls)
+    if power:
+      machine.lose_power(store.folder)
+    for step in (back_to, then):
+      store = open_store(kind, folder, LAYOUT, step)
+      assert_checksums_agree(store)
+      assert read(store) == checkpoints[step]
+      store.close()
+    assert json.loads((store.folder / 'store.json').read_text())['version'] == 2
+    calls += 1
+  assert calls > 3
 
 
 WRITER = """

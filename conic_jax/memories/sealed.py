@@ -1,0 +1,54 @@
+"""JSON files with a checksum of what they say."""
+import json
+import os
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from conic_jax.errors import UserError
+from conic_jax.memories import journal
+
+VERSION = 2
+_CHECKSUM = 'crc32'
+
+
+def write(path: Path, fields: Mapping[str, Any]) -> None:
+  """Writes fields to a file, which has either its old content or the new one at every moment.
+
+  Args:
+    path: the file.
+    fields: what JSON can hold; the version of the format and the checksum are added.
+  """
+  stated = {'version': VERSION, **fields}
+  new = journal.unnamed(path)
+  with open(new, 'w') as file:
+    file.write(json.dumps({**stated, _CHECKSUM: _checksum(stated)}, indent=2) + '\n')
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(new, path)
+
+
+def read(path: Path) -> dict[str, Any]:
+  """Reads the fields of a file.
+
+  Returns:
+    The fields with the format's 'version'. Version 1 had no checksums, and no version in some files.
+
+  Raises:
+    UserError: if the file is damaged.
+  """
+  try:
+    stated = json.loads(path.read_text())
+  except ValueError:
+    stated = None
+  if isinstance(stated, dict):
+    checksum = stated.pop(_CHECKSUM, None)
+    stated.setdefault('version', 1)
+    if checksum == _checksum(stated) or (checksum is None and stated['version'] == 1):
+      return stated
+  raise UserError(f'{path} is damaged: {journal.REMEDY}')
+
+
+def _checksum(fields: Mapping[str, Any]) -> int:
+  return zlib.crc32(json.dumps(fields, sort_keys=True).encode())
