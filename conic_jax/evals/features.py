@@ -12,6 +12,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from conic_jax.data import augment, pipeline, sources
+from conic_jax.errors import UserError
 from conic_jax.hardware.mesh import batch_sharding, check_batch_size, process_rows, split, to_global
 from conic_jax.views import CentralView
 
@@ -54,6 +55,27 @@ class FrozenEncoder:
   encode: Encode
   variables: Any
   knn_encode: Encode | None = None
+
+
+class NotFinite(UserError):
+  """Features that are NaN or infinite, of which no accuracy means anything."""
+
+
+def check_finite(features: Features) -> None:
+  """Checks the features of all images that could be decoded.
+
+  Raises:
+    NotFinite: with the number of images whose features are not.
+  """
+  bad = int(_count_not_finite(features))
+  if bad:
+    raise NotFinite(f'The features of {bad:,} images are NaN or infinite: no accuracy would mean anything. '
+                    'Set config.dtype to float32, or evaluate an earlier checkpoint.')
+
+
+@jax.jit
+def _count_not_finite(features: Features) -> jax.Array:
+  return jnp.sum(features.valid & ~jnp.all(jnp.isfinite(features.features), axis=1))
 
 
 def pixels(variables: Any, images: jax.Array) -> jax.Array:

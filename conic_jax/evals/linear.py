@@ -16,7 +16,7 @@ from conic_jax.data import augment, pipeline, sources
 from conic_jax.data.sampler import Sampler
 from conic_jax.errors import UserError
 from conic_jax.evals import accuracy
-from conic_jax.evals.features import Features, FrozenEncoder, extract
+from conic_jax.evals.features import Features, FrozenEncoder, check_finite, extract
 from conic_jax.hardware.mesh import cut_batch_size, process_rows, replicated
 from conic_jax.losses import normalise
 from conic_jax.run.loop import Figures, Phase, run_steps
@@ -148,6 +148,7 @@ def linear_accuracy(encoder: FrozenEncoder, train_source: sources.Source, test_s
   def test(source):
     features = extract(encoder.encode, encoder.variables, source, view=view, batch_size=settings.batch_size,
                        mesh=mesh)
+    check_finite(features)
     hits, total = _count_hits(heads, features, normalise=settings.normalise)
     return features, np.asarray(hits) / max(int(total), 1)
 

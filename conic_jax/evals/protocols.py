@@ -15,7 +15,16 @@ from conic_jax import visualise
 from conic_jax.data.sources import Source, Subset, open_source
 from conic_jax.errors import Stopped, UserError
 from conic_jax.evals import comparison
-from conic_jax.evals.features import Encode, Features, FrozenEncoder, extract, pixels, to_host
+from conic_jax.evals.features import (
+  Encode,
+  Features,
+  FrozenEncoder,
+  NotFinite,
+  check_finite,
+  extract,
+  pixels,
+  to_host,
+)
 from conic_jax.evals.knn import knn_accuracy, neighbours
 from conic_jax.evals.linear import LinearResult, LinearSettings, linear_accuracy
 from conic_jax.evals.probe import Probe
@@ -120,10 +129,15 @@ def knn(encoder: FrozenEncoder, train_source: Source, test_source: Source, confi
 
   Returns:
     'knn_top1' for the first k of `config.eval.k`, and 'knn_top1_k<k>' for every k.
+
+  Raises:
+    NotFinite: if features are NaN or infinite.
   """
   encode = encoder.knn_encode or encoder.encode
   bank, queries = (features_of(encode, encoder.variables, source, config, mesh)
                    for source in (train_source, test_source))
+  for features in (bank, queries):
+    check_finite(features)
   accuracies = knn_accuracy(bank, queries, num_classes=train_source.num_classes,
                             ks=tuple(config.eval.k), mesh=mesh)
   return {'knn_top1': accuracies[config.eval.k[0]],
@@ -132,10 +146,13 @@ def knn(encoder: FrozenEncoder, train_source: Source, test_source: Source, confi
 
 def online_knn(encoder: FrozenEncoder, train_source: Source, test_source: Source | None, config: Any,
                mesh: Mesh) -> dict[str, float]:
-  """kNN accuracy during training; {} without labels."""
+  """kNN accuracy during training; {} without labels, or if the features are not finite."""
   if test_source is None or not has_labels(train_source, test_source):
     return {}
-  return knn(encoder, train_source, test_source, config, mesh)
+  try:
+    return knn(encoder, train_source, test_source, config, mesh)
+  except NotFinite:  # Whether the training goes on is for its loss to say.
+    return {}
 
 
 def linear(encoder: FrozenEncoder, train_source: Source, test_source: Source, config: Any, mesh: Mesh,
@@ -224,10 +241,13 @@ def evaluate(encoder: FrozenEncoder, random_variables: Callable[[], Any], train_
     figures = {}
     if test_source is None or not labelled:
       return figures
-    if config.eval.knn:
-      figures |= knn(each, train_source, test_source, config, mesh)
-    if config.eval.linear:
-      figures |= linear(each, train_source, test_source, config, mesh).figures
+    try:
+      if config.eval.knn:
+        figures |= knn(each, train_source, test_source, config, mesh)
+      if config.eval.linear:
+        figures |= linear(each, train_source, test_source, config, mesh).figures
+    except NotFinite as error:
+      say(str(error))
     return figures
 
   compared = {'pretrained': encoder, **others}

@@ -21,6 +21,10 @@ from conic_jax.visualise import attempt
 _BEFORE = {'linear': {'momentum': 0.9, 'schedule': 'cosine', 'milestones': (), 'normalise': 'none',
                       'crop': (0.08, 1.0)}}
 
+# What a run's folder holds; a result of such a name would take its place.
+_OF_RUNS = frozenset(('before_training', 'checkpoints', 'checksums', 'config', 'conic_jax', 'damaged',
+                      'figures', 'images', 'metrics', 'report', 'store', 'summary', 'tensorboard'))
+
 Task = Callable[[Encoder, Any, Session], protocols.Outcome]
 
 
@@ -46,6 +50,9 @@ def evaluate(config: Any) -> dict[str, Any]:
   encoder = encoders.open_encoder(config.encoder, config.network, config.dtype, config.seed)
   config = complete(config, encoder)
   run = Path(config.run or own_folder(encoder))
+  if Path(config.result).name != config.result or config.result in _OF_RUNS:
+    raise UserError(f"config.result is '{config.result}': give a name without folders that is not one of a "
+                    f"run's own ({', '.join(sorted(_OF_RUNS))}).")
   with Session(run / config.result, meshes.make_mesh(config.mesh)) as session:
     if session.first_process:
       _write(lambda: run.mkdir(parents=True, exist_ok=True), run)

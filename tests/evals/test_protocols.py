@@ -10,6 +10,7 @@ from tiny import ArraySource, coloured, mean_colour
 
 from conic_jax.command_line import load
 from conic_jax.evals import protocols
+from conic_jax.evals.features import FrozenEncoder, NotFinite
 
 
 @pytest.fixture
@@ -20,8 +21,8 @@ def draw(tmp_path, mesh8):
     config = ConfigDict({'seed': 0, 'views': {**load('configs/conic.py').views, 'size': 8},
                          'eval': {'resize': 8, 'batch_size': 8}})
     said = []
-    protocols.draw(mean_colour, {'scale': jnp.float32(scale)}, train, test, config, mesh8, tmp_path,
-                   said.append)
+    encoder = FrozenEncoder(mean_colour, {'scale': jnp.float32(scale)})
+    protocols.draw(encoder, train, test, config, mesh8, tmp_path, said.append)
     drawn = sorted((tmp_path / 'figures').iterdir())
     for path in drawn:
       with Image.open(path) as picture:
@@ -75,3 +76,18 @@ def test_images_that_cannot_be_decoded_leave_the_curves(draw):
 @pytest.mark.slow
 def test_a_run_of_a_thousand_classes_is_drawn(draw):
   assert draw(source(40, classes=4, num_classes=1000), source(24, num_classes=1000))[0] == ALL
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('scale', [np.nan, np.inf])
+def test_features_that_are_no_numbers_have_no_accuracy(mesh8, scale):
+  config = load('configs/conic.py:folder')
+  config.views.size, config.eval.resize, config.eval.batch_size, config.eval.k = 8, 8, 8, (3,)
+  config.linear.learning_rates, config.linear.epochs, config.linear.batch_size = (0.1,), 1, 8
+  config.views.crop, config.eval.baselines, config.seed = (0.2, 1.0), False, 0
+  config.linear.normalise, config.linear.schedule, config.linear.momentum = 'none', 'cosine', 0.9
+  config.linear.milestones, config.linear.crop = (), (0.5, 1.0)
+  encoder, images = FrozenEncoder(mean_colour, {'scale': jnp.float32(scale)}), (source(20), source(6))
+  with pytest.raises(NotFinite, match='The features of 20 images are NaN or infinite: no accuracy'):
+    protocols.knn(encoder, *images, config, mesh8)
+  assert protocols.online_knn(encoder, *images, config, mesh8) == {}

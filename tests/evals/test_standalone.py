@@ -45,6 +45,16 @@ def test_results_do_not_overwrite_each_other():
   assert len(set(results)) == len(results)
 
 
+@pytest.mark.parametrize('name', ['config', 'summary', 'store', 'a/b', '..', ''])
+def test_a_result_takes_no_file_of_the_run(tmp_path, name):
+  config = load('configs/knn.py:photos')
+  config.encoder, config.run, config.result = 'random', str(tmp_path), name
+  config.network.blocks, config.network.width = (1,), 0.125
+  with pytest.raises(UserError, match=f"config.result is '{name}': give a name without folders"):
+    standalone.evaluate(config)
+  assert not list(tmp_path.iterdir())
+
+
 def test_recipes_are_the_papers():
   recipes = {name: load(f'configs/linear.py:{name}').linear for name in ('conic', 'moco', 'one_million')}
   assert {name: (own.learning_rates, own.batch_size, own.schedule, own.milestones, own.epochs)
