@@ -50,7 +50,7 @@ def evaluate(config: Any) -> dict[str, Any]:
   encoder = encoders.open_encoder(config.encoder, config.network, config.dtype, config.seed)
   config = complete(config, encoder)
   run = Path(config.run or own_folder(encoder))
-  if Path(config.result).name != config.result or config.result in _OF_RUNS:
+  if not config.result or config.result[0] == '.' or '/' in config.result or config.result in _OF_RUNS:
     raise UserError(f"config.result is '{config.result}': give a name without folders that is not one of a "
                     f"run's own ({', '.join(sorted(_OF_RUNS))}).")
   with Session(run / config.result, meshes.make_mesh(config.mesh)) as session:
