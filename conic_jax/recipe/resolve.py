@@ -127,12 +127,8 @@ def stored(run: Path, config: Any) -> list[Choice]:
   Raises:
     UserError: if the run has begun and its config.json cannot be read.
   """
-  begun = has_begun(run)
-  try:
-    written = json.loads((run / 'config.json').read_text())
-  except (OSError, ValueError):
-    written = None
-  if not isinstance(written, dict):
+  begun, written = has_begun(run), _read(run / 'config.json')
+  if written is None:
     if begun and (chosen := open_fields(config)):
       raise UserError(f'{run}/config.json cannot be read, which has the settings that this run chose: bring '
                       f'it back from a copy, or give {", ".join(f"config.{field}" for field in chosen)}.')
@@ -141,9 +137,20 @@ def stored(run: Path, config: Any) -> list[Choice]:
   if not begun and any(_has(written, field) and _value(_get(written, field)) != _value(_get(config, field))
                        for field in given):
     return []
-  reasons = dict(written.get('recipe', {}).get('reasons', ()))
+  reasons = dict(written['recipe']['reasons']) if 'recipe' in written else {}
   return [Choice(field, _value(_get(written, field)), reasons.get(field, 'as before'))
           for field in open_fields(config) if _find(written, field) is not None]
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+  """A config.json that a run wrote; None if it is missing or damaged."""
+  try:
+    written = json.loads(path.read_text())
+    if 'recipe' in written:
+      dict(written['recipe']['reasons'])
+    return written if isinstance(written['views'], dict) else None
+  except (OSError, ValueError, TypeError, KeyError):
+    return None
 
 
 def _find(written: Any, field: str) -> Any:

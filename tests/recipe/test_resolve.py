@@ -156,6 +156,20 @@ def test_a_run_of_before_the_recipe_keeps_its_settings(tmp_path):
   assert recipe.stored(tmp_path / 'none', config) == []
 
 
+@pytest.mark.parametrize('content', [None, '', '[]', '{"views": 3}', '{"recipe": 5, "optimizer": [1]}',
+                                     '{"recipe": {"reasons": [1]}}'])
+def test_a_begun_run_does_not_choose_anew_in_silence(tmp_path, content):
+  config = begin(tmp_path, checkpoint=True)
+  path = tmp_path / 'config.json'
+  path.unlink()
+  if content is not None:
+    path.write_text(content)
+  with pytest.raises(UserError, match=r'config\.json cannot be read, .*: bring it back .*epochs'):
+    recipe.stored(tmp_path, config)
+  (tmp_path / 'checkpoints' / '10').rmdir()
+  assert recipe.stored(tmp_path, config) == []
+
+
 def test_fields_that_there_were_not_yet_do_not_forget_the_choices(tmp_path):
   config = begin(tmp_path, checkpoint=False)
   written = json.loads((tmp_path / 'config.json').read_text())
