@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from conic_jax.ending import process_ends_at_the_second_signal
 from conic_jax.errors import Help, Stopped, UserError
 from conic_jax.terminal import print_line
 
@@ -40,8 +41,11 @@ def local_path(flag: str) -> Callable[[str], Path]:
   return parse_path
 
 
+@process_ends_at_the_second_signal()
 def guarded(action: Callable[[], None], interrupted: str = 'interrupted') -> None:
   """Runs a command and sets its exit code: 0, 1 for a user error, 128 + signal number when stopped.
+
+  A process of a cluster that cannot go on without another has ended before, with `watch.LOST`.
 
   Args:
     action: the command.

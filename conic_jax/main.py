@@ -2,14 +2,24 @@
 
   python -m conic_jax.main --config=configs/conic.py:photos
 """
+import os
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-import jax
 from absl import flags
 from ml_collections import config_flags
 
+# Read when jaxlib is loaded: what its services log means nothing to the user.
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+
 from conic_jax import command_line
 from conic_jax.errors import UserError
+from conic_jax.hardware.cluster import joined
+from conic_jax.hardware.place import Place, find_place
+from conic_jax.hardware.processes import find_devices
+from conic_jax.terminal import print_line
 
 _USAGE = 'usage: python -m conic_jax.main --config=FILE[:PRESET] [--config.FIELD=VALUE …].'
 
@@ -28,34 +38,54 @@ def define_flags(argv: list[str]) -> flags.FlagValues:
     flag_values=values)
   flags.DEFINE_integer('num_processes', None, 'Processes of the cluster.', flag_values=values)
   flags.DEFINE_integer('process_id', None, 'This process, from 0.', flag_values=values)
+  flags.DEFINE_float(
+    'lost_after', 60.0, 'Seconds after which a silent process of the cluster is lost, and the others end.',
+    lower_bound=1.0, flag_values=values)
+  flags.DEFINE_float(
+    'start_within', 120.0, 'Seconds that the processes of the cluster have to find each other.',
+    lower_bound=1.0, flag_values=values)
   return values
 
 
-def start_distributed(values: flags.FlagValues) -> None:
-  """Joins this process to its cluster if the flags name one."""
+def place_of(values: flags.FlagValues) -> Place | None:
+  """This process's place in the cluster; None if the flags name no cluster.
+
+  Raises:
+    UserError: if flags are missing or wrong.
+  """
   if not (values.distributed or values.coordinator):
-    if values.num_processes or values.process_id is not None:
+    if values.num_processes is not None or values.process_id is not None:
       raise UserError('--num_processes and --process_id need --coordinator=HOST:PORT of process 0.')
-    return
-  if jax.config.jax_platforms == 'cpu':
-    jax.config.update('jax_cpu_collectives_implementation', 'gloo')
-  jax.distributed.initialize(values.coordinator, values.num_processes, values.process_id)
+    return None
+  return find_place(values.coordinator, values.num_processes, values.process_id, values.start_within)
 
 
-def run_task(config) -> None:
-  """Runs `config.task`."""
+def task_of(config: Any) -> Callable[[Any], Any]:
+  """What runs `config.task`."""
   if config.task == 'pretrain':
     from conic_jax.pretraining import training
-    training.pretrain(config)
-  else:
-    from conic_jax.evals import standalone
-    standalone.evaluate(config)
+    return training.pretrain
+  from conic_jax.evals import standalone
+  return standalone.evaluate
+
+
+def last_checkpoint(config: Any) -> str | None:
+  """The folder of a pretraining's last finished checkpoint; None if it has none."""
+  steps = [path for path in Path(config.run, 'checkpoints').glob('*') if path.name.isdigit()]
+  return str(max(steps, key=lambda path: int(path.name))) if config.task == 'pretrain' and steps else None
 
 
 def run(values: flags.FlagValues) -> None:
   """Joins the cluster and runs the task."""
-  start_distributed(values)
-  run_task(values.config)
+  config, place = values.config, place_of(values)
+  if place is None:
+    find_devices()
+    task_of(config)(config)
+    return
+  task = task_of(config)  # Its slow imports come before the others wait for this process.
+  with joined(place, values.lost_after, values.start_within, lambda: last_checkpoint(config),
+              lambda line: print_line(line, sys.stderr)):
+    task(config)
 
 
 def command() -> None:

@@ -23,6 +23,7 @@ from conic_jax.data import decode, pipeline, sources
 from conic_jax.data.sampler import Sampler
 from conic_jax.errors import UserError
 from conic_jax.hardware import mesh as meshes
+from conic_jax.hardware.processes import find_devices
 from conic_jax.methods import Method
 from conic_jax.methods.inscon import InsCon, mosaics
 from conic_jax.models import roi
@@ -145,7 +146,7 @@ def run(values: flags.FlagValues) -> None:
   check_images(values.images, config.batch_size)
   config, _ = settings.choose_splits(config)
   source = sources.open_source(config.data, config.data.train)
-  mesh = meshes.make_mesh(devices=jax.devices()[:1])
+  mesh = meshes.make_mesh(devices=find_devices()[:1])
   config, _ = settings.settle(config, source, False, mesh, say=lambda line: None, timed=False)
   check_images(values.images, config.batch_size)
   method = methods.make(config, source.num_images, mesh, meshes.compute_dtype(config.dtype))

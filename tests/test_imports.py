@@ -9,13 +9,13 @@ ROOT = Path(__file__).parent.parent / 'conic_jax'
 # What each room may import of the others; `errors`, `extensions` and `terminal` may be imported everywhere.
 ALLOWED = {
   '__init__': set(), 'errors': set(), 'extensions': set(), 'views': set(), 'measures': set(),
-  'permutation': set(), 'optim': set(), 'terminal': set(),
-  'command_line': set(),
-  'hardware': set(),
+  'permutation': set(), 'optim': set(), 'terminal': set(), 'ending': set(),
+  'command_line': {'ending'},
+  'hardware': {'ending'},
   'losses': {'hardware', 'permutation'},
   'memories': {'hardware', 'losses', 'permutation'},
   'data': {'hardware', 'permutation', 'views'},
-  'run': {'__init__', 'data', 'hardware', 'memories'},
+  'run': {'__init__', 'data', 'ending', 'hardware', 'memories'},
   'models': set(),
   'methods': {'hardware', 'losses', 'memories', 'models', 'run', 'views'},
   'visualise': {'measures'},
@@ -30,7 +30,7 @@ ALLOWED = {
   'embed': {'command_line', 'data', 'evals', 'hardware', 'views', 'visualise'},
   'activations': {'command_line', 'data', 'evals', 'models', 'views', 'visualise'},
   'report': {'command_line', 'export', 'models', 'run', 'visualise'},
-  'main': {'command_line', 'evals', 'pretraining'},
+  'main': {'command_line', 'evals', 'hardware', 'pretraining'},
 }
 ONLY_IN = {'tensorflow': 'data', 'tensorflow_datasets': 'data', 'orbax': 'run/checkpoints',
            'matplotlib': 'visualise', 'flax.linen': 'models', 'tensorboardX': 'run/events'}

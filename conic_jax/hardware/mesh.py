@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from conic_jax.errors import UserError
+from conic_jax.hardware.processes import find_devices
 
 
 def make_mesh(axes: Mapping[str, int] | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:  # pyright: ignore[reportInvalidTypeForm]
@@ -21,7 +22,7 @@ def make_mesh(axes: Mapping[str, int] | None = None, devices: Sequence[jax.Devic
   Raises:
     UserError: if the axes do not multiply to the number of devices.
   """
-  devices = list(jax.devices() if devices is None else devices)
+  devices = list(find_devices() if devices is None else devices)
   sizes = dict(axes or {'data': -1})
   known = int(np.prod([size for size in sizes.values() if size != -1]))
   sizes = {name: len(devices) // known if size == -1 else size for name, size in sizes.items()}
@@ -110,7 +111,7 @@ def shardings(tree: Any, rules: Sequence[tuple[str, PartitionSpec]], mesh: Mesh)
 def compute_dtype(name: str, device: jax.Device | None = None) -> jnp.dtype:  # pyright: ignore[reportInvalidTypeForm]
   """Type of activations and products; 'auto' is what the device (by default the first) computes fast."""
   if name == 'auto':
-    chosen = jax.devices()[0] if device is None else device
+    chosen = find_devices()[0] if device is None else device
     name = 'float32'
     if chosen.platform == 'tpu':
       name = 'bfloat16'

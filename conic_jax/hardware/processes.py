@@ -1,4 +1,4 @@
-"""What all processes of a cluster must do together."""
+"""The devices of all processes, and what the processes must do together."""
 from collections.abc import Callable
 
 import jax
@@ -25,3 +25,18 @@ def run_everywhere(action: Callable[[], None]) -> None:
       raise UserError(f'Process {int(np.flatnonzero(failed)[0])} could not go on: its own message says why.')
   if failure is not None:
     raise failure
+
+
+def find_devices() -> list[jax.Device]:
+  """The devices of all processes.
+
+  Raises:
+    UserError: if there are none, as with a wrong JAX_PLATFORMS.
+  """
+  try:
+    return jax.devices()
+  except (RuntimeError, AssertionError) as error:
+    if not (platforms := jax.config.jax_platforms):
+      raise
+    raise UserError(f"JAX finds no device for JAX_PLATFORMS='{platforms}': unset it to use what is here, or "
+                    'install the JAX that it needs, such as jax[cuda12] or jax[tpu].') from error

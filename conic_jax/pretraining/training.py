@@ -125,7 +125,7 @@ def pretrain(config: Any) -> dict[str, Any]:
 
   Raises:
     UserError: for anything that the user can fix.
-    Stopped: after Ctrl-C or SIGTERM, once everything is saved.
+    Stopped: after Ctrl-C, SIGTERM or SIGHUP, once everything is saved.
   """
   settings.check(config)
   with Session(Path(config.run), meshes.make_mesh(config.mesh)) as session:

@@ -83,7 +83,7 @@ def run_steps(phase: Phase, state: Any, session: Session) -> Any:
 
   Raises:
     UserError: if a loss or parameter is not finite, too many images are undecodable, or a host side fails.
-    Stopped: after Ctrl-C or SIGTERM, once everything is saved.
+    Stopped: after Ctrl-C, SIGTERM or SIGHUP, once everything is saved.
   """
   first = int(state.step)
   clock, pending = Clock(first, phase.batch_size), Pending(phase)

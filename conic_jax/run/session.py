@@ -35,7 +35,7 @@ class Session:
     folder: the run's folder.
     mesh: the mesh.
     log: shows a line; only the first process shows any.
-    signals: Ctrl-C and SIGTERM.
+    signals: Ctrl-C, SIGTERM and SIGHUP.
     first_process: whether this process writes what only one may write.
   """
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, deferred to the next step boundary."""
+"""Ctrl-C, SIGTERM and SIGHUP, deferred to the next step boundary."""
 import contextlib
 import signal
 import threading
@@ -8,26 +8,35 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from conic_jax.ending import STOP_SIGNALS, SecondSignal
 from conic_jax.errors import Stopped
 
 
 class StopRequest:
-  """Ctrl-C and SIGTERM: deferred inside `deferred`; immediate elsewhere or the second time."""
+  """Ctrl-C, SIGTERM and SIGHUP: deferred inside `deferred`; immediate elsewhere or the second time.
+
+  After a second signal the process ends within seconds, even if the main thread hangs. SIGHUP stays ignored
+  where it was, as under nohup. Outside the main thread, signals keep their handlers.
+  """
 
   def __init__(self):
     self.received: signal.Signals | None = None
     self._waits = False
+    self._second = SecondSignal()
 
   def __enter__(self) -> 'StopRequest':
     self._before = {}
     if threading.current_thread() is threading.main_thread():
       self._before = {number: signal.signal(number, self._handle)
-                      for number in (signal.SIGINT, signal.SIGTERM)}
+                      for number in STOP_SIGNALS if not _stays_ignored(number)}
+    self._second.__enter__()
     return self
 
   def __exit__(self, *_) -> None:
+    self._second.__exit__()
     for number, handler in self._before.items():
-      signal.signal(number, handler)
+      # None: the handler was not Python's and cannot be put back.
+      signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
   @contextlib.contextmanager
   def deferred(self) -> Iterator[None]:
@@ -51,3 +60,7 @@ class StopRequest:
       return None
     told = int(multihost_utils.process_allgather(np.int32(self.received or 0)).max())
     return signal.Signals(told) if told else None
+
+
+def _stays_ignored(number: signal.Signals) -> bool:
+  return number.name == 'SIGHUP' and signal.getsignal(number) == signal.SIG_IGN

@@ -1,0 +1,96 @@
+"""Ends a process whose main thread may hang: at the second signal, or when it cannot go on."""
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from typing import NoReturn
+
+# Signals that ask a process to stop; a terminal that closes sends SIGHUP, which not every system has.
+STOP_SIGNALS = tuple(getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP')
+                     if hasattr(signal, name))
+# Seconds between the second signal and the end, for what the main thread can still close: for a run, and for
+# the command around it, which leaves the last words to the run.
+_CLOSING, _CLOSING_COMMAND = 5.0, 6.0
+# Seconds that the last words may take: the terminal may have stopped reading.
+_SPEAKING = 2.0
+
+
+def end_at_once(line: str, code: int) -> NoReturn:
+  """Says one line on stderr and ends the process, whatever its threads do; nothing is closed."""
+  speaker = threading.Thread(target=_speak, args=(line,), daemon=True)
+  speaker.start()
+  speaker.join(_SPEAKING)
+  os._exit(code)
+
+
+def _speak(line: str) -> None:
+  # A progress bar may have left the cursor in its line.
+  start = '\n' if sys.stderr is not None and sys.stderr.isatty() else ''
+  with contextlib.suppress(OSError):
+    os.write(2, f'{start}{line}\n'.encode(errors='replace'))
+  with contextlib.suppress(OSError, ValueError):
+    sys.stdout.flush()
+
+
+class SecondSignal:
+  """Ends the process soon after its second stop signal, even if the main thread hangs outside Python.
+
+  Python runs its handlers in the main thread, between two of its instructions. The wakeup descriptor is
+  written at once, so a thread that reads it counts the signals. Does nothing outside the main thread.
+
+  Attributes:
+    count: stop signals received.
+  """
+
+  def __init__(self, closing: float = _CLOSING):
+    self.count, self._closing = 0, closing
+    self._closed = threading.Event()
+    self._before = self._writer = -1
+
+  def __enter__(self) -> 'SecondSignal':
+    if threading.current_thread() is threading.main_thread():
+      reader, self._writer = os.pipe()
+      os.set_blocking(self._writer, False)
+      self._before = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+      threading.Thread(target=self._listen, args=(reader,), name='second signal', daemon=True).start()
+    return self
+
+  def __exit__(self, *_) -> None:
+    if self._writer == -1:
+      return
+    if (current := signal.set_wakeup_fd(self._before)) != self._writer:
+      signal.set_wakeup_fd(current)  # Somebody has replaced it since.
+    self._closed.set()
+    os.close(self._writer)
+    self._writer = -1
+
+  def _listen(self, reader: int) -> None:
+    while numbers := os.read(reader, 64):
+      if self._before != -1:
+        with contextlib.suppress(OSError):
+          os.write(self._before, numbers)
+      for number in numbers:
+        self.count += number in STOP_SIGNALS
+        if self.count == 2:
+          threading.Thread(target=self._end, args=(number,), name='end', daemon=True).start()
+    os.close(reader)
+
+  def _end(self, number: int) -> None:
+    if not self._closed.wait(self._closing):
+      name = signal.Signals(number).name
+      end_at_once(f'conic_jax: {name} again: ended without waiting for anything; the checkpoints so far are '
+                  'kept.', 128 + number)
+
+
+@contextlib.contextmanager
+def process_ends_at_the_second_signal() -> Iterator[None]:
+  """`SecondSignal` for a command; once a signal has come, until the process ends."""
+  second = SecondSignal(_CLOSING_COMMAND)
+  second.__enter__()
+  try:
+    yield
+  finally:
+    if not second.count:
+      second.__exit__()
