@@ -10,6 +10,7 @@ from flax import traverse_util
 from conic_jax.errors import UserError
 from conic_jax.export import names
 from conic_jax.models import ResNet
+from conic_jax.run import claim
 from conic_jax.views import IMAGENET_MEAN, IMAGENET_STD
 
 _CARD = '''\
@@ -154,21 +155,29 @@ def text(target: str, network: ResNet, origin: Origin, out: Path) -> str:
 
 
 def read_figures(run: Path) -> dict[tuple[str, str], float]:
-  """The numbers of a run's summary and evaluations, by file and name.
+  """The numbers of a run's summary and evaluations, by file and name; raises as `read_results`."""
+  return {(stem, name): value for stem, content in read_results(run).items()
+          for name, value in traverse_util.flatten_dict(content, sep='.').items()
+          if type(value) in (int, float)}
+
+
+def read_results(run: Path) -> dict[str, dict[str, Any]]:
+  """The contents of a run's summary and evaluations, by the file's name.
 
   Raises:
     UserError: if a file is not a JSON object.
   """
-  figures = {}
+  results = {}
   for path in sorted(run.glob('*.json')):
-    if path.name == 'config.json':
+    if path.name in ('config.json', claim.MARKER):
       continue
     try:
-      content = traverse_util.flatten_dict(json.loads(path.read_text()), sep='.')
-    except (ValueError, AssertionError) as error:
+      results[path.stem] = json.loads(path.read_text())
+    except ValueError as error:
       raise UserError(f'{path} cannot be read ({error}): delete it, or evaluate again.') from error
-    figures |= {(path.stem, name): value for name, value in content.items() if type(value) in (int, float)}
-  return figures
+    if not isinstance(results[path.stem], dict):
+      raise UserError(f'{path} cannot be read (it has no names): delete it, or evaluate again.')
+  return results
 
 
 def public(value: Any) -> Any:

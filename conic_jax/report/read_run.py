@@ -45,8 +45,7 @@ def read_run(folder: Path) -> Run:
   """
   config = read_config(folder)
   origin = card.of_run(folder, config)
-  evaluations = {path.stem: card.public(json.loads(path.read_text())) for path in folder.glob('*.json')
-                 if path.stem != 'config'}
+  evaluations = {name: card.public(content) for name, content in card.read_results(folder).items()}
   reports = _read_reports(folder / 'metrics.jsonl')
   network = models.build_encoder(types.SimpleNamespace(**config['encoder']), jnp.float32)
   data, encoder = origin.settings['data'], config['encoder']
@@ -64,7 +63,7 @@ def read_run(folder: Path) -> Run:
 
 def _read_reports(path: Path) -> list[dict[str, Any]]:
   """The reports so far; the last line may be incomplete during a run or after a crash."""
-  lines = path.read_text().splitlines() if path.is_file() else []
+  lines = path.read_text(errors='replace').splitlines() if path.is_file() else []
   reports = []
   for number, line in enumerate(lines, 1):
     try:

@@ -249,7 +249,8 @@ def read_config(run: Path) -> dict[str, Any]:
   except ValueError as error:
     raise UserError(f'{path} cannot be read ({error}): bring it back, or pretrain anew in another '
                     'folder.') from error
-  if not {'method', 'encoder', 'views'} <= config.keys() or not (run / 'checkpoints').is_dir():
+  if not isinstance(config, dict) or not all(isinstance(config.get(name), kind) for name, kind in (
+      ('method', str), ('encoder', dict), ('views', dict))) or not (run / 'checkpoints').is_dir():
     raise UserError(f"'{run}' is no run: it has no config.json of a pretraining, or no checkpoints/. "
                     'Give the folder that config.run named when the encoder was pretrained, or random.')
   return config

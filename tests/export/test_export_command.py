@@ -110,6 +110,7 @@ def test_mistakes_are_one_sentence(run, command, tmp_path):
 
 def test_figures_are_numbers(tmp_path):
   (tmp_path / 'config.json').write_text('{"seed": 1}')
+  (tmp_path / 'conic_jax.json').write_text('{"format": 1}')
   (tmp_path / 'linear.json').write_text('{"top1": 0.5, "rates": [1, 2], "name": "x", "best": {"rate": 3}}')
   assert card.read_figures(tmp_path) == {('linear', 'top1'): 0.5, ('linear', 'best.rate'): 3}
   (tmp_path / 'linear.json').write_text('[1]')

@@ -153,7 +153,7 @@ def test_reading_a_run_leaves_a_save_under_way_alone(checkpoints, mesh8, tmp_pat
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
-  for content in (None, '{"model_type": "resnet"}'):
+  for content in (None, '{"model_type": "resnet"}', '[1]', '3', '{"method": "x", "encoder": 3, "views": {}}'):
     if content:
       (tmp_path / 'config.json').write_text(content)
     with pytest.raises(UserError, match='is no run'):
