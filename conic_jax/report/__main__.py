@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
   """
   out = arguments.out or arguments.run / 'report.html'
   report(arguments.run, out)
-  print_line(out)
+  print_line(str(out))
 
 
 def _arguments() -> argparse.Namespace:
