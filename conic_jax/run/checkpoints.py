@@ -33,10 +33,14 @@ def _split(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
   return model, {_STORED_NAMES.get(name, name): value for name, value in fields.items()}
 
 
-def _manager(folder: Path, keep: int | None, clean: bool = False) -> ocp.CheckpointManager:
+def _not_from_orbax(record: logging.LogRecord) -> bool:
   # Orbax logs the traceback of a failed save from each of its threads; `Checkpoints` raises and reports the
   # one error that counts.
-  logging.getLogger('absl').addFilter(lambda record: 'orbax' not in record.pathname)
+  return 'orbax' not in record.pathname
+
+
+def _manager(folder: Path, keep: int | None, clean: bool = False) -> ocp.CheckpointManager:
+  logging.getLogger('absl').addFilter(_not_from_orbax)
   options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=clean)
   handlers = {'model': ocp.StandardCheckpointHandler(), 'training': ocp.StandardCheckpointHandler(),
               'identity': ocp.JsonCheckpointHandler()}
@@ -45,6 +49,7 @@ def _manager(folder: Path, keep: int | None, clean: bool = False) -> ocp.Checkpo
 
 def _reader_of_models(folder: Path) -> ocp.CheckpointManager:
   """A manager that reads models alone, whatever the state of the rest."""
+  logging.getLogger('absl').addFilter(_not_from_orbax)
   return ocp.CheckpointManager(folder.absolute(), options=ocp.CheckpointManagerOptions(read_only=True),
                                item_handlers={'model': ocp.StandardCheckpointHandler()})
 
