@@ -35,6 +35,7 @@ from conic_jax.pretraining.train_step import (
 )
 from conic_jax.run import verdict
 from conic_jax.run.checkpoints import Checkpoints
+from conic_jax.run.claim import reason
 from conic_jax.run.loop import Figures, Phase, run_steps
 from conic_jax.run.reporter import Reporter, read_json, write_json
 from conic_jax.run.session import Session
@@ -264,6 +265,7 @@ def check_resumed(task: Task, session: Session) -> None:
     if session.first_process and recipe.has_begun(session.folder):
       if unchecked := inventory.check(task.data.train, session.folder):
         session.log(unchecked)
+        inventory.write(task.data.train, session.folder)
       before = read_json(session.folder / 'config.json')
       if before is None:
         session.log(f'{session.folder}/config.json cannot be read, and is written anew.')
@@ -273,11 +275,20 @@ def check_resumed(task: Task, session: Session) -> None:
 
 
 def write_config(task: Task, session: Session, fresh: bool) -> None:
-  """Writes config.json, and what the images of a new run are."""
-  if session.first_process:
+  """Writes config.json, and what the images of a new run are.
+
+  Raises:
+    UserError: if they cannot be written.
+  """
+  if not session.first_process:
+    return
+  try:
     write_json(session.folder / 'config.json', task.description)
     if fresh or not (session.folder / inventory.FILE).exists():
       inventory.write(task.data.train, session.folder)
+  except OSError as error:
+    raise UserError(f'{session.folder} cannot be written ({reason(error)}): free room, or give config.run '
+                    'another folder.') from error
 
 
 def report_random(task: Task, probe: probes.Probe, reporter: Reporter) -> None:

@@ -77,16 +77,19 @@ class Checkpoints:
     self._folder, self._keep, self._last_failed = folder, keep, False
     self.failure: str | None = None
     run_everywhere(lambda: self._set_damaged_aside(verify, say))
-    self._manager = _manager(folder, keep, clean=True)
+    self._manager: ocp.CheckpointManager | None = _manager(folder, keep, clean=True)
     self._manifests = ManifestWriter(folder)
 
   def last_step(self) -> int | None:
     """The step of the last good checkpoint."""
-    return self._manager.latest_step()
+    return max(self.steps(), default=None)
 
   def steps(self) -> list[int]:
     """The steps of the good checkpoints, in ascending order."""
-    return sorted(self._manager.all_steps())
+    try:
+      return sorted(self._opened().all_steps())
+    except OSError:  # The folder is gone.
+      return []
 
   def last_path(self) -> str:
     """The folder of the last good checkpoint, or 'none'."""
@@ -107,7 +110,7 @@ class Checkpoints:
       self._fail(shortage)
       return
     model, training = _split(state)
-    self._guard(lambda: self._manager.save(step, args=ocp.args.Composite(
+    self._guard(lambda manager: manager.save(step, args=ocp.args.Composite(
       model=ocp.args.StandardSave(model), training=ocp.args.StandardSave(training),
       identity=ocp.args.JsonSave(dict(identity))), force=True))
     if jax.process_index() == 0:
@@ -115,7 +118,7 @@ class Checkpoints:
 
   def wait(self) -> None:
     """Waits for the pending save, and removes the leftovers of failed ones."""
-    self._guard(lambda: self._manager.wait_until_finished())
+    self._guard(lambda manager: manager.wait_until_finished())
     self._manifests.ended()
     if self.failure and jax.process_index() == 0:
       # Threads of a failed save may go on writing for a while: each wait looks again.
@@ -125,13 +128,13 @@ class Checkpoints:
   def discard(self, step: int) -> None:
     """Deletes the checkpoint of a step, if it exists: its state turned out to be bad."""
     self.wait()
-    if step in self._manager.all_steps():
-      self._manager.delete(step)
+    if step in self.steps():
+      self._guard(lambda manager: manager.delete(step))
 
   def close(self) -> None:
     """Waits for the pending save and releases the manager's resources."""
     self.wait()
-    self._guard(lambda: self._manager.close())
+    self._guard(lambda manager: manager.close())
     self._manifests.close()
 
   def restore(self, shapes: TrainState, identity: Mapping[str, Any], remedy: str = _REMEDY
@@ -150,9 +153,9 @@ class Checkpoints:
     if step is None:
       return None
     with _readable(self._folder / str(step)):
-      saved = self._manager.restore(
+      saved = self._opened().restore(
         step, args=ocp.args.Composite(identity=ocp.args.JsonRestore()))['identity']
-      metadata = self._manager.item_metadata(step)
+      metadata = self._opened().item_metadata(step)
     differences = [f'{name} was {saved.get(name)!r}, is {value!r}'
                    for name, value in identity.items()
                    if name in saved and _known(saved[name], value) != value]
@@ -163,7 +166,7 @@ class Checkpoints:
       raise UserError(f'The checkpoint {self.last_path()} does not fit this configuration: '
                       f'{"; ".join(differences[:5])}. {remedy}')
     with _readable(self._folder / str(step)):
-      restored = self._manager.restore(step, args=ocp.args.Composite(
+      restored = self._opened().restore(step, args=ocp.args.Composite(
         model=ocp.args.StandardRestore(model), training=ocp.args.StandardRestore(training)))
     training = {name: restored['training'][_STORED_NAMES.get(name, name)]
                 for name in TrainState.__dataclass_fields__ if name not in _MODEL_FIELDS}
@@ -179,22 +182,30 @@ class Checkpoints:
     """What a process's disk lacks for its part of a state; None if all parts fit."""
     needed = sum(shard.data.nbytes for leaf in jax.tree.leaves(state)
                  for shard in leaf.addressable_shards if shard.replica_id == 0)
-    free = shutil.disk_usage(self._folder).free
+    try:
+      free = shutil.disk_usage(self._folder).free
+    except OSError:  # The save itself will say what is wrong.
+      free = needed
     lacking = np.float64(max(0, needed - free))
     if jax.process_count() > 1:  # All must agree: saving is collective.
       lacking = multihost_utils.process_allgather(lacking).max()
     return f'{self._folder} lacks {lacking / 2**20:,.1f} MiB' if lacking else None
 
-  def _guard(self, action: Callable[[], Any]) -> None:
+  def _opened(self) -> ocp.CheckpointManager:
+    if self._manager is None:
+      self._manager = _manager(self._folder, self._keep)
+    return self._manager
+
+  def _guard(self, action: Callable[[ocp.CheckpointManager], Any]) -> None:
     """Runs an action of the manager; the training must go on even if saving fails.
 
-    A failed manager keeps raising the same error, so a new one takes its place.
+    A failed manager keeps raising the same error, so the next action opens a new one.
     """
     try:
-      action()
+      action(self._opened())
     except Exception as error:
       self._fail((str(error) or type(error).__name__).splitlines()[0][:300])
-      self._manager = _manager(self._folder, self._keep)
+      self._manager = None
 
   def _fail(self, message: str) -> None:
     self.failure, self._last_failed = message, True

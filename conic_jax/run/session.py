@@ -76,6 +76,8 @@ class Session:
     """Removes a subfolder of the run's folder, if it exists."""
     if self.first_process:
       shutil.rmtree(self.folder / name, ignore_errors=True)
+      for manifest in (self.folder / 'checksums').glob(f'{name}-*.json'):
+        manifest.unlink(missing_ok=True)
 
   def open_hosts(self, memories: Mapping[str, Memory], states: Mapping[str, Any], settings: HostSettings,
                  step: int, fresh: bool) -> dict[str, HostSide]:

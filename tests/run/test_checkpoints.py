@@ -88,6 +88,22 @@ def test_a_disk_that_is_too_small_is_told_and_the_last_checkpoint_stays(checkpoi
   assert 'could not save' in checkpoints.outcome()
 
 
+def test_a_folder_that_is_gone_does_not_stop_the_training(mesh8, tmp_path):
+  checkpoints = Checkpoints(tmp_path / 'run' / 'checkpoints', keep=2)
+  checkpoints.save(make_state(mesh8, 1), 1, {})
+  checkpoints.close()
+  checkpoints = Checkpoints(tmp_path / 'run' / 'checkpoints', keep=2)
+  shutil.rmtree(tmp_path / 'run')
+  (tmp_path / 'run').touch()
+  checkpoints.save(make_state(mesh8, 2), 2, {})
+  checkpoints.wait()
+  assert 'could not save' in checkpoints.outcome()
+  (tmp_path / 'run').unlink()
+  checkpoints.save(make_state(mesh8, 3), 3, {})
+  checkpoints.close()
+  assert checkpoints.outcome() == f"saved {tmp_path / 'run' / 'checkpoints' / '3'}"
+
+
 def test_a_model_is_read_alone(checkpoints, mesh8, tmp_path):
   (tmp_path / 'config.json').write_text(CONFIG)
   checkpoints.save(make_state(mesh8, 5), 5, {})
