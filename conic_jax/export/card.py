@@ -156,8 +156,8 @@ def text(target: str, network: ResNet, origin: Origin, out: Path) -> str:
 
 def read_figures(run: Path) -> dict[tuple[str, str], float]:
   """The numbers of a run's summary and evaluations, by file and name; raises as `read_results`."""
-  return {(stem, name): value for stem, content in read_results(run).items()
-          for name, value in traverse_util.flatten_dict(content, sep='.').items()
+  flat: dict[Any, Any] = traverse_util.flatten_dict(read_results(run))
+  return {(stem, '.'.join(parts)): value for (stem, *parts), value in flat.items()
           if type(value) in (int, float)}
 
 

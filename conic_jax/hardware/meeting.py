@@ -213,6 +213,6 @@ async def open_relay(watch: Watch) -> str:
     return reader, writer
 
   server = await asyncio.start_server(
-    lambda *pair: watch.spawn(relay(*pair, connect, keep_open=True)), _LOOPBACK, 0)
+    lambda reader, writer: watch.spawn(relay(reader, writer, connect, keep_open=True)), _LOOPBACK, 0)
   host, port = server.sockets[0].getsockname()[:2]
   return f'{host}:{port}'

@@ -1,5 +1,6 @@
 """The devices of all processes, and what the processes must do together."""
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,7 +28,7 @@ def run_everywhere(action: Callable[[], None]) -> None:
     raise failure
 
 
-def find_devices() -> list[jax.Device]:
+def find_devices() -> list[Any]:
   """The devices of all processes.
 
   Raises:

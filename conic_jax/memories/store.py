@@ -485,7 +485,7 @@ def _stored(records: np.ndarray) -> Stored:
 
 def _sums(entries: np.ndarray) -> np.ndarray:
   """The checksums of journalled records: uint32 [k]. Version 1 had only those in the records."""
-  return entries['sum'] if 'sum' in entries.dtype.names else entries['record']['crc']
+  return entries['sum'] if 'sum' in (entries.dtype.names or ()) else entries['record']['crc']
 
 
 def _go_back(step: int, reason: str) -> str:
