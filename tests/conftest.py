@@ -15,11 +15,9 @@ os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(Path(__file__).resolve().
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
 
 import jax
-import numpy as np
 import pytest
-from PIL import Image
+from support import tiny, write_images
 
-from conic_jax.command_line import load
 from conic_jax.hardware import mesh as meshes
 from conic_jax.run.session import Session
 
@@ -53,23 +51,6 @@ def image_folder(tmp_path_factory):
   return write_images(tmp_path_factory.mktemp('images'))
 
 
-def write_images(root):
-  """Writes train/ and test/ with two class folders of 16×16 PNGs: stripes and checks of random colour."""
-  rng = np.random.default_rng(0)
-  rows, columns = np.mgrid[:16, :16]
-  patterns = {'checks': (rows // 4 + columns // 4) % 2, 'stripes': rows // 2 % 2}
-  for split, count in (('train', 24), ('test', 8)):
-    for name, pattern in patterns.items():
-      folder = root / split / name
-      folder.mkdir(parents=True)
-      for index in range(count):
-        colours = rng.integers(0, 256, (2, 3), np.uint8)
-        noise = rng.integers(-20, 20, (16, 16, 3))
-        image = np.clip(colours[pattern] + noise, 0, 255).astype(np.uint8)
-        Image.fromarray(image).save(folder / f'{index:02d}.png')
-  return root
-
-
 @pytest.fixture
 def figures(monkeypatch):
   """The figures that are written, which are written as ever."""
@@ -86,20 +67,3 @@ def figures(monkeypatch):
 def tiny_config(image_folder, tmp_path):
   """The config of `tiny` on `image_folder`."""
   return tiny(image_folder, tmp_path / 'run')
-
-
-def tiny(images, run):
-  """ConIC on `write_images` with a network of one block: 3 steps an epoch, 2 epochs."""
-  config = load('configs/conic.py:imagenet100')
-  config.run = str(run)
-  config.data.dir, config.data.train, config.data.test = str(images), 'train', 'test'
-  config.batch_size, config.epochs, config.log_every = 16, 2, 1
-  config.views.size = config.eval.resize = 16
-  config.encoder.name, config.encoder.stem = 'resnet18', 'cifar'
-  config.encoder.blocks, config.encoder.width = (1,), 0.125
-  config.head.hidden, config.head.features = 16, 8
-  config.probe.images, config.probe.times = 0, 2
-  config.knn_every, config.eval.batch_size, config.eval.k = 1, 16, (3, 5)
-  config.eval.baselines = False
-  config.linear.learning_rates, config.linear.epochs, config.linear.batch_size = (0.1,), 1, 16
-  return config

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from PIL import Image
 
 from conic_jax.command_line import load
 from conic_jax.views import Views
@@ -115,3 +116,37 @@ def refuses(function, *shapes):
   arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
   with pytest.raises(AssertionError, match='Chex'):
     jax.eval_shape(function, *arrays)
+
+
+def write_images(root):
+  """Writes train/ and test/ with two class folders of 16×16 PNGs: stripes and checks of random colour."""
+  rng = np.random.default_rng(0)
+  rows, columns = np.mgrid[:16, :16]
+  patterns = {'checks': (rows // 4 + columns // 4) % 2, 'stripes': rows // 2 % 2}
+  for split, count in (('train', 24), ('test', 8)):
+    for name, pattern in patterns.items():
+      folder = root / split / name
+      folder.mkdir(parents=True)
+      for index in range(count):
+        colours = rng.integers(0, 256, (2, 3), np.uint8)
+        noise = rng.integers(-20, 20, (16, 16, 3))
+        image = np.clip(colours[pattern] + noise, 0, 255).astype(np.uint8)
+        Image.fromarray(image).save(folder / f'{index:02d}.png')
+  return root
+
+
+def tiny(images, run):
+  """ConIC on `write_images` with a network of one block: 3 steps an epoch, 2 epochs."""
+  config = load('configs/conic.py:imagenet100')
+  config.run = str(run)
+  config.data.dir, config.data.train, config.data.test = str(images), 'train', 'test'
+  config.batch_size, config.epochs, config.log_every = 16, 2, 1
+  config.views.size = config.eval.resize = 16
+  config.encoder.name, config.encoder.stem = 'resnet18', 'cifar'
+  config.encoder.blocks, config.encoder.width = (1,), 0.125
+  config.head.hidden, config.head.features = 16, 8
+  config.probe.images, config.probe.times = 0, 2
+  config.knn_every, config.eval.batch_size, config.eval.k = 1, 16, (3, 5)
+  config.eval.baselines = False
+  config.linear.learning_rates, config.linear.epochs, config.linear.batch_size = (0.1,), 1, 16
+  return config

@@ -195,7 +195,9 @@ guarded(action)
 @pytest.mark.slow
 @pytest.mark.parametrize('ignored', [False, True])
 def test_sighup_asks_to_stop_unless_it_is_ignored(ignored):
-  before = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" if ignored else ''
+  # Set in any case: under nohup it is ignored, and inherited.
+  handler = 'SIG_IGN' if ignored else 'SIG_DFL'
+  before = f'import signal; signal.signal(signal.SIGHUP, signal.{handler})\n'
   with ended([start(['-c', before + WAITS])]) as [process]:
     assert process.stdout.readline() == 'ready\n'
     process.send_signal(signal.SIGHUP)

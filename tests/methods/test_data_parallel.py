@@ -31,7 +31,7 @@ def test_loss_and_gradients_are_those_of_split_rows(tiny_config, mesh8):
   def split(features):
     ids = jnp.repeat(batch['id'], 2)
     scores = partitioned.scores(rows.weights, features, ids, method.softmax)
-    weights = jnp.repeat(batch['valid'] / 15, 2) / 2
+    weights = jnp.repeat(batch['valid'].astype(jnp.float32) / 15, 2) / 2
     return jnp.sum(scores.loss * weights), instance_rows.Classified(features, ids, weights, scores)
   (wanted, update), wanted_gradient = jax.value_and_grad(split, has_aux=True)(features)
   after = instance_rows.update(rows, update, jnp.float32(1), method.softmax, momentum=0.0, weight_decay=0.0)

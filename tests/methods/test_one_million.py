@@ -34,7 +34,7 @@ def run_pass(config):
   """The state before and after the pass, and the images it saw."""
   with Session(Path(config.run), meshes.make_mesh()) as session:
     task = training.prepare(config, session)
-    session.make_folder()
+    session.claim_folder('config.run')
     checkpoints = session.checkpoints('checkpoints', 2)
     reporter = training.open_reporter(task, session, None)
     undecodable = pipeline.UndecodableImages(task.data.train)

@@ -4,8 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import tiny
-from support import losses_by_step
+from support import losses_by_step, tiny
 
 from conic_jax.data import inventory
 from conic_jax.errors import UserError

@@ -7,10 +7,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import conftest
 import numpy as np
 import pytest
-from support import losses_by_step, tiny_method
+from support import losses_by_step, tiny, tiny_method, write_images
 
 from conic_jax.pretraining import training
 
@@ -55,8 +54,8 @@ def make(name):
   """Writes saved/NAME.zip."""
   with tempfile.TemporaryDirectory() as folder:
     root = Path(folder)
-    conftest.write_images(root / 'images')
-    config = config_of(conftest.tiny(root / 'images', root / 'run'), name)
+    write_images(root / 'images')
+    config = config_of(tiny(root / 'images', root / 'run'), name)
     config.max_steps = STEPS_SAVED
     training.pretrain(config)
     for left_out in ('figures', 'tensorboard'):
