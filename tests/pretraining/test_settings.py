@@ -121,7 +121,8 @@ def folder_of(kind, root):
   shapes = {'grey': (16, 16), 'tiny': (1, 2, 3), 'strips': (6, 96, 3), 'tall strips': (96, 6, 3)}
   for index in range(72):
     if kind == 'copies' and index % 3:
-      image = Image.open(root / f'{index - index % 3}.png')
+      with Image.open(root / f'{index - index % 3}.png') as first:
+        image = first.copy()
     else:
       image = Image.fromarray(rng.integers(0, 256, shapes.get(kind, (16, 16, 3)), np.uint8))
     image.save(root / f'{index}.png')
