@@ -22,9 +22,9 @@ from conic_jax import command_line, visualise
 from conic_jax.data import augment, pipeline, sources
 from conic_jax.data.folder import Folder
 from conic_jax.errors import UserError
-from conic_jax.evals.embeddings import printable
 from conic_jax.evals.encoders import RANDOM, Encoder, open_encoder, random_variables
 from conic_jax.models import ResNet
+from conic_jax.terminal import print_line, printable
 from conic_jax.views import Views
 
 _USAGE = ('python -m conic_jax.activations ENCODER [ENCODER] --images=FOLDER [--count=6] [--size=224] '
@@ -145,7 +145,7 @@ def command() -> None:
   """Runs the command and sets its exit code."""
   def action():
     arguments = _arguments()
-    run(arguments.encoders, arguments.images, arguments.count, arguments.size, arguments.out, print)
+    run(arguments.encoders, arguments.images, arguments.count, arguments.size, arguments.out, print_line)
   command_line.guarded(action)
 
 

@@ -93,15 +93,15 @@ def run(arguments: argparse.Namespace) -> None:
     blocks = _of_folder(embed, arguments.images, batch_size)
   if arguments.out:
     count = embeddings.write(blocks, metadata, arguments.out)
-    _say(f'{count} vectors written to {arguments.out}')
+    print_line(f'{count} vectors written to {arguments.out}')
     _, blocks = embeddings.read(arguments.out)
   if query is not None:
     paths, similarities = embeddings.nearest(query, blocks, arguments.k)
     for path, similarity in zip(paths, similarities, strict=True):
-      _say(f'{similarity:7.4f}  {path}')
+      print_line(f'{similarity:7.4f}  {path}')
     if arguments.sheet:
       _draw(arguments.neighbours, metadata.get('images', ''), paths, similarities, arguments.sheet)
-      _say(f'Picture: {arguments.sheet}')
+      print_line(f'Picture: {arguments.sheet}')
 
 
 def _check(arguments):
@@ -162,11 +162,7 @@ def _of_folder(embed: Embed, images: str, batch_size: int) -> Iterator[Embedding
   yield from tqdm(embed(source, os.path.expanduser(images), undecodable=undecodable),
                   total=-(-source.num_images // batch_size), unit='batch', disable=None)
   if report := undecodable.report():
-    _say(report)
-
-
-def _say(line: str) -> None:
-  print_line(embeddings.printable(line))
+    print_line(report)
 
 
 def _draw(query: str, root: str, paths: list[str], similarities: np.ndarray, out: Path) -> None:

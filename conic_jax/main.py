@@ -19,6 +19,7 @@ from conic_jax.errors import UserError
 from conic_jax.hardware.cluster import joined
 from conic_jax.hardware.place import Place, find_place
 from conic_jax.hardware.processes import find_devices
+from conic_jax.run.whole import steps_in
 from conic_jax.terminal import print_line
 
 _USAGE = 'usage: python -m conic_jax.main --config=FILE[:PRESET] [--config.FIELD=VALUE …].'
@@ -71,8 +72,9 @@ def task_of(config: Any) -> Callable[[Any], Any]:
 
 def last_checkpoint(config: Any) -> str | None:
   """The folder of a pretraining's last finished checkpoint; None if it has none."""
-  steps = [path for path in Path(config.run, 'checkpoints').glob('*') if path.name.isdigit()]
-  return str(max(steps, key=lambda path: int(path.name))) if config.task == 'pretrain' and steps else None
+  folder = Path(config.run, 'checkpoints')
+  steps = steps_in(folder) if config.task == 'pretrain' else []
+  return str(folder / str(steps[-1])) if steps else None
 
 
 def run(values: flags.FlagValues) -> None:

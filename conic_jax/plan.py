@@ -32,7 +32,7 @@ from conic_jax.hardware import program_cost, topologies
 from conic_jax.hardware.topologies import Topology
 from conic_jax.methods import Method
 from conic_jax.pretraining import settings, train_step
-from conic_jax.run.reporter import write_json
+from conic_jax.run.json_file import write_json
 from conic_jax.terminal import print_line
 
 # Ids are int32.

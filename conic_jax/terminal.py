@@ -21,7 +21,11 @@ def print_line(line: str, stream: IO[str] | None = None) -> None:
 
 def encodable(text: str, stream: Any) -> str:
   """A text with the characters that a stream's encoding lacks escaped."""
-  encoding = getattr(stream, 'encoding', None) or 'utf-8'
+  return printable(text, getattr(stream, 'encoding', None) or 'utf-8')
+
+
+def printable(text: str, encoding: str = 'utf-8') -> str:
+  r"""A text with what an encoding lacks escaped, such as '\udcff' for a byte of a file name."""
   return text.encode(encoding, 'backslashreplace').decode(encoding)
 
 

@@ -22,7 +22,7 @@ ALLOWED = {
   'export': {'command_line', 'models', 'run', 'views'},
   'evals': {'data', 'export', 'hardware', 'losses', 'measures', 'models', 'optim', 'permutation', 'run',
             'views', 'visualise'},
-  'recipe': {'data'},
+  'recipe': {'data', 'run'},
   'pretraining': {'__init__', 'data', 'evals', 'hardware', 'memories', 'methods', 'optim', 'recipe', 'run',
                   'views'},
   'plan': {'command_line', 'data', 'hardware', 'methods', 'optim', 'pretraining', 'recipe', 'run'},
@@ -30,7 +30,7 @@ ALLOWED = {
   'embed': {'command_line', 'data', 'evals', 'hardware', 'views', 'visualise'},
   'activations': {'command_line', 'data', 'evals', 'models', 'views', 'visualise'},
   'report': {'command_line', 'export', 'models', 'run', 'visualise'},
-  'main': {'command_line', 'evals', 'hardware', 'pretraining'},
+  'main': {'command_line', 'evals', 'hardware', 'pretraining', 'run'},
 }
 ONLY_IN = {'tensorflow': 'data', 'tensorflow_datasets': 'data', 'orbax': 'run/checkpoints',
            'matplotlib': 'visualise', 'flax.linen': 'models', 'tensorboardX': 'run/events'}

@@ -47,8 +47,8 @@ def check(source: Source, folder: Path) -> str | None:
   try:
     with gzip.open(folder / FILE, 'rt') as file:
       for index, (line, now) in enumerate(itertools.zip_longest(file, found)):
-        before = None if line is None else json.loads(line)
-        if before != (None if now is None else json.loads(json.dumps(now))):
+        if line != (None if now is None else json.dumps(now) + '\n'):
+          before = None if line is None else json.loads(line)
           raise UserError(f'The images are not those that this run began with: number {index} was '
                           f'{_words(before)} and is {_words(now)}. Bring them back, or give config.run '
                           'another folder to begin anew.')

@@ -24,6 +24,7 @@ from conic_jax.data.sources import Source
 from conic_jax.errors import UserError
 from conic_jax.evals.encoders import Encoder
 from conic_jax.hardware.mesh import process_rows, replicated, to_global
+from conic_jax.terminal import printable
 
 SUFFIXES = ('.parquet', '.npz')
 _ROWS = 4096  # Minimum rows per row group: tables with small groups are slow to read.
@@ -76,11 +77,6 @@ def fingerprint(encoder: Encoder) -> str:
   for leaf in jax.tree.leaves(encoder.variables):  # In order of their names.
     digest.update(np.asarray(leaf).tobytes())
   return digest.hexdigest()[:16]
-
-
-def printable(text: str) -> str:
-  r"""Makes text with file names printable; bytes that are not UTF-8 are escaped, such as '\udcff'."""
-  return text.encode('utf-8', 'backslashreplace').decode()
 
 
 def write(blocks: Iterable[Embeddings], metadata: dict[str, str], out: Path) -> int:

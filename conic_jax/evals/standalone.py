@@ -13,7 +13,7 @@ from conic_jax.evals.encoders import Encoder
 from conic_jax.evals.features import FrozenEncoder
 from conic_jax.extensions import own_module
 from conic_jax.hardware import mesh as meshes
-from conic_jax.run.reporter import write_json
+from conic_jax.run.json_file import write_json
 from conic_jax.run.session import Session
 from conic_jax.visualise import attempt
 

@@ -11,8 +11,9 @@ import numpy as np
 from conic_jax.evals.encoders import Encoder
 from conic_jax.hardware import mesh as meshes
 from conic_jax.run.checkpoints import Checkpoints
+from conic_jax.run.json_file import write_json
 from conic_jax.run.loop import Figures, Phase, run_steps
-from conic_jax.run.reporter import Reporter, write_json
+from conic_jax.run.reporter import Reporter
 from conic_jax.run.session import Session
 from conic_jax.run.state import TrainState
 

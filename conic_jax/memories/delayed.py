@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from conic_jax.errors import UserError
-from conic_jax.memories.journal import REMEDY, sync_folder, unnamed, write_whole
+from conic_jax.memories.journal import REMEDY, replacing, sync_folder, write_whole
 
 # Steps per stored product.
 _BLOCK = 64
@@ -261,13 +261,8 @@ def _first_difference(rates, sums):
 
 def _add_sums(path, rates):
   """Makes the checksums of a file that has none, whole or not at all."""
-  sums_path = _sums_path(path)
-  new = unnamed(sums_path)
-  with open(new, 'wb') as file:
+  with replacing(_sums_path(path)) as file:
     file.write(_running_sums(rates).tobytes())
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(new, sums_path)
   sync_folder(path.parent)
 
 

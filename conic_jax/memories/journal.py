@@ -14,8 +14,9 @@ import errno
 import os
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -224,6 +225,17 @@ def write_whole(file: int, data: bytes | memoryview, offset: int) -> None:
 def unnamed(path: Path) -> Path:
   """Where a file is written before it gets its name."""
   return path.with_name(path.name + '.new')
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+  """Opens a file to write, which takes the place of another once the block has ended and all is on disk."""
+  new = unnamed(path)
+  with open(new, 'wb') as file:
+    yield file
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(new, path)
 
 
 def sync_folder(folder: Path) -> None:

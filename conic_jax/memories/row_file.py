@@ -61,15 +61,11 @@ class RowFile:
 
   def add_sums(self) -> None:
     """Makes the file of checksums for rows of version 1, which had none: the records' own, one and all."""
-    new = journal.unnamed(self.sums_path)
-    with open(self.path, 'rb') as rows, open(new, 'wb') as sums:
+    with open(self.path, 'rb') as rows, journal.replacing(self.sums_path) as sums:
       for start in range(0, len(self._ids), _BLOCK):
         records = np.fromfile(rows, self.record, min(_BLOCK, len(self._ids) - start))
         sums.write(records['crc'].tobytes())
-      sums.flush()
-      os.fsync(sums.fileno())
-    os.replace(new, self.sums_path)
-    journal.sync_folder(new.parent)
+    journal.sync_folder(self.sums_path.parent)
 
   def open(self, with_sums: bool = True) -> None:
     """Opens the files that `check` found whole; without the checksums records can only be overwritten."""

@@ -1,6 +1,5 @@
 """JSON files with a checksum of what they say."""
 import json
-import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,12 +20,8 @@ def write(path: Path, fields: Mapping[str, Any]) -> None:
     fields: what JSON can hold; the version of the format and the checksum are added.
   """
   stated = {'version': VERSION, **fields}
-  new = journal.unnamed(path)
-  with open(new, 'w') as file:
-    file.write(json.dumps({**stated, _CHECKSUM: _checksum(stated)}, indent=2) + '\n')
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(new, path)
+  with journal.replacing(path) as file:
+    file.write(json.dumps({**stated, _CHECKSUM: _checksum(stated)}, indent=2).encode() + b'\n')
 
 
 def read(path: Path) -> dict[str, Any]:

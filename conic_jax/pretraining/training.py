@@ -36,8 +36,9 @@ from conic_jax.pretraining.train_step import (
 from conic_jax.run import verdict
 from conic_jax.run.checkpoints import Checkpoints
 from conic_jax.run.claim import reason
+from conic_jax.run.json_file import read_json, write_json
 from conic_jax.run.loop import Figures, Phase, run_steps
-from conic_jax.run.reporter import Reporter, read_json, write_json
+from conic_jax.run.reporter import Reporter
 from conic_jax.run.session import Session
 from conic_jax.run.state import TrainState
 
@@ -141,7 +142,8 @@ def pretrain(config: Any) -> dict[str, Any]:
     if state is None:
       state = begin(task, checkpoints, undecodable, session, reporter)
     hosts = open_hosts(task, state, first_step, fresh, session)
-    write_config(task, session, fresh)
+    if not fresh:
+      write_config(task, session)
     if checkpoints.last_step() is not None:
       session.remove('before_training')
     probe = probes.make(task.method.views[0], task.data.train, task.config, task.last_step, task.mesh)
@@ -274,7 +276,7 @@ def check_resumed(task: Task, session: Session) -> None:
   run_everywhere(check)
 
 
-def write_config(task: Task, session: Session, fresh: bool) -> None:
+def write_config(task: Task, session: Session, fresh: bool = False) -> None:
   """Writes config.json, and what the images of a new run are.
 
   Raises:

@@ -1,6 +1,5 @@
 """Fills the open fields of a config, with a reason for every choice."""
 import dataclasses
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,8 @@ from conic_jax.data import files
 from conic_jax.errors import UserError
 from conic_jax.recipe.facts import Facts
 from conic_jax.recipe.rules import RULES
+from conic_jax.run.json_file import read_json
+from conic_jax.run.whole import steps_in
 
 AUTO = 'auto'
 # Chosen before the facts are known, since they determine the images.
@@ -110,8 +111,7 @@ def split_folders(config: Any) -> list[Choice]:
 
 def has_begun(run: Path) -> bool:
   """Whether a run has a checkpoint."""
-  return any(entry.name.isdigit() for name in ('checkpoints', 'before_training')
-             if (run / name).is_dir() for entry in (run / name).iterdir())
+  return any(steps_in(run / name) for name in ('checkpoints', 'before_training'))
 
 
 def stored(run: Path, config: Any) -> list[Choice]:
@@ -144,13 +144,14 @@ def stored(run: Path, config: Any) -> list[Choice]:
 
 def _read(path: Path) -> dict[str, Any] | None:
   """A config.json that a run wrote; None if it is missing or damaged."""
+  written = read_json(path)
   try:
-    written = json.loads(path.read_text())
-    if 'recipe' in written:
-      dict(written['recipe']['reasons'])
-    return written if isinstance(written['views'], dict) else None
-  except (OSError, ValueError, TypeError, KeyError):
+    if written is None or not isinstance(written['views'], dict):
+      return None
+    dict(written['recipe']['reasons'] if 'recipe' in written else {})
+  except (ValueError, TypeError, KeyError):
     return None
+  return written
 
 
 def _find(written: Any, field: str) -> Any:

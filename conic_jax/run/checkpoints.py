@@ -41,7 +41,10 @@ def _not_from_orbax(record: logging.LogRecord) -> bool:
 
 def _manager(folder: Path, keep: int | None, clean: bool = False) -> ocp.CheckpointManager:
   logging.getLogger('absl').addFilter(_not_from_orbax)
-  options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=clean)
+  # Where a folder cannot be made, threads that wait for it would keep the process for ten minutes.
+  at_once = ocp.AsyncOptions(create_directories_asynchronously=False)
+  options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=clean,
+                                         async_options=at_once)
   handlers = {'model': ocp.StandardCheckpointHandler(), 'training': ocp.StandardCheckpointHandler(),
               'identity': ocp.JsonCheckpointHandler()}
   return ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handlers)
@@ -204,11 +207,16 @@ class Checkpoints:
     try:
       action(self._opened())
     except Exception as error:
-      self._fail((str(error) or type(error).__name__).splitlines()[0][:300])
+      self._fail(_first_line(error, 300))
       self._manager = None
 
   def _fail(self, message: str) -> None:
     self.failure, self._last_failed = message, True
+
+
+def _first_line(error: Exception, most: int) -> str:
+  """An error's first line, at most so many characters of it: TensorStore's go on for thousands."""
+  return (str(error) or type(error).__name__).splitlines()[0][:most]
 
 
 @contextlib.contextmanager
@@ -217,8 +225,7 @@ def _readable(checkpoint: Path) -> Iterator[None]:
   try:
     yield
   except Exception as error:
-    reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-    raise UserError(f'The checkpoint {checkpoint} cannot be read ({reason}): move it out of '
+    raise UserError(f'The checkpoint {checkpoint} cannot be read ({_first_line(error, 200)}): move it out of '
                     f'{checkpoint.parent}, and the one before it is taken.') from error
 
 

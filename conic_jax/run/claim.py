@@ -12,6 +12,7 @@ from typing import IO
 
 from conic_jax import __version__
 from conic_jax.errors import UserError, listed
+from conic_jax.run.json_file import write_json
 
 # Says that a folder is a run's, and how its files are laid out.
 MARKER = 'conic_jax.json'
@@ -95,9 +96,7 @@ def _check_format(marker: Path) -> None:
 def _mark(folder: Path) -> None:
   marker = folder / MARKER
   if not marker.exists():
-    temporary = marker.with_name(marker.name + '.tmp')
-    temporary.write_text(json.dumps({'format': FORMAT, 'conic_jax': __version__}) + '\n')
-    temporary.replace(marker)
+    write_json(marker, {'format': FORMAT, 'conic_jax': __version__}, indent=None)
 
 
 def _lock(folder: Path, field: str, log: Callable[[str], None]) -> IO[str]:

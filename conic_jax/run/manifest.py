@@ -3,34 +3,39 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from conic_jax.run.json_file import write_json
 
 FORMAT = 1
 # Files hashed at the same time; hashing releases Python's lock.
 _THREADS = 8
 
 Manifest = dict[str, list]
+Concerns = Callable[[str], bool]
+
+
+def everything(name: str) -> bool:
+  """Concerns every file of a folder."""
+  del name
+  return True
 
 
 def make(folder: Path) -> Manifest:
   """[size in bytes, SHA-256] of every file below a folder, by relative path."""
   names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob('*') if path.is_file())
-  with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
-    hashes = pool.map(lambda name: _hash(folder / name), names)
-    return {name: [(folder / name).stat().st_size, found] for name, found in zip(names, hashes)}
+  return {name: [(folder / name).stat().st_size, found] for name, found in _hashes(folder, names)}
 
 
 def write(folder: Path, path: Path) -> None:
   """Writes the manifest of a folder to a file, atomically."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(path.name + '.tmp')
-  temporary.write_text(json.dumps({'format': FORMAT, 'files': make(folder)}, indent=0) + '\n')
-  temporary.replace(path)
+  write_json(path, {'format': FORMAT, 'files': make(folder)}, indent=0)
 
 
-def damage(folder: Path, path: Path, concerns: Callable[[str], bool] = lambda name: True) -> str | None:
+def damage(folder: Path, path: Path, concerns: Concerns = everything) -> str | None:
   """What is wrong with a folder by its manifest; None if all of it is as it was written.
 
   Args:
@@ -53,10 +58,15 @@ def damage(folder: Path, path: Path, concerns: Callable[[str], bool] = lambda na
       return f'{name} is missing'
     if (found := (folder / name).stat().st_size) != size:
       return f'{name} has {found:,} bytes instead of {size:,}'
+  return next((f'the content of {name} is not what was written'
+               for name, found in _hashes(folder, wanted) if found != wanted[name][1]), None)
+
+
+def _hashes(folder: Path, names: Iterable[str]) -> Iterator[tuple[str, str]]:
+  """The hash of each file, in order."""
+  names = list(names)
   with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
-    hashes = pool.map(lambda name: _hash(folder / name), wanted)
-    return next((f'the content of {name} is not what was written'
-                 for (name, (_, hashed)), found in zip(wanted.items(), hashes) if found != hashed), None)
+    yield from zip(names, pool.map(lambda name: _hash(folder / name), names))
 
 
 def _hash(path: Path) -> str:

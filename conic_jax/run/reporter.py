@@ -53,22 +53,6 @@ def cut_back(path: Path, step: int) -> tuple[list[dict[str, Any]], list[int]]:
   return reports, damaged
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-  """The object in a JSON file; None if it is damaged or missing."""
-  try:
-    content = json.loads(path.read_text())
-  except (OSError, ValueError):
-    return None
-  return content if isinstance(content, dict) else None
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-  """Writes a JSON file atomically."""
-  temporary = path.with_name(path.name + '.tmp')
-  temporary.write_text(json.dumps(content, indent=2) + '\n')
-  temporary.replace(path)
-
-
 class Reporter:
   """Writes the reports of one run; only the first process of a cluster writes anything.
 

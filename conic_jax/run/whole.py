@@ -8,18 +8,11 @@ from pathlib import Path
 
 from conic_jax.errors import UserError
 from conic_jax.run import manifest
+from conic_jax.run.manifest import Concerns, everything
 
 # Every checkpoint's items.
 _ITEMS = ('model', 'training')
 _POLL_SECONDS = 0.1
-
-Concerns = Callable[[str], bool]
-
-
-def everything(name: str) -> bool:
-  """Concerns every file of a checkpoint."""
-  del name
-  return True
 
 
 def of_model(name: str) -> bool:
@@ -30,6 +23,11 @@ def of_model(name: str) -> bool:
 def manifest_path(folder: Path, step: int) -> Path:
   """The manifest of a step's checkpoint; it lies beside the folder, which is Orbax's."""
   return folder.parent / 'checksums' / f'{folder.name}-{step}.json'
+
+
+def steps_in(folder: Path) -> list[int]:
+  """The steps of the checkpoints in a folder, damaged or not, ascending."""
+  return sorted(int(path.name) for path in folder.glob('*') if path.name.isdecimal() and path.is_dir())
 
 
 def newest_whole(folder: Path, verify: bool = True, concerns: Concerns = everything
@@ -47,9 +45,8 @@ def newest_whole(folder: Path, verify: bool = True, concerns: Concerns = everyth
   Raises:
     UserError: if there are checkpoints and none is whole.
   """
-  steps = [int(path.name) for path in folder.glob('*') if path.name.isdecimal() and path.is_dir()]
   damaged: dict[int, str] = {}
-  for step in sorted(steps, reverse=True):
+  for step in reversed(steps_in(folder)):
     if not (problem := damage(folder, step, verify, concerns)):
       return step, damaged
     damaged[step] = problem

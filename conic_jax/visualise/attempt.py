@@ -3,6 +3,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from conic_jax.errors import Stopped, UserError
+from conic_jax.terminal import printable
 
 Draw = Callable[[Path], None]
 
@@ -58,4 +59,4 @@ def reason(error: Exception | str) -> str:
   text = ' '.join(str(error).split()).removesuffix('.')
   if not isinstance(error, (str, OSError, UserError)):
     text = f'{type(error).__name__}: {text}' if text else type(error).__name__
-  return text.encode('utf-8', 'backslashreplace').decode()
+  return printable(text)

@@ -23,6 +23,13 @@ EVALUATIONS = {
   'semi': tuple(f'{data}{share}pct' for data in ('', 'folder_', 'cifar10_', 'photos_') for share in (1, 10))}
 
 
+def shrink(config, images):
+  """Makes an evaluation as small as `write_images` and a network of one block."""
+  config.network.update(TINY)
+  config.data.update(dir=str(images), test='test')
+  config.views.size = config.eval.resize = config.eval.batch_size = 16
+
+
 def encoder_with(pretraining):
   return Encoder('runs/x', None, {}, evaluated({}), None, pretraining)
 
@@ -117,10 +124,8 @@ def test_data_of_its_own_is_not_mixed_with_the_runs():
 def test_a_random_encoder_is_fine_tuned_as_a_task(image_folder, tmp_path, capsys):
   config = load('configs/finetune.py:folder')
   config.encoder, config.run = 'random', str(tmp_path)
-  config.network.update(TINY)
-  config.data.update(dir=str(image_folder), test='test')
-  config.views.size = config.eval.resize = config.eval.batch_size = config.finetune.batch_size = 16
-  config.finetune.epochs, config.finetune.labels = 1, 0.5
+  shrink(config, image_folder)
+  config.finetune.update(batch_size=16, epochs=1, labels=0.5)
   figures = standalone.evaluate(config)
   assert json.loads((tmp_path / 'finetune_folder.json').read_text()) == figures
   assert figures['num_labels'] == 24
@@ -131,9 +136,7 @@ def test_a_random_encoder_is_fine_tuned_as_a_task(image_folder, tmp_path, capsys
 def test_the_linear_task_leaves_the_encoder_alone_and_draws_its_confusion(
     image_folder, mesh8, tmp_path, open_session):
   config = load('configs/linear.py:folder')
-  config.network.update(TINY)
-  config.data.update(dir=str(image_folder), test='test')
-  config.views.size = config.eval.resize = config.eval.batch_size = 16
+  shrink(config, image_folder)
   config.linear.update(learning_rates=(0.1, 1.0), epochs=1, batch_size=16)
   encoder, said = encoders.open_encoder('random', config.network), []
   before = jax.tree.map(np.copy, encoder.variables)
@@ -151,9 +154,7 @@ def test_the_linear_task_leaves_the_encoder_alone_and_draws_its_confusion(
 def test_a_picture_that_cannot_be_written_ends_no_evaluation(image_folder, tmp_path, capsys):
   config = load('configs/linear.py:folder')
   config.encoder, config.run = 'random', str(tmp_path)
-  config.network.update(TINY)
-  config.data.update(dir=str(image_folder), test='test')
-  config.views.size = config.eval.resize = config.eval.batch_size = 16
+  shrink(config, image_folder)
   config.linear.update(learning_rates=(0.1,), epochs=1, batch_size=16)
   (tmp_path / 'figures').touch()
   figures = standalone.evaluate(config)

@@ -1,7 +1,9 @@
 """Checkpoints: what is kept, what a failure leaves, what an evaluation reads."""
+import gc
 import resource
 import shutil
 import signal
+import threading
 from collections import namedtuple
 
 import jax
@@ -89,6 +91,8 @@ def test_a_disk_that_is_too_small_is_told_and_the_last_checkpoint_stays(checkpoi
 
 
 def test_a_folder_that_is_gone_does_not_stop_the_training(mesh8, tmp_path):
+  """Nothing of the failed save is left: no thread that keeps the process, no coroutine."""
+  before = set(threading.enumerate())
   checkpoints = Checkpoints(tmp_path / 'run' / 'checkpoints', keep=2)
   checkpoints.save(make_state(mesh8, 1), 1, {})
   checkpoints.close()
@@ -102,6 +106,8 @@ def test_a_folder_that_is_gone_does_not_stop_the_training(mesh8, tmp_path):
   checkpoints.save(make_state(mesh8, 3), 3, {})
   checkpoints.close()
   assert checkpoints.outcome() == f"saved {tmp_path / 'run' / 'checkpoints' / '3'}"
+  assert [thread.name for thread in set(threading.enumerate()) - before if not thread.daemon] == []
+  gc.collect()
 
 
 def test_a_model_is_read_alone(checkpoints, mesh8, tmp_path):

@@ -1,0 +1,21 @@
+"""JSON files of a run."""
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def write_json(path: Path, content: Mapping[str, Any], indent: int | None = 2) -> None:
+  """Writes a JSON file atomically."""
+  temporary = path.with_name(path.name + '.tmp')
+  temporary.write_text(json.dumps(content, indent=indent) + '\n')
+  temporary.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+  """The object in a JSON file; None if it is damaged or missing."""
+  try:
+    content = json.loads(path.read_text())
+  except (OSError, ValueError):
+    return None
+  return content if isinstance(content, dict) else None
