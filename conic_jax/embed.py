@@ -135,8 +135,9 @@ def _sizes(arguments, metadata, encoder):
 
 def _resize(encoder: encoders.Encoder, size: int) -> int:
   """The short side in the run's own evaluations, or ImageNet's ratio for any other size."""
-  if encoder.pretraining is not None and size == encoder.views.size:
-    return protocols.resize_of(encoder.pretraining)
+  settings = encoder.pretraining
+  if settings is not None and 'eval' in settings and size == encoder.views.size:
+    return protocols.resize_of(settings)
   return protocols.usual_resize(size)
 
 

@@ -14,7 +14,8 @@ from conic_jax import models
 from conic_jax.errors import UserError
 from conic_jax.export import read
 from conic_jax.hardware import mesh as meshes
-from conic_jax.run.checkpoints import read_config, restore_encoder, restore_model
+from conic_jax.run.checkpoints import restore_encoder, restore_model
+from conic_jax.run.run_config import read_config
 from conic_jax.views import Views, evaluated
 
 RANDOM = 'random'

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 
 from conic_jax import command_line, models
 from conic_jax.export import card, read, targets
-from conic_jax.run.checkpoints import read_config, restore_encoder
+from conic_jax.run.checkpoints import restore_encoder
+from conic_jax.run.run_config import read_config
 from conic_jax.terminal import print_line
 
 _USAGE = f'python -m conic_jax.export RUN_OR_FILE --to={"|".join(targets.SUFFIXES)} --out=FILE'

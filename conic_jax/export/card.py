@@ -17,8 +17,7 @@ _CARD = '''\
 ---
 license: unknown
 tags:
-- image-feature-extraction
-- self-supervised
+- image-feature-extraction{tags}
 ---
 # {name}, {title}
 
@@ -75,12 +74,14 @@ class Origin:
     facts: known facts, by name.
     figures: evaluation results, by file and name.
     settings: settings of the training.
+    labelled: whether labels were used; None if unknown.
     mean, std: normalisation of the images, on the scale 0 to 1.
   """
   title: str
   facts: Mapping[str, str]
   figures: Mapping[tuple[str, str], float] = dataclasses.field(default_factory=dict)
   settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  labelled: bool | None = None
   mean: tuple[float, ...] = IMAGENET_MEAN
   std: tuple[float, ...] = IMAGENET_STD
 
@@ -97,24 +98,26 @@ def of_run(run: Path, config: Mapping[str, Any]) -> Origin:
   data, images = settings['data'], figures.get(('summary', 'num_images'))
   mean, std = views.get('mean', IMAGENET_MEAN), views.get('std', IMAGENET_STD)
   facts = {
-    'data': ', '.join([data['name'], *([data['dir']] if data.get('dir') else []), f'split {data["train"]!r}',
-                       *([f'{images:,} images'] if images else [])]),
+    'data': ', '.join([data['name'] or 'unknown', *([data['dir']] if data.get('dir') else []),
+                       f'split {data["train"]!r}', *([f'{images:,} images'] if images else [])]),
     'method': config['method'],
     'training': _training(config),
     'input': f'RGB in 0 … 1, less {tuple(mean)}, over {tuple(std)}; {views["size"]} × {views["size"]} pixels '
              'in pretraining'}
-  how = 'trained further by' if 'started_from' in config else 'pretrained with'
-  return Origin(f'{how} {config["method"]}', facts, figures, settings, tuple(mean), tuple(std))
+  labelled = 'started_from' in config
+  how = 'trained further by' if labelled else 'pretrained with'
+  return Origin(f'{how} {config["method"]}', facts, figures, settings, labelled, tuple(mean), tuple(std))
 
 
 def _training(config: Mapping[str, Any]) -> str:
   """The card's line on how the encoder was trained."""
   version = f'conic_jax {config.get("versions", {}).get("conic_jax", "")}'.rstrip()
+  known = dict.fromkeys(('seed', 'epochs', 'batch_size'), 'unknown') | config
   if 'started_from' in config:
     start = Path(config['started_from']).name
-    return f'on labels, from the encoder {start}, seed {config["seed"]}; {version}'
-  amount = f'{config["max_steps"]} steps' if config.get('max_steps') else f'{config["epochs"]} epochs'
-  return f'without labels, {amount}, batch {config["batch_size"]}, seed {config["seed"]}; {version}'
+    return f'on labels, from the encoder {start}, seed {known["seed"]}; {version}'
+  amount = f'{config["max_steps"]} steps' if config.get('max_steps') else f'{known["epochs"]} epochs'
+  return f'without labels, {amount}, batch {known["batch_size"]}, seed {known["seed"]}; {version}'
 
 
 def of_file(path: Path) -> Origin:
@@ -149,6 +152,7 @@ def text(target: str, network: ResNet, origin: Origin, out: Path) -> str:
     std255=[round(255 * value, 3) for value in origin.std])
   return _CARD.format(
     name=name, title=origin.title, use=use,
+    tags='\n- self-supervised' if origin.labelled is False else '',
     facts='\n'.join(f'| {fact} | {value} |' for fact, value in facts.items()),
     figures=f'| file | figure | value |\n| --- | --- | --- |\n{figures}' if figures else 'There are none.',
     settings=f'```json\n{json.dumps(origin.settings, indent=2)}\n```' if origin.settings else 'Unknown.')

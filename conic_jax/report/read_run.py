@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from conic_jax import models
 from conic_jax.errors import UserError
 from conic_jax.export import card, targets
-from conic_jax.run.checkpoints import read_config
+from conic_jax.run.run_config import read_config
 
 
 @dataclasses.dataclass(frozen=True)

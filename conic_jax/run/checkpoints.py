@@ -1,6 +1,5 @@
 """Checkpoints of a run. The only module that imports Orbax."""
 import contextlib
-import json
 import logging
 import shutil
 import sys
@@ -16,6 +15,7 @@ from jax.experimental import multihost_utils
 from conic_jax.errors import UserError
 from conic_jax.hardware.processes import run_everywhere
 from conic_jax.run.finite import check_finite
+from conic_jax.run.run_config import read_config, say_unknown
 from conic_jax.run.state import TrainState
 from conic_jax.run.whole import ManifestWriter, newest_whole, of_model, set_aside
 from conic_jax.terminal import print_line
@@ -260,32 +260,13 @@ def _shape_differences(saved: Any, wanted: Any) -> list[str]:
   return phrases
 
 
-def read_config(run: Path) -> dict[str, Any]:
-  """A run's config.json.
-
-  Raises:
-    UserError: if the folder is not a run, or its config.json is damaged.
-  """
-  path = run / 'config.json'
-  try:
-    config = json.loads(path.read_text()) if path.is_file() else {}
-  except ValueError as error:
-    raise UserError(f'{path} cannot be read ({error}): bring it back, or pretrain anew in another '
-                    'folder.') from error
-  if not isinstance(config, dict) or not all(isinstance(config.get(name), kind) for name, kind in (
-      ('method', str), ('encoder', dict), ('views', dict))) or not (run / 'checkpoints').is_dir():
-    raise UserError(f"'{run}' is no run: it has no config.json of a pretraining, or no checkpoints/. "
-                    'Give the folder that config.run named when the encoder was pretrained, or random.')
-  return config
-
-
 def restore_model(run: Path) -> dict[str, Any]:
   """Variables {'params', 'batch_stats'} of a run's last checkpoint, as numpy arrays.
 
   Raises:
     UserError: if the folder is not a run or holds no checkpoint.
   """
-  read_config(run)
+  say_unknown(run, read_config(run))
   folder = run / 'checkpoints'
   step, damaged = newest_whole(folder, concerns=of_model)
   for newer, problem in damaged.items():

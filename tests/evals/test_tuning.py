@@ -108,6 +108,7 @@ def test_the_network_is_a_run_that_is_opened_exported_and_not_trained_again(task
   assert load_file(tmp_path / 'encoder.safetensors')
   card = (tmp_path / 'encoder.safetensors.md').read_text()
   assert 'on labels, from the encoder random' in card
+  assert 'self-supervised' not in card
   capsys.readouterr()
   assert standalone.evaluate(config) == figures
   assert 'loss' not in capsys.readouterr().out

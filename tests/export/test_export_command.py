@@ -68,6 +68,7 @@ def test_a_run_is_exported_with_its_card(run, command, tmp_path, capsys):
 
   text = written_card.read_text()
   assert text.startswith('---\nlicense: unknown\n')
+  assert '\n- self-supervised\n' in text
   for part in ('pretrained with conic', '| data | folder, images', "split 'train', 48 images |",
                '| training | without labels, 2 epochs, batch 16', '8 features',
                '| summary | knn_top1 | 0.8125 |', '| summary | random_init.knn_top1 | 0.25 |',
