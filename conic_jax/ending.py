@@ -68,13 +68,13 @@ class SecondSignal:
 
   def _listen(self, reader: int) -> None:
     while numbers := os.read(reader, 64):
-      if self._before != -1:
-        with contextlib.suppress(OSError):
-          os.write(self._before, numbers)
       for number in numbers:
         self.count += number in STOP_SIGNALS
         if self.count == 2:
           threading.Thread(target=self._end, args=(number,), name='end', daemon=True).start()
+      if self._before != -1:
+        with contextlib.suppress(OSError):
+          os.write(self._before, numbers)
     os.close(reader)
 
   def _end(self, number: int) -> None:

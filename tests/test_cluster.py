@@ -2,6 +2,7 @@
 import contextlib
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from conic_jax import main
 from conic_jax.ending import SecondSignal
 from conic_jax.hardware.place import find_place
 from conic_jax.hardware.watch import LOST
+from conic_jax.run.whole import steps_in
 
 ROOT = Path(__file__).parent.parent
 PROCESS = ROOT / 'tests' / 'cluster_process.py'
@@ -323,3 +325,69 @@ def test_a_process_that_does_not_fit_the_others(tmp_path):
 def test_a_platform_that_is_not_there(platform):
   err = answer_of(['-m', 'conic_jax.main', CONFIG], JAX_PLATFORMS=platform)
   assert re.fullmatch(rf"conic_jax: JAX finds no device for JAX_PLATFORMS='{platform}': .*\n", err), err
+
+
+# ---- Saves that fail --------------------------------------------------------------------------
+
+
+def test_a_disk_that_one_process_cannot_write_costs_only_saves(tiny_config):
+  """Both processes go on, the next save is whole, and the end tells of those that are missing."""
+  with pretraining(tiny_config) as processes:
+    before = resource.prlimit(processes[1].pid, resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+    written = Path(tiny_config.run, 'metrics.jsonl')
+    lines = written.read_text().count('\n')
+    wait_for(processes, lambda: written.read_text().count('\n') > lines + 8)
+    saved = steps_in(Path(tiny_config.run, 'checkpoints'))
+    resource.prlimit(processes[1].pid, resource.RLIMIT_FSIZE, before)
+    wait_for(processes, lambda: max(steps_in(Path(tiny_config.run, 'checkpoints'))) > max(saved))
+    for process in processes:
+      process.send_signal(signal.SIGTERM)
+    for process in processes:
+      code, _, err = finish(process)
+      assert code == 128 + signal.SIGTERM
+      assert 'Traceback' not in err
+
+
+FAILS = """
+import resource
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+
+from conic_jax.command_line import guarded
+from conic_jax.hardware.cluster import joined
+from conic_jax.hardware.place import find_place
+from conic_jax.run import checkpoints
+sys.path.append('tests/run')
+
+def main():
+  coordinator, index, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
+  place = find_place(coordinator, 2, index, 100)
+  with joined(place, 30, 100, lambda: None, print):
+    from test_checkpoints import make_state
+    from conic_jax.hardware.mesh import make_mesh
+    saved = checkpoints.Checkpoints(folder, keep=2)
+    saved.save(make_state(make_mesh(), 1), 1, {})
+    saved.wait()
+    second = make_state(make_mesh(), 2)
+    checkpoints._cannot_write = lambda path, size: None  # It can be written when it is tried …
+    if index == int(sys.argv[4]):
+      resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))  # … and no more right after.
+    saved.save(second, 2, {})
+    saved.wait()
+
+guarded(main)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('failing', [0, 1])
+def test_a_save_that_fails_in_one_process_ends_both(tmp_path, failing):
+  with reserved_port() as port, ended([
+      start(['-W', 'ignore', '-c', FAILS, f'localhost:{port}', index, tmp_path / 'saved', failing])
+      for index in (0, 1)]) as processes:
+    assert_one_sentence(processes[failing], 1, (
+      rf'^conic_jax: The checkpoint could not be saved \(.*\); the last good one is {tmp_path}/saved/1\.'),
+      None)
+    assert_one_sentence(processes[1 - failing], 1, 'ended with an error, and this process cannot go on', None)

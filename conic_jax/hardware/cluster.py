@@ -105,13 +105,15 @@ def _outcome(error: BaseException) -> tuple[int, str]:
 
 
 def _end_soon(watch: Watch, code: int) -> None:
-  """Lets the process end without JAX, which would wait for the others at exit and then abort."""
-  atexit.register(_exit, code)
-  # What the others still do together may need process 0 for a moment.
-  atexit.register(watch.linger, _ENDING / 3)
-  limit = threading.Timer(_ENDING, _exit, (code,))
-  limit.daemon = True
-  limit.start()
+  """Ends the process once its main thread has: JAX would wait for the others at exit and then abort."""
+  def end() -> None:
+    threading.main_thread().join(_ENDING)
+    # What the others still do together may need process 0 for a moment.
+    watch.linger(_ENDING / 3)
+    _exit(code)
+
+  threading.excepthook = lambda _: None  # Threads of a save that failed go on for a while.
+  threading.Thread(target=end, name='end', daemon=True).start()
 
 
 def _exit(code: int) -> None:

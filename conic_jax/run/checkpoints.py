@@ -1,8 +1,10 @@
 """Checkpoints of a run. The only module that imports Orbax."""
 import contextlib
 import logging
+import queue
 import shutil
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from conic_jax.hardware.processes import run_everywhere
 from conic_jax.run.finite import check_finite
 from conic_jax.run.run_config import read_config, say_unknown
 from conic_jax.run.state import TrainState
-from conic_jax.run.whole import ManifestWriter, newest_whole, of_model, set_aside
+from conic_jax.run.whole import ManifestWriter, newest_whole, of_model, set_aside, steps_in
 from conic_jax.terminal import print_line
 
 # What an evaluation reads; only training needs the rest.
@@ -33,14 +35,52 @@ def _split(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
   return model, {_STORED_NAMES.get(name, name): value for name, value in fields.items()}
 
 
-def _not_from_orbax(record: logging.LogRecord) -> bool:
-  # Orbax logs the traceback of a failed save from each of its threads; `Checkpoints` raises and reports the
-  # one error that counts.
-  return 'orbax' not in record.pathname
+class _OrbaxLog(logging.Filter):
+  """Keeps Orbax's log off the terminal, and the first error of a save that its threads log.
+
+  In a cluster that is the only sign of it: the threads then wait for the others, which wait for them.
+  """
+
+  def __init__(self):
+    super().__init__()
+    self.error: BaseException | None = None
+
+  def filter(self, record: logging.LogRecord) -> bool:
+    if 'orbax' not in record.pathname and 'orbax' not in record.getMessage():
+      return True
+    if record.exc_info and record.levelno >= logging.ERROR:
+      self.error = self.error or record.exc_info[1]
+    return False
+
+
+# Loggers that Orbax's errors come through.
+_LOGGERS = ('absl', 'asyncio')
+
+
+@contextlib.contextmanager
+def _listening(log: _OrbaxLog) -> Iterator[None]:
+  loggers = [logging.getLogger(name) for name in _LOGGERS]
+  for logger in loggers:
+    logger.addFilter(log)
+  try:
+    yield
+  finally:
+    for logger in loggers:
+      logger.removeFilter(log)
+
+
+def _quieten_late_threads() -> None:
+  """Leaves out what TensorStore's threads tell Orbax's event loop after a failed save has closed it."""
+  before = sys.unraisablehook
+
+  def hook(told: Any) -> None:
+    if not (isinstance(told.exc_value, RuntimeError) and str(told.exc_value) == 'Event loop is closed'):
+      before(told)
+
+  sys.unraisablehook = hook
 
 
 def _manager(folder: Path, keep: int | None, clean: bool = False) -> ocp.CheckpointManager:
-  logging.getLogger('absl').addFilter(_not_from_orbax)
   # Where a folder cannot be made, threads that wait for it would keep the process for ten minutes.
   at_once = ocp.AsyncOptions(create_directories_asynchronously=False)
   options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=clean,
@@ -52,7 +92,6 @@ def _manager(folder: Path, keep: int | None, clean: bool = False) -> ocp.Checkpo
 
 def _reader_of_models(folder: Path) -> ocp.CheckpointManager:
   """A manager that reads models alone, whatever the state of the rest."""
-  logging.getLogger('absl').addFilter(_not_from_orbax)
   return ocp.CheckpointManager(folder.absolute(), options=ocp.CheckpointManagerOptions(read_only=True),
                                item_handlers={'model': ocp.StandardCheckpointHandler()})
 
@@ -64,7 +103,8 @@ class Checkpoints:
   """Checkpoints of one run: asynchronous and atomic; the last `keep` are kept.
 
   Damaged ones that are newer than the newest that is whole are set aside. A failed save does not stop the
-  training: `failure` holds its message.
+  training: `failure` holds its message. In a cluster, a save is skipped if a process could not write; one
+  that fails all the same ends every process, as its parts wait for each other.
 
   Args:
     folder: their folder.
@@ -77,8 +117,10 @@ class Checkpoints:
   """
 
   def __init__(self, folder: Path, keep: int, say: Callable[[str], None] = print_line, verify: bool = True):
-    self._folder, self._keep, self._last_failed = folder, keep, False
+    self._folder, self._keep, self._last_failed, self._lost = folder, keep, False, False
     self.failure: str | None = None
+    self._log, self._listening = _OrbaxLog(), contextlib.ExitStack()
+    self._listening.enter_context(_listening(self._log))
     run_everywhere(lambda: self._set_damaged_aside(verify, say))
     self._manager: ocp.CheckpointManager | None = _manager(folder, keep, clean=True)
     self._manifests = ManifestWriter(folder)
@@ -109,8 +151,8 @@ class Checkpoints:
     """Starts saving a state, once the pending save has finished; a resume must match `identity`."""
     self.wait()
     self._last_failed = False
-    if shortage := self._shortage(state):
-      self._fail(shortage)
+    if obstacle := self._obstacle(state):
+      self._fail(obstacle)
       return
     model, training = _split(state)
     self._guard(lambda manager: manager.save(step, args=ocp.args.Composite(
@@ -121,7 +163,7 @@ class Checkpoints:
 
   def wait(self) -> None:
     """Waits for the pending save, and removes the leftovers of failed ones."""
-    self._guard(lambda manager: manager.wait_until_finished())
+    self._guard(self._finish)
     self._manifests.ended()
     if self.failure and jax.process_index() == 0:
       # Threads of a failed save may go on writing for a while: each wait looks again.
@@ -136,8 +178,10 @@ class Checkpoints:
 
   def close(self) -> None:
     """Waits for the pending save and releases the manager's resources."""
-    self.wait()
-    self._guard(lambda manager: manager.close())
+    if not self._lost:
+      self.wait()
+      self._guard(lambda manager: manager.close())
+    self._listening.close()
     self._manifests.close()
 
   def restore(self, shapes: TrainState, identity: Mapping[str, Any], remedy: str = _REMEDY
@@ -181,18 +225,16 @@ class Checkpoints:
       if step is not None:
         set_aside(self._folder, damaged, step, say)
 
-  def _shortage(self, state: TrainState) -> str | None:
-    """What a process's disk lacks for its part of a state; None if all parts fit."""
+  def _obstacle(self, state: TrainState) -> str | None:
+    """Why some process could not write its part of a state, as far as is known before; None if all can."""
     needed = sum(shard.data.nbytes for leaf in jax.tree.leaves(state)
                  for shard in leaf.addressable_shards if shard.replica_id == 0)
-    try:
-      free = shutil.disk_usage(self._folder).free
-    except OSError:  # The save itself will say what is wrong.
-      free = needed
-    lacking = np.float64(max(0, needed - free))
-    if jax.process_count() > 1:  # All must agree: saving is collective.
-      lacking = multihost_utils.process_allgather(lacking).max()
-    return f'{self._folder} lacks {lacking / 2**20:,.1f} MiB' if lacking else None
+    own = _shortage(self._folder, needed)
+    if jax.process_count() == 1:
+      return own
+    own = own or _cannot_write(self._folder / f'.process-{jax.process_index()}', min(needed, _TRIED))
+    found = multihost_utils.process_allgather(_as_bytes(own or ''))
+    return next(filter(None, map(_as_text, found)), None)
 
   def _opened(self) -> ocp.CheckpointManager:
     if self._manager is None:
@@ -203,18 +245,91 @@ class Checkpoints:
     """Runs an action of the manager; the training must go on even if saving fails.
 
     A failed manager keeps raising the same error, so the next action opens a new one.
+
+    Raises:
+      UserError: in a cluster, as the other processes wait for what failed here.
     """
     try:
       action(self._opened())
     except Exception as error:
+      if self.failure is None:
+        _quieten_late_threads()
+      if jax.process_count() > 1:
+        self._lost = True
+        last = max(steps_in(self._folder), default=None)  # The manager counts the failed one.
+        raise UserError(f'The checkpoint could not be saved ({_first_line(error, 300)}); the last good one '
+                        f'is {"none" if last is None else self._folder / str(last)}. Mend the cause, and '
+                        'start all processes again with the same command.') from error
       self._fail(_first_line(error, 300))
       self._manager = None
+
+  def _finish(self, manager: ocp.CheckpointManager) -> None:
+    """Waits for the pending save; in a cluster, only until it has failed in this process."""
+    if jax.process_count() == 1:
+      manager.wait_until_finished()
+      return
+    ended: queue.Queue[Exception | None] = queue.Queue()
+
+    def wait() -> None:
+      try:
+        manager.wait_until_finished()
+      except Exception as error:
+        ended.put(error)
+      else:
+        ended.put(None)
+
+    threading.Thread(target=wait, name='wait for a save', daemon=True).start()
+    while self._log.error is None:
+      with contextlib.suppress(queue.Empty):
+        if (error := ended.get(timeout=_LOOK)) is not None:
+          raise error
+        return
+    raise OSError(str(self._log.error))
 
   def _fail(self, message: str) -> None:
     self.failure, self._last_failed = message, True
 
 
-def _first_line(error: Exception, most: int) -> str:
+# Bytes of the file that is tried before a save, at most: a disk's free space is known besides.
+_TRIED = 2**20
+# Bytes of a message between processes.
+_MESSAGE = 300
+# Seconds between two looks at a save.
+_LOOK = 0.05
+
+
+def _shortage(folder: Path, needed: int) -> str | None:
+  """What a folder's disk lacks for so many bytes; None if they fit."""
+  try:
+    lacking = needed - shutil.disk_usage(folder).free
+  except OSError:  # The save itself will say what is wrong.
+    return None
+  return f'{folder} lacks {lacking / 2**20:,.1f} MiB' if lacking > 0 else None
+
+
+def _cannot_write(path: Path, size: int) -> str | None:
+  """Why a file of so many bytes cannot be written; None if it can. Nothing is left of it."""
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(bytes(size))
+  except OSError as error:
+    return f'{path.parent}: {error.strerror}'
+  finally:
+    with contextlib.suppress(OSError):
+      path.unlink()
+  return None
+
+
+def _as_bytes(message: str) -> np.ndarray:
+  """A message as an array [300] of bytes, for an exchange between processes."""
+  return np.frombuffer(message.encode()[:_MESSAGE].ljust(_MESSAGE, b'\0'), np.uint8)
+
+
+def _as_text(message: np.ndarray) -> str:
+  return message.astype(np.uint8).tobytes().rstrip(b'\0').decode(errors='replace')
+
+
+def _first_line(error: BaseException, most: int) -> str:
   """An error's first line, at most so many characters of it: TensorStore's go on for thousands."""
   return (str(error) or type(error).__name__).splitlines()[0][:most]
 
@@ -276,7 +391,8 @@ def restore_model(run: Path) -> dict[str, Any]:
     raise UserError(f"'{run}' has no finished checkpoint yet: let its pretraining go on until its "
                     'first one, or give another run.')
   device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  with _readable(folder / str(step)), contextlib.closing(_reader_of_models(folder)) as manager:
+  with (_readable(folder / str(step)), _listening(_OrbaxLog()),
+        contextlib.closing(_reader_of_models(folder)) as manager):
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
                           manager.item_metadata(step)['model'])
     model = manager.restore(step, args=ocp.args.Composite(model=ocp.args.StandardRestore(shapes)))

@@ -17,7 +17,7 @@ from conic_jax.hardware.mesh import batch_sharding, replicated
 from conic_jax.run.checkpoints import Checkpoints, restore_model
 from conic_jax.run.state import LossScale, TrainState
 
-CONFIG = '{"method": "conic", "encoder": {}, "views": {}}'
+CONFIG = '{"method": "conic", "encoder": {"name": "resnet18"}, "views": {}}'
 
 
 def make_state(mesh, step=0, rows=16, kernel=None):
@@ -28,7 +28,8 @@ def make_state(mesh, step=0, rows=16, kernel=None):
     memories={'rows': jnp.arange(rows * 4.0).reshape(rows, 4)},
     loss_scale=LossScale.create(jnp.float32), rng=jax.random.key(3))
   everywhere = jax.tree.map(lambda _: replicated(mesh), state)
-  return jax.device_put(state, everywhere.replace(memories={'rows': batch_sharding(mesh)}))
+  shardings = everywhere.replace(memories={'rows': batch_sharding(mesh)})
+  return jax.jit(lambda state: state, out_shardings=shardings)(state)
 
 
 def shapes_of(state):
