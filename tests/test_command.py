@@ -22,7 +22,9 @@ COMMAND = [sys.executable, '-W', 'ignore', '-m', 'conic_jax.main']
 
 
 def start(*arguments, devices=1, prefix=()):
-  environment = {**os.environ, 'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
+  # Unoptimised as in conftest.py: most of the time is spent on compiling.
+  environment = {**os.environ, 'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices} '
+                                            '--xla_backend_optimization_level=0'}
   return subprocess.Popen([*prefix, *COMMAND, *arguments], cwd=ROOT, env=environment, text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 

@@ -81,7 +81,8 @@ def decode_chunk(data: tf.Tensor, boxes: tf.Tensor, groups: tuple[tuple[int, int
   """
   chunk: int = data.shape[0]  # pyright: ignore[reportAssignmentType]
   images = tf.data.Dataset.from_tensor_slices((tf.range(chunk), data, boxes))
-  views = images.map(lambda i, image, box: (i, decode_views(image, box, groups, antialias_above)))
+  views = images.map(tf.autograph.experimental.do_not_convert(
+    lambda i, image, box: (i, decode_views(image, box, groups, antialias_above))))
   zeros = tuple(tf.zeros([count, size, size, 3], tf.uint8) for count, size, _ in groups)
   stand_in = tf.data.Dataset.from_tensors((tf.constant(chunk), zeros))
   views = views.ignore_errors().concatenate(stand_in).batch(chunk).take(1)

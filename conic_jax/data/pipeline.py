@@ -213,11 +213,14 @@ def _batches(steps: tf.data.Dataset, read: Callable[[int], list],
   dtypes = (tf.string, tf.int32, tf.int32, tf.int32, tf.float32, tf.bool)
   shapes = ((), (views, 4), (), (), (views, 4), (views,))
 
+  # AutoGraph would rewrite their Python first, which takes longer than tracing them.
+  @tf.autograph.experimental.do_not_convert
   def read_chunks(step):
     fields = tf.numpy_function(read, [step], dtypes)
     return tuple(tf.reshape(field, (rows // chunk, chunk, *shape))
                  for field, shape in zip(fields, shapes))
 
+  @tf.autograph.experimental.do_not_convert
   def decode_fields(data, boxes, ids, labels, crop, flips):
     pixels, decoded = decode.decode_chunk(data, boxes, groups, antialias_above)
     return {'views': pixels, 'id': ids, 'valid': decoded, 'crop': crop, 'flip': flips,
