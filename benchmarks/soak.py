@@ -115,6 +115,7 @@ def main() -> None:
   arguments = parser.parse_args()
   root = arguments.root or Path(tempfile.mkdtemp(prefix='soak'))
   making = threading.Lock()
+  soak_run.heed_signals()
   soak_run.draw_images(root)
   if arguments.seed is not None:
     print(*trial(root, arguments.seed, making), sep='\n')

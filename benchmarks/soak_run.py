@@ -101,8 +101,7 @@ class Command:
                    'XLA_FLAGS': f'--xla_force_host_platform_device_count={self.devices // self.processes} '
                                 '--xla_backend_optimization_level=0'}
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-                            errors='replace', env=environment,
-                            preexec_fn=_default_signals)  # nohup and shells ignore some in their children.
+                            errors='replace', env=environment)
 
   def await_step(self, processes: list[subprocess.Popen], step: int) -> None:
     """Waits until the run has reported a step, or a process has ended."""
@@ -112,9 +111,10 @@ class Command:
       time.sleep(0.02)
 
 
-def _default_signals() -> None:
-  for number in (signal.SIGINT, signal.SIGHUP):
-    signal.signal(number, signal.SIG_DFL)
+def heed_signals() -> None:
+  """Lets children heed SIGINT and SIGHUP, which shells and nohup ignore in the background."""
+  signal.signal(signal.SIGINT, signal.default_int_handler)
+  signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 def _free_port() -> int:
