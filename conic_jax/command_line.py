@@ -41,6 +41,10 @@ def local_path(flag: str) -> Callable[[str], Path]:
   return parse_path
 
 
+# What Python says where /tmp and the like are full; some libraries ask for a folder while they are imported.
+_NO_ROOM = 'No usable temporary directory'
+
+
 @process_ends_at_the_second_signal()
 def guarded(action: Callable[[], None], interrupted: str = 'interrupted') -> None:
   """Runs a command and sets its exit code: 0, 1 for a user error, 128 + signal number when stopped.
@@ -57,6 +61,11 @@ def guarded(action: Callable[[], None], interrupted: str = 'interrupted') -> Non
     print_line(str(text))
   except UserError as error:
     sys.exit(f'conic_jax: {error}')
+  except FileNotFoundError as error:
+    if _NO_ROOM not in str(error):
+      raise
+    sys.exit('conic_jax: There is no folder that temporary files can be written to: free room on the disk, '
+             'or set TMPDIR to a folder on another.')
   except Stopped as stopped:
     print_line(f'conic_jax: {stopped}', sys.stderr)
     sys.exit(stopped.exit_code)

@@ -97,6 +97,13 @@ def test_a_mistake_prints_no_traceback_and_fails():
   assert len(err.splitlines()) == 1
 
 
+def test_a_full_disk_from_the_start_is_one_line(tiny_config):
+  limit = ('bash', '-c', 'ulimit -f 0; trap "" XFSZ; exec "$@"', 'bash')
+  code, _, err = finish(start(*flags_of(tiny_config), prefix=limit))
+  assert code == 1
+  assert re.fullmatch('conic_jax: There is no folder that temporary files can be written to: .*\n', err), err
+
+
 # ---- Ends and resumes -------------------------------------------------------------------------
 
 

@@ -5,6 +5,8 @@ import queue
 import shutil
 import sys
 import threading
+import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,14 @@ def _split(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
   return model, {_STORED_NAMES.get(name, name): value for name, value in fields.items()}
 
 
+def _of_orbax(record: logging.LogRecord) -> bool:
+  return 'orbax' in record.pathname or 'orbax' in record.getMessage()
+
+
+def _not_of_orbax(record: logging.LogRecord) -> bool:
+  return not _of_orbax(record)
+
+
 class _OrbaxLog(logging.Filter):
   """Keeps Orbax's log off the terminal, and the first error of a save that its threads log.
 
@@ -46,13 +56,15 @@ class _OrbaxLog(logging.Filter):
     self.error: BaseException | None = None
 
   def filter(self, record: logging.LogRecord) -> bool:
-    if 'orbax' not in record.pathname and 'orbax' not in record.getMessage():
+    if not _of_orbax(record):
       return True
     if record.exc_info and record.levelno >= logging.ERROR:
       self.error = self.error or record.exc_info[1]
     return False
 
 
+# Orbax does not await these after a failure.
+_LEFT_COROUTINES = "coroutine '(_?async_serialize|_serialize_arrays|BasePyTree|cancellable)"
 # Loggers that Orbax's errors come through.
 _LOGGERS = ('absl', 'asyncio')
 
@@ -70,14 +82,23 @@ def _listening(log: _OrbaxLog) -> Iterator[None]:
 
 
 def _quieten_late_threads() -> None:
-  """Leaves out what TensorStore's threads tell Orbax's event loop after a failed save has closed it."""
-  before = sys.unraisablehook
+  """Leaves out what threads of a failed save say afterwards, of a closed loop or an interpreter that ends."""
+  unraisable, in_thread = sys.unraisablehook, threading.excepthook
+  if getattr(unraisable, '__name__', '') == 'of_native_threads':
+    return
 
-  def hook(told: Any) -> None:
+  def of_native_threads(told: Any) -> None:
     if not (isinstance(told.exc_value, RuntimeError) and str(told.exc_value) == 'Event loop is closed'):
-      before(told)
+      unraisable(told)
 
-  sys.unraisablehook = hook
+  def of_threads(told: threading.ExceptHookArgs) -> None:
+    if not any('orbax' in frame.f_code.co_filename for frame, _ in traceback.walk_tb(told.exc_traceback)):
+      in_thread(told)
+
+  sys.unraisablehook, threading.excepthook = of_native_threads, of_threads
+  for name in _LOGGERS:
+    logging.getLogger(name).addFilter(_not_of_orbax)
+  warnings.filterwarnings('ignore', _LEFT_COROUTINES, RuntimeWarning)
 
 
 def _manager(folder: Path, keep: int | None, clean: bool = False) -> ocp.CheckpointManager:
@@ -121,6 +142,7 @@ class Checkpoints:
     self.failure: str | None = None
     self._log, self._listening = _OrbaxLog(), contextlib.ExitStack()
     self._listening.enter_context(_listening(self._log))
+    _quieten_late_threads()
     run_everywhere(lambda: self._set_damaged_aside(verify, say))
     self._manager: ocp.CheckpointManager | None = _manager(folder, keep, clean=True)
     self._manifests = ManifestWriter(folder)
@@ -252,8 +274,6 @@ class Checkpoints:
     try:
       action(self._opened())
     except Exception as error:
-      if self.failure is None:
-        _quieten_late_threads()
       if jax.process_count() > 1:
         self._lost = True
         last = max(steps_in(self._folder), default=None)  # The manager counts the failed one.
