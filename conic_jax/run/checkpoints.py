@@ -172,7 +172,7 @@ class Checkpoints:
   def save(self, state: TrainState, step: int, identity: Mapping[str, Any]) -> None:
     """Starts saving a state, once the pending save has finished; a resume must match `identity`."""
     self.wait()
-    self._last_failed = False
+    self._last_failed, self._log.error = False, None
     if obstacle := self._obstacle(state):
       self._fail(obstacle)
       return

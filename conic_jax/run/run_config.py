@@ -48,7 +48,9 @@ def say_unknown(run: Path, config: Mapping[str, Any]) -> None:
   unknown = sorted(encoder.keys() - _ENCODER)
   if unknown and '.' not in encoder['name']:  # A module of the user's may have settings of its own.
     named = ', '.join(f'encoder.{name} = {encoder[name]!r}' for name in unknown)
-    theirs = config.get('versions', {}).get('conic_jax', 'another version')
-    print_line(f'{run} was trained by conic_jax {theirs}, whose setting{"s" if len(unknown) > 1 else ""} '
+    versions = config.get('versions')
+    known = isinstance(versions, dict) and 'conic_jax' in versions
+    theirs = f'conic_jax {versions["conic_jax"]}' if known else 'another version'
+    print_line(f'{run} was trained by {theirs}, whose setting{"s" if len(unknown) > 1 else ""} '
                f'{named} this one ({__version__}) does not know: its features may differ. Use that version '
                'to be sure.', sys.stderr)

@@ -66,6 +66,12 @@ def test_a_setting_that_is_unknown_is_named(run, capsys):
   assert "by conic_jax 9.1, whose settings encoder.anti_alias = 'blur', encoder.depth = 3 this one" in said
 
 
+def test_an_unknown_version_is_no_obstacle(run, capsys):
+  rewrite(run, lambda config: (config['encoder'].update(depth=3), config.update(versions=[1])))
+  open_encoder(str(run))
+  assert 'by another version, whose setting encoder.depth = 3 this one' in capsys.readouterr().err
+
+
 def test_what_is_known_is_not_spoken_of(run, capsys):
   open_encoder(str(run))
   assert capsys.readouterr().err == ''
