@@ -65,6 +65,8 @@ class _OrbaxLog(logging.Filter):
 
 # Orbax does not await these after a failure.
 _LEFT_COROUTINES = "coroutine '(_?async_serialize|_serialize_arrays|BasePyTree|cancellable)"
+# Parts of a manager that raise their error once when it is closed, and one time more.
+_PARTS = 4
 # Loggers that Orbax's errors come through.
 _LOGGERS = ('absl', 'asyncio')
 
@@ -109,6 +111,18 @@ def _manager(folder: Path, keep: int | None, clean: bool = False) -> ocp.Checkpo
   handlers = {'model': ocp.StandardCheckpointHandler(), 'training': ocp.StandardCheckpointHandler(),
               'identity': ocp.JsonCheckpointHandler()}
   return ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handlers)
+
+
+def _close_failed(manager: ocp.CheckpointManager) -> None:
+  """Closes a manager whose save failed, so that none of its threads is left to wait for.
+
+  Garbage that still has one may be collected while another thread starts, and CPython then waits for a lock
+  for ever.
+  """
+  for _ in range(_PARTS):
+    with contextlib.suppress(Exception):
+      manager.close()
+      return
 
 
 def _reader_of_models(folder: Path) -> ocp.CheckpointManager:
@@ -281,7 +295,9 @@ class Checkpoints:
                         f'is {"none" if last is None else self._folder / str(last)}. Mend the cause, and '
                         'start all processes again with the same command.') from error
       self._fail(_first_line(error, 300))
-      self._manager = None
+      failed, self._manager = self._manager, None
+      if failed is not None:
+        _close_failed(failed)
 
   def _finish(self, manager: ocp.CheckpointManager) -> None:
     """Waits for the pending save; in a cluster, only until it has failed in this process."""

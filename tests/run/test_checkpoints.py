@@ -137,6 +137,9 @@ def test_a_failed_save_costs_only_itself(checkpoints, mesh8, tmp_path):
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
   assert 'could not save' in checkpoints.outcome()
+  # Collected in a thread that starts, one that is left would wait for itself.
+  assert [left._thread for left in gc.get_objects() if type(left).__name__ == '_AsyncManager'
+          and left._thread is not None] == []
   assert checkpoints.last_step() == 1
   late = tmp_path / 'checkpoints' / '2.orbax-checkpoint-tmp' / 'model'  # As its threads may write it still.
   late.mkdir(parents=True, exist_ok=True)
