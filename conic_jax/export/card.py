@@ -112,7 +112,7 @@ def of_run(run: Path, config: Mapping[str, Any]) -> Origin:
 def _training(config: Mapping[str, Any]) -> str:
   """The card's line on how the encoder was trained."""
   version = f'conic_jax {config.get("versions", {}).get("conic_jax", "")}'.rstrip()
-  known = dict.fromkeys(('seed', 'epochs', 'batch_size'), 'unknown') | config
+  known = {'seed': 'unknown', 'epochs': 'unknown', 'batch_size': 'unknown', **config}
   if 'started_from' in config:
     start = Path(config['started_from']).name
     return f'on labels, from the encoder {start}, seed {known["seed"]}; {version}'

@@ -49,8 +49,8 @@ def say_unknown(run: Path, config: Mapping[str, Any]) -> None:
   if unknown and '.' not in encoder['name']:  # A module of the user's may have settings of its own.
     named = ', '.join(f'encoder.{name} = {encoder[name]!r}' for name in unknown)
     versions = config.get('versions')
-    known = isinstance(versions, dict) and 'conic_jax' in versions
-    theirs = f'conic_jax {versions["conic_jax"]}' if known else 'another version'
+    version = versions.get('conic_jax') if isinstance(versions, dict) else None
+    theirs = f'conic_jax {version}' if version else 'another version'
     print_line(f'{run} was trained by {theirs}, whose setting{"s" if len(unknown) > 1 else ""} '
                f'{named} this one ({__version__}) does not know: its features may differ. Use that version '
                'to be sure.', sys.stderr)
