@@ -10,7 +10,8 @@ import io
 
 import numpy as np
 import PIL.Image
-import tensorflow as tf
+
+from conic_jax.data.without_keras import tf
 
 # JAX uses the accelerator; TensorFlow would claim its memory.
 tf.config.set_visible_devices([], 'GPU')

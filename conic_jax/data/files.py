@@ -3,8 +3,7 @@ import os
 from collections.abc import Iterator
 from typing import BinaryIO
 
-import tensorflow as tf
-
+from conic_jax.data.without_keras import tf
 from conic_jax.errors import UserError
 
 

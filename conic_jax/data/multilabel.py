@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 import tensorflow_datasets as tfds
 from google.protobuf.message import DecodeError
 
 from conic_jax.data import files, sources
 from conic_jax.data.sources import Source
 from conic_jax.data.tfds_source import TfdsSource
+from conic_jax.data.without_keras import tf
 from conic_jax.errors import UserError, listed
 
 _HEADER = ['image', 'labels']

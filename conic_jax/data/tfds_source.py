@@ -3,12 +3,12 @@ import difflib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import tensorflow as tf
 import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from google.protobuf.message import DecodeError
 
 from conic_jax.data import files, parallel, tfrecord
+from conic_jax.data.without_keras import tf
 from conic_jax.errors import UserError
 
 _BLOCK = 1024  # Records in memory while reading labels.
