@@ -7,10 +7,12 @@ import subprocess
 import time
 from pathlib import Path
 
-from benchmarks.soak_run import STEPS, Command, Ended, ended, random_limit, reports
+from benchmarks.soak_run import STEPS, Command, Ended, ended, reports
+from conic_jax.hardware.watch import LOST
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-LOST = 75
+# Sizes that some files of a run exceed, in bytes.
+LIMITS = (0, 100, 1000, 3000, 6000, 10_000, 30_000)
 
 
 class Wrong(Exception):
@@ -59,11 +61,7 @@ def check_all(processes: list[subprocess.Popen]) -> str:
 
 
 def kill(chain: Chain) -> tuple[str, str]:
-  processes = chain.start()
-  for process in processes:
-    process.kill()
-  for process in processes:
-    process.communicate()
+  kill_all(chain.start())
   return 'kill -9', ''
 
 
@@ -84,7 +82,7 @@ def stop_twice(chain: Chain) -> tuple[str, str]:
 
 
 def fill(chain: Chain) -> tuple[str, str]:
-  processes = chain.start(file_size=random_limit(chain.rng))
+  processes = chain.start(file_size=chain.rng.choice(LIMITS))
   return 'a full disk', check_all(processes)
 
 
@@ -179,6 +177,7 @@ def kill_all(processes: list[subprocess.Popen]) -> None:
   """Kills what still runs."""
   for process in processes:
     process.kill()
+  for process in processes:
     process.communicate()
 
 

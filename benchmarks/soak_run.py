@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import random
 import signal
 import socket
 import subprocess
@@ -174,7 +173,3 @@ def undisturbed(root: Path, method: str, processes: int, devices: int) -> Path:
         raise SystemExit(f'The undisturbed run of {method} failed: {outcome.told}')
   return run
 
-
-def random_limit(rng: random.Random) -> int:
-  """A size that some files of a run exceed, in bytes."""
-  return rng.choice((0, 100, 1000, 3000, 6000, 10_000, 30_000))

@@ -239,10 +239,9 @@ def test_two_processes_learn_what_one_does(tiny_config, tmp_path, method, change
   first = [reports_of(config.run)[0] for config in (tiny_config, alone)]
   assert first[0] == pytest.approx(first[1], rel=1e-3)
   assert all('verdict' in summary for summary in summaries)
-  if method == 'conic_s':  # What evaluates is the same for all.
-    finish_pair('--config=configs/knn.py', f'--config.encoder={tiny_config.run}')
-    figures = json.loads((Path(tiny_config.run) / 'knn.json').read_text())
-    assert figures['knn_top1'] == summaries[0]['knn_top1']
+  finish_pair('--config=configs/knn.py', f'--config.encoder={tiny_config.run}')
+  figures = json.loads((Path(tiny_config.run) / 'knn.json').read_text())
+  assert figures['knn_top1'] == summaries[0]['knn_top1']
 
 
 # ---- Evaluation of a run ----------------------------------------------------------------------

@@ -37,18 +37,11 @@ def _split(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
   return model, {_STORED_NAMES.get(name, name): value for name, value in fields.items()}
 
 
-def _of_orbax(record: logging.LogRecord) -> bool:
-  return 'orbax' in record.pathname or 'orbax' in record.getMessage()
-
-
-def _not_of_orbax(record: logging.LogRecord) -> bool:
-  return not _of_orbax(record)
-
-
 class _OrbaxLog(logging.Filter):
-  """Keeps Orbax's log off the terminal, and the first error of a save that its threads log.
+  """Keeps Orbax's log off the terminal, and the first error that its threads log after `error` was cleared.
 
-  In a cluster that is the only sign of it: the threads then wait for the others, which wait for them.
+  In a cluster that is the only sign of a failed save: the threads then wait for the others, which wait for
+  them.
   """
 
   def __init__(self):
@@ -56,7 +49,7 @@ class _OrbaxLog(logging.Filter):
     self.error: BaseException | None = None
 
   def filter(self, record: logging.LogRecord) -> bool:
-    if not _of_orbax(record):
+    if 'orbax' not in record.pathname and 'orbax' not in record.getMessage():
       return True
     if record.exc_info and record.levelno >= logging.ERROR:
       self.error = self.error or record.exc_info[1]
@@ -67,27 +60,14 @@ class _OrbaxLog(logging.Filter):
 _LEFT_COROUTINES = "coroutine '(_?async_serialize|_serialize_arrays|BasePyTree|cancellable)"
 # Parts of a manager that raise their error once when it is closed, and one time more.
 _PARTS = 4
-# Loggers that Orbax's errors come through.
-_LOGGERS = ('absl', 'asyncio')
 
 
-@contextlib.contextmanager
-def _listening(log: _OrbaxLog) -> Iterator[None]:
-  loggers = [logging.getLogger(name) for name in _LOGGERS]
-  for logger in loggers:
-    logger.addFilter(log)
-  try:
-    yield
-  finally:
-    for logger in loggers:
-      logger.removeFilter(log)
-
-
-def _quieten_late_threads() -> None:
-  """Leaves out what threads of a failed save say afterwards, of a closed loop or an interpreter that ends."""
-  unraisable, in_thread = sys.unraisablehook, threading.excepthook
-  if getattr(unraisable, '__name__', '') == 'of_native_threads':
-    return
+def _quieten_orbax() -> _OrbaxLog:
+  """The log of Orbax, whose chatter is left out of the whole process: threads may outlive a failed save."""
+  absl = logging.getLogger('absl')
+  if found := next((known for known in absl.filters if isinstance(known, _OrbaxLog)), None):
+    return found
+  log, unraisable, in_thread = _OrbaxLog(), sys.unraisablehook, threading.excepthook
 
   def of_native_threads(told: Any) -> None:
     if not (isinstance(told.exc_value, RuntimeError) and str(told.exc_value) == 'Event loop is closed'):
@@ -97,10 +77,11 @@ def _quieten_late_threads() -> None:
     if not any('orbax' in frame.f_code.co_filename for frame, _ in traceback.walk_tb(told.exc_traceback)):
       in_thread(told)
 
+  absl.addFilter(log)
+  logging.getLogger('asyncio').addFilter(log)
   sys.unraisablehook, threading.excepthook = of_native_threads, of_threads
-  for name in _LOGGERS:
-    logging.getLogger(name).addFilter(_not_of_orbax)
   warnings.filterwarnings('ignore', _LEFT_COROUTINES, RuntimeWarning)
+  return log
 
 
 def _manager(folder: Path, keep: int | None, clean: bool = False) -> ocp.CheckpointManager:
@@ -127,6 +108,7 @@ def _close_failed(manager: ocp.CheckpointManager) -> None:
 
 def _reader_of_models(folder: Path) -> ocp.CheckpointManager:
   """A manager that reads models alone, whatever the state of the rest."""
+  _quieten_orbax()
   return ocp.CheckpointManager(folder.absolute(), options=ocp.CheckpointManagerOptions(read_only=True),
                                item_handlers={'model': ocp.StandardCheckpointHandler()})
 
@@ -154,9 +136,7 @@ class Checkpoints:
   def __init__(self, folder: Path, keep: int, say: Callable[[str], None] = print_line, verify: bool = True):
     self._folder, self._keep, self._last_failed, self._lost = folder, keep, False, False
     self.failure: str | None = None
-    self._log, self._listening = _OrbaxLog(), contextlib.ExitStack()
-    self._listening.enter_context(_listening(self._log))
-    _quieten_late_threads()
+    self._log = _quieten_orbax()
     run_everywhere(lambda: self._set_damaged_aside(verify, say))
     self._manager: ocp.CheckpointManager | None = _manager(folder, keep, clean=True)
     self._manifests = ManifestWriter(folder)
@@ -217,7 +197,6 @@ class Checkpoints:
     if not self._lost:
       self.wait()
       self._guard(lambda manager: manager.close())
-    self._listening.close()
     self._manifests.close()
 
   def restore(self, shapes: TrainState, identity: Mapping[str, Any], remedy: str = _REMEDY
@@ -427,8 +406,7 @@ def restore_model(run: Path) -> dict[str, Any]:
     raise UserError(f"'{run}' has no finished checkpoint yet: let its pretraining go on until its "
                     'first one, or give another run.')
   device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  with (_readable(folder / str(step)), _listening(_OrbaxLog()),
-        contextlib.closing(_reader_of_models(folder)) as manager):
+  with _readable(folder / str(step)), contextlib.closing(_reader_of_models(folder)) as manager:
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
                           manager.item_metadata(step)['model'])
     model = manager.restore(step, args=ocp.args.Composite(model=ocp.args.StandardRestore(shapes)))

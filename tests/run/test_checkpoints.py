@@ -121,8 +121,6 @@ def test_a_model_is_read_alone(checkpoints, mesh8, tmp_path):
   assert isinstance(model['params']['encoder']['kernel'], np.ndarray)
 
 
-# TensorStore's threads may report to Orbax's event loop after the failed save closed it.
-@pytest.mark.filterwarnings('ignore:Exception ignored in. None:pytest.PytestUnraisableExceptionWarning')
 def test_a_failed_save_costs_only_itself(checkpoints, mesh8, tmp_path):
   """The limit on the size of files fails one save; the next one is whole and nothing is left over."""
   checkpoints.save(make_state(mesh8, 1), 1, {})
