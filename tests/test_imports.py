@@ -33,7 +33,7 @@ ALLOWED = {
   'main': {'command_line', 'evals', 'hardware', 'pretraining', 'run'},
 }
 ONLY_IN = {'tensorflow': 'data', 'tensorflow_datasets': 'data', 'orbax': 'run/checkpoints',
-           'matplotlib': 'visualise', 'flax.linen': 'models', 'tensorboardX': 'run/events'}
+           'matplotlib': 'visualise', 'flax.linen': 'models'}
 FILES = sorted(ROOT.rglob('*.py'))
 
 

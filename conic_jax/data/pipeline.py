@@ -1,5 +1,6 @@
 """From a source to batches on the host: reads by id, crops and resizes in tf.data, and prefetches."""
 import atexit
+import functools
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, Protocol
 
@@ -220,9 +221,11 @@ def _batches(steps: tf.data.Dataset, read: Callable[[int], list],
     return tuple(tf.reshape(field, (rows // chunk, chunk, *shape))
                  for field, shape in zip(fields, shapes))
 
+  decoder = _decoder(groups, antialias_above, chunk)
+
   @tf.autograph.experimental.do_not_convert
   def decode_fields(data, boxes, ids, labels, crop, flips):
-    pixels, decoded = decode.decode_chunk(data, boxes, groups, antialias_above)
+    pixels, decoded = decoder(data, boxes)
     return {'views': pixels, 'id': ids, 'valid': decoded, 'crop': crop, 'flip': flips,
             'label': labels}
 
@@ -235,6 +238,16 @@ def _batches(steps: tf.data.Dataset, read: Callable[[int], list],
   options.threading.private_threadpool_size = threads
   for batch in _closed_at_exit(dataset.with_options(options).as_numpy_iterator()):
     yield tf.nest.map_structure(lambda field: field.reshape(rows, *field.shape[2:]), batch)
+
+
+@functools.lru_cache
+def _decoder(groups: tuple[tuple[int, int, str], ...], antialias_above: float, chunk: int
+             ) -> Callable[[tf.Tensor, tf.Tensor], tuple[tuple[tf.Tensor, ...], tf.Tensor]]:
+  """`decode.decode_chunk` for images of some settings: every evaluation of a run traces it once for all."""
+  views = sum(count for count, *_ in groups)
+  form = (tf.TensorSpec([chunk], tf.string), tf.TensorSpec([chunk, views, 4], tf.int32))
+  return tf.function(lambda data, boxes: decode.decode_chunk(data, boxes, groups, antialias_above),
+                     input_signature=form, autograph=False)
 
 
 def _closed_at_exit(iterator: Iterator[Any]) -> Generator[Any, None, None]:

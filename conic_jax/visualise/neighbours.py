@@ -2,14 +2,19 @@
 from pathlib import Path
 
 import numpy as np
+from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 
 from conic_jax.errors import UserError
-from conic_jax.visualise.style import BLUE, ORANGE, draw_image, drawing, save
+from conic_jax.visualise.style import BLUE, ORANGE, drawing, save
 
 _WIDE = 10  # Neighbours per row; more wrap to the next row.
+_GREY = '#444444'
+# In sides of an image, which is drawn _INCHES wide: what lies between images and around them.
+_INCHES = 0.96
+_ACROSS, _AFTER_QUERY, _DOWN, _EDGE, _HEADING, _LEGEND = 0.1, 0.3, 0.25, 0.08, 0.2, 0.3
+_NARROWEST = 4.0  # What the heading needs.
 
 
 def neighbours_grid(query_images: np.ndarray, neighbour_images: np.ndarray,
@@ -29,31 +34,44 @@ def neighbours_grid(query_images: np.ndarray, neighbour_images: np.ndarray,
   num_queries, k = similarities.shape
   if not similarities.size:
     raise UserError('There are no images with neighbours to show.')
-  wide, lines = min(k, _WIDE), -(-k // _WIDE)
+  lines = -(-k // _WIDE)
+  queries, neighbours = _places(num_queries, k, lines)
+  labelled = same_label is not None
+  width = max(neighbours[..., 0].max() + 1 + _EDGE, _NARROWEST)
+  height = neighbours[..., 1].max() + 1 + _DOWN + labelled * _LEGEND
+  colours = np.where(same_label, BLUE, ORANGE) if labelled else np.full((num_queries, k), _GREY)
   with drawing():
-    layout = ConstrainedLayoutEngine(w_pad=0.025, h_pad=0.025, wspace=0, hspace=0)
-    figure = Figure(figsize=(0.9 * (wide + 1.2), 1.06 * num_queries * lines + 0.6), layout=layout)
-    axes = figure.subplots(num_queries * lines, wide + 2, squeeze=False,
-                           width_ratios=[1, 0.15] + [1] * wide).reshape(num_queries, lines, wide + 2)
-    for row in range(num_queries):
-      draw_image(axes[row, 0, 0], query_images[row], '#444444')
-      for rank in range(k):
-        colour = '#444444'
-        if same_label is not None:
-          colour = BLUE if same_label[row, rank] else ORANGE
-        line, place = divmod(rank, wide)
-        axis = axes[row, line, 2 + place]
-        draw_image(axis, neighbour_images[row, rank], colour)
-        axis.set_xlabel(f'{similarities[row, rank]:.2f}', fontsize=7, labelpad=3)
-    for axis in axes.ravel():
-      if not axis.images:
-        axis.set_axis_off()
-    axes[0, 0, 0].set_title('query', fontsize=8, loc='center')
-    # A text because the width of a title would push the columns apart.
-    axes[0, 0, 2].text(0, 1.07, 'nearest neighbours, with cosine similarity', fontsize=8,
-                       transform=axes[0, 0, 2].transAxes, in_layout=False)
-    if same_label is not None:
+    figure = Figure(figsize=(_INCHES * width, _INCHES * height))
+    # One pair of axes for all images: one for each would take most of the time.
+    axis = figure.add_axes((0, 0, 1, 1))
+    axis.set(xlim=(0, width), ylim=(height, 0))
+    axis.set_axis_off()
+    for images, corners, frames in ((query_images, queries, [_GREY] * num_queries),
+                                    (neighbour_images, neighbours, colours.ravel())):
+      _draw(axis, images.reshape(-1, *images.shape[-3:]), corners.reshape(-1, 2), frames)
+    for (x, y), similarity in zip(neighbours.reshape(-1, 2), similarities.ravel(), strict=True):
+      axis.text(x + 0.5, y + 1.05, f'{similarity:.2f}', fontsize=7, ha='center', va='top')
+    axis.text(queries[0, 0] + 0.5, _HEADING - 0.07, 'query', fontsize=8, ha='center')
+    axis.text(neighbours[0, 0, 0], _HEADING - 0.07, 'nearest neighbours, with cosine similarity', fontsize=8)
+    if labelled:
       frames = [Patch(fill=False, edgecolor=BLUE, linewidth=2, label='same class'),
                 Patch(fill=False, edgecolor=ORANGE, linewidth=2, label='another class')]
-      figure.legend(handles=frames, loc='outside lower center', ncols=2, fontsize=8)
+      figure.legend(handles=frames, loc='lower center', ncols=2, fontsize=8)
     save(figure, out, dpi=100)
+
+
+def _places(num_queries, k, lines):
+  """Upper left corners, x and y in sides of an image: of the queries [Q, 2], of the neighbours [Q, k, 2]."""
+  tops = _HEADING + (1 + _DOWN) * np.arange(num_queries * lines).reshape(num_queries, lines)
+  queries = np.stack([np.full(num_queries, _EDGE), tops[:, 0]], axis=-1)
+  line, place = np.divmod(np.arange(k), _WIDE)
+  left = _EDGE + 1 + _AFTER_QUERY + (1 + _ACROSS) * place
+  return queries, np.stack([np.broadcast_to(left, (num_queries, k)), tops[:, line]], axis=-1)
+
+
+def _draw(axis, images, corners, frames):
+  """Draws images, [n, S, S, 3], at their corners [n, 2], each in a frame of its colour."""
+  for image, (x, y) in zip(images, corners, strict=True):
+    axis.imshow(image, interpolation='nearest', extent=(x, x + 1, y + 1, y), aspect='auto', clip_on=False)
+  axis.add_collection(PatchCollection([Rectangle(corner, 1, 1) for corner in corners], facecolors='none',
+                                      edgecolors=frames, linewidths=2, zorder=2))

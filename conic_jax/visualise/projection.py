@@ -14,7 +14,7 @@ from conic_jax.errors import UserError
 from conic_jax.measures import unit_rows
 
 _PROGRAM = Path(__file__).with_name('tsne_process.py')
-_FEWEST = 10  # Points of a t-SNE: neighbourhoods of fewer mean nothing.
+_FEWEST = 50  # Points of a t-SNE: with fewer, its neighbourhoods are most of the points.
 _ROUNDING = 1e-6  # Unit rows of float32 features that differ by less are equal.
 _SECONDS = 300.0
 _SUBSPACE, _ITERATIONS = 10, 30
@@ -51,7 +51,7 @@ def project(features: np.ndarray, seed: int, seconds: float = _SECONDS) -> Proje
     seconds: what t-SNE may take.
 
   Returns:
-    t-SNE; of fewer than ten rows, or where t-SNE fails, two principal components; of rows that are all equal
+    t-SNE; of fewer than 50 rows, or where t-SNE fails, two principal components; of rows that are all equal
     one point.
 
   Raises:

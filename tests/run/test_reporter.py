@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 
 from conic_jax.errors import UserError
+from conic_jax.run.events import crc32c
 from conic_jax.run.reporter import Reporter, cut_back
 from conic_jax.terminal import encodable, print_line
 
@@ -49,6 +50,13 @@ def test_figures_are_in_both_files_at_once(tmp_path):
   word = events(tmp_path / 'run')[-1].summary.value[1]
   assert (word.tag, word.tensor.string_val) == ('word/text_summary', [b'learning'])
   opened.close()
+
+
+def test_the_checksum_is_castagnolis():
+  """Of the catalogue of CRCs, and of RFC 3720's 32 zeros."""
+  assert crc32c(b'123456789') == 0xe3069283
+  assert crc32c(bytes(32)) == 0x8a9136aa
+  assert crc32c(b'') == 0
 
 
 def test_a_resume_replaces_the_later_reports(tmp_path):
