@@ -3,11 +3,10 @@ import contextlib
 import os
 from pathlib import Path
 
+from xla_flags import xla_flags
+
 os.environ['JAX_PLATFORMS'] = 'cpu'
-os.environ['XLA_FLAGS'] = (
-  '--xla_force_host_platform_device_count=8'
-  # Compiling is most of a test's time: the shapes are too small for optimised code to pay.
-  ' --xla_backend_optimization_level=0')
+os.environ['XLA_FLAGS'] = xla_flags(8)
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
 # Many tests compile the same step, some of them in processes of their own: all share what is compiled, as
 # does the next run of the tests.

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support import flags_of, losses_by_step, reports_of, reserved_port, tiny_method
+from xla_flags import xla_flags
 
 from conic_jax import main
 
@@ -22,9 +23,7 @@ COMMAND = [sys.executable, '-W', 'ignore', '-m', 'conic_jax.main']
 
 
 def start(*arguments, devices=1, prefix=()):
-  # Unoptimised as in conftest.py: most of the time is spent on compiling.
-  environment = {**os.environ, 'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices} '
-                                            '--xla_backend_optimization_level=0'}
+  environment = {**os.environ, 'XLA_FLAGS': xla_flags(devices)}
   return subprocess.Popen([*prefix, *COMMAND, *arguments], cwd=ROOT, env=environment, text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 

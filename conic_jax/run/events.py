@@ -16,8 +16,8 @@ _MASK = 0xa282ead8  # TFRecord masks checksums, as the CRC of data that holds CR
 class Events:
   """An events file of a run.
 
-  A writer with a thread and a queue, as TensorFlow's and tensorboardX's are, blocks the training for ever once
-  the thread has died.
+  A writer with a thread and a queue, as TensorFlow's and tensorboardX's are, blocks the training for ever
+  once the thread has died.
 
   Args:
     folder: TensorBoard's folder of the run; created if there is none.

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support import reserved_port
+from xla_flags import xla_flags
 
 from conic_jax.errors import UserError
 from conic_jax.hardware import mesh as meshes
@@ -177,7 +178,7 @@ def test_every_row_is_what_dense_sgd_makes_of_it(mesh, kind, tmp_path):
 @pytest.mark.slow
 def test_two_processes_keep_a_part_each(tmp_path):
   script = Path(__file__).with_name('host_rows_process.py')
-  environment = os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=2',
+  environment = os.environ | {'XLA_FLAGS': xla_flags(2),
                               'PYTHONPATH': os.pathsep.join(map(str, script.parents[1:3]))}
   with reserved_port() as port:
     processes = [subprocess.Popen(
