@@ -39,22 +39,44 @@ def batch_ids(step):
   return np.random.default_rng(step).permutation(NUM_IMAGES)[:BATCH]
 
 
-class Setting:
-  """A method with its state, step and hosts, on a mesh."""
+class Program:
+  """A method with its first state and its step for a mesh."""
 
-  def __init__(self, config, mesh, folder, dtype=jnp.float32):
-    self.mesh, self.dtype = mesh, jnp.dtype(dtype)
-    self.method = methods.make(config, NUM_IMAGES, mesh, self.dtype)
+  def __init__(self, config, mesh, dtype):
+    self.mesh = mesh
+    self.method = methods.make(config, NUM_IMAGES, mesh, dtype)
     optimizer = optim.make_optimizer(config.optimizer)
-    init = lambda: train_step.init_state(self.method, optimizer, 0, self.dtype)
+    init = functools.partial(train_step.init_state, self.method, optimizer, 0, dtype)
     self.shardings = train_step.state_shardings(jax.eval_shape(init), self.method, mesh)
-    self.step_fn = jax.jit(
-      train_step.make_step(self.method, optimizer, SCHEDULE, 0, 2, self.dtype),
+    self.init = jax.jit(init, out_shardings=self.shardings)
+    self.prepare = train_step.jit_before_epoch(self.method, self.shardings)
+    self.step = jax.jit(
+      train_step.make_step(self.method, optimizer, SCHEDULE, 0, 2, dtype),
       in_shardings=(self.shardings, meshes.batch_sharding(mesh)),
       out_shardings=(self.shardings, meshes.replicated(mesh), meshes.replicated(mesh)))
-    self.state = jax.jit(init, out_shardings=self.shardings)()
-    if prepare := train_step.jit_before_epoch(self.method, self.shardings):
-      self.state = prepare(self.state)
+
+
+@pytest.fixture(scope='module')
+def programs():
+  """Makes programs, each once: to trace and compile them takes most of the time."""
+  made = {}
+
+  def program(config, mesh, dtype):
+    key = config.method, mesh.size, dtype
+    if key not in made:
+      made[key] = Program(config, mesh, dtype)
+    return made[key]
+  return program
+
+
+class Setting:
+  """A program with its state and hosts."""
+
+  def __init__(self, program, folder):
+    self.program, self.method, self.shardings = program, program.method, program.shardings
+    self.state = program.init()
+    if program.prepare:
+      self.state = program.prepare(self.state)
     settings = HostSettings(folder, batch_ids, BATCH, 10, 2, 1)
     self.hosts = {name: memory.host(settings) for name, memory in hosted(self.method.memories).items()}
     for name, host in self.hosts.items():
@@ -62,23 +84,23 @@ class Setting:
 
   def take(self, step, **changes):
     """Takes a step and gives its metrics."""
-    inputs = {**make_batch(self.method, self.mesh, step), **changes}
+    inputs = {**make_batch(self.method, self.program.mesh, step), **changes}
     self.host_inputs = {name: host.inputs(step) for name, host in self.hosts.items()}
     if self.hosts:
       inputs['host_inputs'] = self.host_inputs
-    self.state, metrics, outputs = self.step_fn(self.state, inputs)
+    self.state, metrics, outputs = self.program.step(self.state, inputs)
     for name, host in self.hosts.items():
       host.receive(step, outputs[name])
     return metrics
 
 
 @pytest.fixture
-def settings(method_config, tmp_path):
+def settings(method_config, programs, tmp_path):
   """Makes a `Setting` on a mesh; all are closed at the end."""
   made = []
 
   def make(mesh, dtype=jnp.float32):
-    made.append(Setting(method_config, mesh, tmp_path / f'store{len(made)}', dtype))
+    made.append(Setting(programs(method_config, mesh, jnp.dtype(dtype)), tmp_path / f'store{len(made)}'))
     return made[-1]
   yield make
   for setting in made:
