@@ -23,7 +23,7 @@ COMMON = {
   'views.size': 16, 'eval.resize': 16, 'encoder.name': 'resnet18', 'encoder.stem': 'cifar',
   'encoder.blocks': '(1,)', 'encoder.width': 0.125, 'head.hidden': 16, 'head.features': 8, 'probe.images': 0,
   'knn_every': 0, 'eval.knn': False, 'eval.linear': False, 'eval.baselines': False,
-  'checkpoint.every_epochs': 1.0, 'dtype': 'float32'}
+  'figures': False, 'checkpoint.every_epochs': 1.0, 'dtype': 'float32'}
 _QUEUE = {'queue.size': 48, 'batch_norm.groups': 8}
 METHODS = {
   'conic': ('conic', {}),

@@ -174,10 +174,11 @@ def hardware(**given) -> ConfigDict:
 
 
 def reports(**given) -> ConfigDict:
-  """When a run reports; these fields are at the top level of the config."""
+  """What a run reports; these fields are at the top level of the config."""
   return group({
     'log_every': 50,              # steps
     'knn_every': 10,              # epochs between online kNN evaluations; 0 is never
+    'figures': True,              # draw curves, neighbours and a map of the features at the end
   }, given)
 
 

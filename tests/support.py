@@ -146,7 +146,7 @@ def tiny(images, run):
   config.encoder.blocks, config.encoder.width = (1,), 0.125
   config.head.hidden, config.head.features = 16, 8
   config.probe.images, config.probe.times = 0, 2
-  config.knn_every, config.eval.batch_size, config.eval.k = 1, 16, (3, 5)
-  config.eval.baselines = False
+  config.knn_every, config.eval.batch_size, config.eval.k = 0, 16, (3, 5)
+  config.eval.baselines = config.figures = False
   config.linear.learning_rates, config.linear.epochs, config.linear.batch_size = (0.1,), 1, 16
   return config

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from support import flags_of, reserved_port
+from xla_flags import xla_flags
 
 from conic_jax import main
 from conic_jax.ending import SecondSignal
@@ -133,10 +134,11 @@ def test_an_error_of_one_process_ends_the_others(tmp_path):
 @contextlib.contextmanager
 def pretraining(config):
   """The command on two processes, once it has saved its first checkpoint."""
-  config.epochs, config.knn_every = 1000, 0
+  config.epochs = 1000
   flags = ['-W', 'ignore', '-m', 'conic_jax.main', *flags_of(config), '--num_processes=2']
   with reserved_port() as port, ended([
-      start([*flags, f'--coordinator=localhost:{port}', f'--process_id={index}']) for index in (0, 1)
+      start([*flags, f'--coordinator=localhost:{port}', f'--process_id={index}'], XLA_FLAGS=xla_flags(1))
+      for index in (0, 1)
   ]) as processes:
     wait_for(processes, lambda: any(path.name.isdigit() for path in Path(config.run).glob('checkpoints/*')))
     yield processes

@@ -45,7 +45,7 @@ def wait_for(process, condition, seconds=180):
 @pytest.fixture
 def long_config(tiny_config):
   """A run of 60 steps with a checkpoint every 3 and no evaluation."""
-  tiny_config.epochs, tiny_config.knn_every = 20, 0
+  tiny_config.epochs = 20
   tiny_config.eval.knn = tiny_config.eval.linear = False
   return tiny_config
 
@@ -223,7 +223,8 @@ def finish_pair(*arguments):
 @pytest.mark.parametrize(('method', 'changes'), [('conic_s', {'classifier.store': 'disk'}), ('inscon', {})])
 def test_two_processes_learn_what_one_does(tiny_config, tmp_path, method, changes):
   tiny_method(tiny_config, method, **changes)
-  tiny_config.probe.images, tiny_config.eval.linear = 16, False
+  tiny_config.probe.images, tiny_config.eval.linear, tiny_config.knn_every = 16, False, 1
+  tiny_config.figures = True
   alone = tiny_config.copy_and_resolve_references()
   alone.run = str(tmp_path / 'alone')
   single = start(*flags_of(alone), devices=4)

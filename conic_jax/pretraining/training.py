@@ -337,7 +337,7 @@ def training_phase(task: Task, first_step: int, probe: probes.Probe, checkpoints
 
 def finish(task: Task, state: TrainState, probe: probes.Probe, phase: Phase, session: Session,
            reporter: Reporter) -> dict[str, Any]:
-  """Evaluates the encoder, writes summary.json and draws the pictures; returns the summary.
+  """Evaluates the encoder, writes summary.json and draws pictures if `config.figures`; returns the summary.
 
   Raises:
     UserError: if not everything could be saved.
@@ -356,7 +356,8 @@ def finish(task: Task, state: TrainState, probe: probes.Probe, phase: Phase, ses
       write_json(session.folder / 'summary.json', summary)
     except OSError as error:
       failure = str(error)
-  protocols.draw(encoder, data.train, data.test, config, task.mesh, session.folder, say=reporter.say)
+  if config.figures:
+    protocols.draw(encoder, data.train, data.test, config, task.mesh, session.folder, say=reporter.say)
   if failure:
     last = checkpoints.last_path() if checkpoints else 'none'
     raise UserError(f'The training ended, but not all of it could be saved ({failure}): the last good '

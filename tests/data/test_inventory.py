@@ -63,7 +63,7 @@ def test_the_folder_may_move(images, tmp_path):
 
 @pytest.mark.parametrize('content', [
   b'', b'no gzip', gzip.compress(b'no json\n'), gzip.compress(b'[1]\n' * 99)[:-9]],
-  ids=['empty', 'no gzip', 'no json', 'cut short'])  # gzip's header holds the time: workers' ids would differ.
+  ids=['empty', 'no gzip', 'no json', 'cut short'])  # The bytes differ between workers, by gzip's time.
 def test_a_damaged_inventory_is_told(images, tmp_path, content):
   (tmp_path / inventory.FILE).write_bytes(content)
   try:

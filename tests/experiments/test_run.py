@@ -9,6 +9,7 @@ import time
 from contextlib import ExitStack
 
 import pytest
+from xla_flags import xla_flags
 
 from experiments import jobs, run, summary
 from experiments.jobs import Experiment, Scale, Step, Variant
@@ -30,6 +31,14 @@ EXPERIMENT = Experiment(
                           'without': Variant('conic', {'alpha': 0.0})},
   questions=(Higher('knn_top1', 'with', 'without'),), measures=('knn_top1', 'loss_instance'), seeds=1,
   tuned=False)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def one_device():
+  """What a run finds on a CPU."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv('XLA_FLAGS', xla_flags(1))
+    yield
 
 
 @pytest.fixture(scope='module')

@@ -33,6 +33,7 @@ pytestmark = pytest.mark.slow
 
 def test_the_whole_road_leaves_figures_pictures_and_checkpoints(tiny_config, capsys):
   tiny_config.eval.baselines, tiny_config.probe.images = True, 16
+  tiny_config.knn_every, tiny_config.figures = 1, True
   summary = training.pretrain(tiny_config)
   run = Path(tiny_config.run)
   assert json.loads((run / 'summary.json').read_text()) == json.loads(json.dumps(summary))
@@ -112,7 +113,7 @@ def test_what_the_settings_became_is_seen_at_once(tiny_config, monkeypatch):
 def test_knn_compares_the_heads_features_where_asked(tiny_config, name, capsys):
   """While training, after it and as a task: the same figure from all three."""
   tiny_method(tiny_config, name)
-  tiny_config.eval.linear, tiny_config.eval.features = False, 'head'
+  tiny_config.eval.linear, tiny_config.eval.features, tiny_config.knn_every = False, 'head', 1
   tiny_config.optimizer.learning_rate = 0.5
   summary = training.pretrain(tiny_config)
   online = [report['knn_top1'] for report in reports_of(tiny_config.run) if 'knn_top1' in report]
@@ -140,7 +141,7 @@ def test_a_run_of_before_the_heads_bias_was_a_setting_goes_on(tiny_config):
 
 
 def test_an_unlabelled_folder_is_enough(tiny_config, capsys):
-  tiny_config.data.test = ''
+  tiny_config.data.test, tiny_config.figures = '', True
   summary = training.pretrain(tiny_config)
   assert 'knn_top1' not in summary
   assert 'need labels' in capsys.readouterr().out
@@ -150,8 +151,8 @@ def test_an_unlabelled_folder_is_enough(tiny_config, capsys):
 def test_pictures_that_cannot_be_written_end_no_run(tiny_config, capsys):
   """First figures/ is a file, then there is a folder in the place of one picture."""
   run = Path(tiny_config.run)
-  tiny_config.knn_every, tiny_config.eval.knn, tiny_config.eval.linear = 0, False, False
-  tiny_config.max_steps = 1
+  tiny_config.eval.knn = tiny_config.eval.linear = False
+  tiny_config.max_steps, tiny_config.figures = 1, True
   training.pretrain(tiny_config)
   shutil.rmtree(run / 'figures')
   (run / 'figures').touch()
@@ -182,6 +183,7 @@ def test_without_labels_the_probe_is_compared(tiny_config, tmp_path, capsys):
   training.pretrain(other)
   tiny_config.data.test, tiny_config.eval.baselines, tiny_config.probe.images = '', True, 16
   tiny_config.eval.baseline_weights, tiny_config.optimizer.learning_rate = other.run, 0.
+  tiny_config.knn_every = 1
   capsys.readouterr()
   summary = training.pretrain(tiny_config)
   shown = capsys.readouterr().out
@@ -205,6 +207,7 @@ def test_weights_to_compare_with_are_looked_at_before_the_training(tiny_config):
 
 def test_a_stopped_run_reports_and_judges_as_an_undisturbed_one(tiny_config, tmp_path, monkeypatch):
   tiny_config.probe.images, tiny_config.probe.times, tiny_config.eval.linear = 16, 3, False
+  tiny_config.knn_every = 1
   undisturbed = tiny_config.copy_and_resolve_references()
   undisturbed.run = str(tmp_path / 'undisturbed')
   expected = training.pretrain(undisturbed)
