@@ -9,8 +9,6 @@ import io
 
 import numpy as np
 import PIL.Image
-import skimage.data
-import sklearn.datasets
 
 from conic_jax.errors import UserError
 
@@ -68,6 +66,9 @@ def corners(size: tuple[int, int], split: str) -> list[tuple[int, int]]:
 
 def photographs() -> dict[str, PIL.Image.Image]:
   """The ten photographs by name, with a short side of 256."""
+  # Imported here: scikit-learn takes seconds, and every command that reads images imports this module.
+  import skimage.data
+  import sklearn.datasets
   images = {name: PIL.Image.open(f'{skimage.data.data_dir}/{name}').convert('RGB')
             for name in _SKIMAGE}
   images |= {name: PIL.Image.fromarray(sklearn.datasets.load_sample_image(name))
