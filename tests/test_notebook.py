@@ -6,6 +6,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from xla_flags import xla_flags
 
 pytestmark = pytest.mark.slow
 
@@ -18,7 +19,7 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
   settings = next(cell for cell in notebook.cells if cell.source.startswith('EPOCHS ='))
   settings.source = f'EPOCHS = 1\nRUNS = {str(tmp_path)!r}'
   monkeypatch.setenv('JUPYTER_PLATFORM_DIRS', '1')
-  monkeypatch.setenv('XLA_FLAGS', '')
+  monkeypatch.setenv('XLA_FLAGS', xla_flags(1))
   kernel = tmp_path / 'kernels' / 'kernels' / 'python3'
   kernel.mkdir(parents=True)
   (kernel / 'kernel.json').write_text(

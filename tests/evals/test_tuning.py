@@ -1,6 +1,7 @@
 """Fine-tuning and segmentation as runs: killed, resumed, opened and exported."""
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -52,7 +53,7 @@ def masked_folder(tmp_path_factory):
   return root
 
 
-@pytest.fixture(params=['finetune', 'segment'])
+@pytest.fixture(scope='module', params=['finetune', 'segment'])
 def task(request, image_folder, masked_folder):
   """(the config's file, its fields) of a small task."""
   fields = {'finetune': FINETUNE, 'segment': SEGMENT}[request.param]
@@ -68,13 +69,25 @@ def config_of(task, run):
   return config
 
 
-def test_after_kill_9_it_ends_in_the_same_bits(task, tmp_path):
-  file, fields = task
-  undisturbed = config_of(task, tmp_path / 'undisturbed')
-  expected = standalone.evaluate(undisturbed)
+@pytest.fixture(scope='module')
+def undisturbed(task, tmp_path_factory):
+  """(the folder, the figures) of a task that was done at once."""
+  run = tmp_path_factory.mktemp('undisturbed') / 'run'
+  return run, standalone.evaluate(config_of(task, run))
 
-  run = tmp_path / 'killed'
-  saved = run / undisturbed.result
+
+@pytest.fixture
+def done(task, undisturbed, tmp_path):
+  """(the config, the figures) of a copy of it."""
+  run = shutil.copytree(undisturbed[0], tmp_path / 'run')
+  return config_of(task, run), undisturbed[1]
+
+
+def test_after_kill_9_it_ends_in_the_same_bits(task, undisturbed, tmp_path):
+  file, fields = task
+  whole, expected = undisturbed
+  run, result = tmp_path / 'killed', config_of(task, tmp_path).result
+  saved = run / result
   command = [sys.executable, '-W', 'ignore', '-m', 'conic_jax.main', f'--config={file}',
              f'--config.run={run}', *(f'--{name}={value}' for name, value in fields.items())]
   process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -90,14 +103,12 @@ def test_after_kill_9_it_ends_in_the_same_bits(task, tmp_path):
   figures = standalone.evaluate(config_of(task, run))
   assert killed_at < max(losses_by_step(saved)), 'it was not over when it was killed'
   assert figures == expected
-  assert losses_by_step(saved) == losses_by_step(tmp_path / 'undisturbed' / undisturbed.result)
-  jax.tree.map(np.testing.assert_array_equal, restore_model(saved),
-               restore_model(tmp_path / 'undisturbed' / undisturbed.result))
+  assert losses_by_step(saved) == losses_by_step(whole / result)
+  jax.tree.map(np.testing.assert_array_equal, restore_model(saved), restore_model(whole / result))
 
 
-def test_the_network_is_a_run_that_is_opened_exported_and_not_trained_again(task, tmp_path, capsys):
-  config = config_of(task, tmp_path / 'run')
-  figures = standalone.evaluate(config)
+def test_the_network_is_a_run_that_is_opened_exported_and_not_trained_again(done, tmp_path, capsys):
+  config, figures = done
   saved = tmp_path / 'run' / config.result
   encoder = open_encoder(str(saved))
   before = open_encoder('random', config.network, seed=config.seed)
@@ -114,9 +125,8 @@ def test_the_network_is_a_run_that_is_opened_exported_and_not_trained_again(task
   assert 'loss' not in capsys.readouterr().out
 
 
-def test_other_settings_or_weights_do_not_go_on_with_it(task, tmp_path):
-  config = config_of(task, tmp_path / 'run')
-  standalone.evaluate(config)
+def test_other_settings_or_weights_do_not_go_on_with_it(task, done, tmp_path):
+  config, _ = done
   kept = (tmp_path / 'run' / config.result / 'config.json').read_text()
   with pytest.raises(UserError, match=r"the encoder's weights was .* Set config.result to another name"):
     standalone.evaluate(config_of((task[0], {**task[1], 'config.seed': 1}), tmp_path / 'run'))

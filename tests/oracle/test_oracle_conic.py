@@ -5,6 +5,7 @@ import numpy as np
 import plain
 import pytest
 from ml_collections import ConfigDict
+from xla_flags import with_mlir_kernels
 
 from conic_jax.data import pipeline, sources
 from conic_jax.pretraining import train_step
@@ -84,6 +85,7 @@ def test_conic_trains_as_the_plain_loop_does(oracle_config, monkeypatch):
     assert summary['knn_top1'] == knn != of_random
 
 
+@with_mlir_kernels
 def test_float16_skips_what_overflows_as_the_plain_loop_does(oracle_config, monkeypatch):
   config = oracle_config('conic', **CHANGES, dtype='float16', temperature=0.05)
   for *_, wanted in plain.trainings(config, learner_of, (1,), monkeypatch, plain.FLOAT16):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import plain
 import pytest
+from xla_flags import with_mlir_kernels
 
 from conic_jax.memories import instance_rows
 from conic_jax.memories.store import Layout, open_store
@@ -111,6 +112,7 @@ def test_conic_s_trains_as_the_plain_loop_does(oracle_config, store, devices, mo
     pass
 
 
+@with_mlir_kernels
 def test_rows_outside_stand_still_where_float16_skips_a_step(oracle_config, monkeypatch):
   config = oracle_config('conic_s', images=IMAGES, **CONIC_S, temperature=0.05, dtype='float16', epochs=2,
                          **{'classifier.store': 'host', 'checkpoint.keep': 2})
