@@ -382,6 +382,7 @@ def browse(page, profile):
   return Reader(done.stdout), [line for line in done.stderr.splitlines() if 'CONSOLE' in line]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason='there is no chromium, chromium-browser or google-chrome')
 def test_a_browser_shows_the_figures_and_has_nothing_to_complain_of(run, tmp_path):
   text = written(run)

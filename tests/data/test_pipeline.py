@@ -164,6 +164,7 @@ def test_evaluation_cuts_the_centre(size, resize, box):
   assert not batch['flip'].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('side', 'antialiased'), [(17, False), (31, False), (33, True), (60, True)])
 def test_training_views_are_antialiased_where_they_shrink_by_more_than_two(side, antialiased):
   noise = np.random.default_rng(side).integers(0, 256, (side, side, 3), np.uint8)

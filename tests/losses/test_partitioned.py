@@ -189,6 +189,7 @@ def test_correct_and_an_id_out_of_range(mesh8, dtype):
   assert np.isfinite(scores.loss).sum() == FEATURES - 1
 
 
+@pytest.mark.slow
 def test_ids_of_no_class_have_no_loss(mesh8):
   features, _ = make_features(0, 61)
   ids = jnp.array([0, 60, -1, 61, 8, 0, 59, 60], jnp.int32)
@@ -282,6 +283,7 @@ def test_smoothing_below_the_constant_maximum_is_refused(mesh8):
     partitioned.Softmax(64, 0.01, mesh8, smoothing=0.2)
 
 
+@pytest.mark.slow
 def test_an_exact_tie_counts_as_correct(mesh8):
   """The rows of all classes are the same: every class has the largest logit, on whatever device."""
   weights = jnp.tile(jnp.eye(1, 4), (instance_rows.padded_rows(61, 8), 1))
