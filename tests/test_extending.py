@@ -75,6 +75,7 @@ def test_a_source_an_encoder_and_an_evaluation_are_a_file_each(tiny_config, mine
   write_files(mine, 'mine/stripes.py', 'mine/plain.py', 'mine/retrieval.py')
   tiny_config.data.name = 'mine.stripes'
   tiny_config.encoder.name, tiny_config.encoder.width = 'mine.plain', 0.5
+  tiny_config.knn_every, tiny_config.figures = 1, True
   summary = training.pretrain(tiny_config)
   assert summary['num_images'] == 64
   assert 'linear_top1' in summary

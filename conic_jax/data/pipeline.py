@@ -221,7 +221,7 @@ def _batches(steps: tf.data.Dataset, read: Callable[[int], list],
     return tuple(tf.reshape(field, (rows // chunk, chunk, *shape))
                  for field, shape in zip(fields, shapes))
 
-  decoder = _decoder(groups, antialias_above, chunk)
+  decoder = _decoder(groups, antialias_above)
 
   @tf.autograph.experimental.do_not_convert
   def decode_fields(data, boxes, ids, labels, crop, flips):
@@ -241,13 +241,11 @@ def _batches(steps: tf.data.Dataset, read: Callable[[int], list],
 
 
 @functools.lru_cache
-def _decoder(groups: tuple[tuple[int, int, str], ...], antialias_above: float, chunk: int
+def _decoder(groups: tuple[tuple[int, int, str], ...], antialias_above: float
              ) -> Callable[[tf.Tensor, tf.Tensor], tuple[tuple[tf.Tensor, ...], tf.Tensor]]:
-  """`decode.decode_chunk` for images of some settings: every evaluation of a run traces it once for all."""
-  views = sum(count for count, *_ in groups)
-  form = (tf.TensorSpec([chunk], tf.string), tf.TensorSpec([chunk, views, 4], tf.int32))
+  """`decode.decode_chunk` for these views, traced once for all evaluations of a run."""
   return tf.function(lambda data, boxes: decode.decode_chunk(data, boxes, groups, antialias_above),
-                     input_signature=form, autograph=False)
+                     autograph=False)
 
 
 def _closed_at_exit(iterator: Iterator[Any]) -> Generator[Any, None, None]:

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from conic_jax.report.formats import minus, number, words
+from conic_jax.visualise.style import GREY
 from conic_jax.visualise.training_curves import BASELINES, LARGEST, OWN, PANELS, baselines
 
 _MORE_PANELS = (
-  ('Loss as a share of chance', 1, (('loss_share', '', '#444444'),)),
-  ('Gradient norm', 1, (('grad_norm', '', '#444444'),)),
-  ('Images a second', 1, (('images_per_second', '', '#444444'),)),
-  ('Waiting for data (% of the time)', 100, (('waiting_for_data', '', '#444444'),)),
+  ('Loss as a share of chance', 1, (('loss_share', '', GREY),)),
+  ('Gradient norm', 1, (('grad_norm', '', GREY),)),
+  ('Images a second', 1, (('images_per_second', '', GREY),)),
+  ('Waiting for data (% of the time)', 100, (('waiting_for_data', '', GREY),)),
 )
 _MOST_POINTS = 400
 _WIDTH, _HEIGHT = 320, 150
@@ -43,7 +44,7 @@ def panels(reports: Sequence[dict[str, Any]]) -> list[tuple[str, list[Series]]]:
   names = {name for report in reports for name in report}
   beside = {f'{name}_{suffix}' for name in names | known for suffix, _, _ in BASELINES}
   others = sorted(name for name in names - known - beside if not name.startswith('knn_top1_k'))
-  layout += [(words(name), 1, ((name, '', '#444444'),)) for name in others]
+  layout += [(words(name), 1, ((name, '', GREY),)) for name in others]
   drawn = []
   for title, factor, series in layout:
     lines = [Series(legend, colour, points) for name, legend, colour in series

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from conic_jax.errors import UserError
-from conic_jax.visualise.style import draw_image, drawing, save, shown_name
+from conic_jax.visualise.style import GREY, draw_image, drawing, save, shown_name
 
 _HEAT, _OPACITY = 'inferno', 0.65
 _LUMINANCE = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601.
@@ -39,7 +39,7 @@ def activations_picture(images: np.ndarray, maps: Sequence[tuple[str, np.ndarray
     for column, (title, drawn) in zip(axes.T, pictures, strict=True):
       column[0].set_title(shown_name(title[-28:], 28), fontsize=8, loc='center')
       for axis, picture in zip(column, drawn, strict=True):
-        draw_image(axis, picture, '#444444')
+        draw_image(axis, picture, GREY)
     bar = figure.colorbar(ScalarMappable(cmap=_HEAT), ax=axes, location='bottom', aspect=40, shrink=0.5,
                           pad=0.05 / rows, ticks=[0, 1],
                           format=lambda value, _: 'most active' if value else 'least')

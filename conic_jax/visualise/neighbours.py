@@ -7,10 +7,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from conic_jax.errors import UserError
-from conic_jax.visualise.style import BLUE, ORANGE, drawing, save
+from conic_jax.visualise.style import BLUE, GREY, ORANGE, drawing, save
 
 _WIDE = 10  # Neighbours per row; more wrap to the next row.
-_GREY = '#444444'
 # In sides of an image, which is drawn _INCHES wide: what lies between images and around them.
 _INCHES = 0.96
 _ACROSS, _AFTER_QUERY, _DOWN, _EDGE, _HEADING, _LEGEND = 0.1, 0.3, 0.25, 0.08, 0.2, 0.3
@@ -34,19 +33,18 @@ def neighbours_grid(query_images: np.ndarray, neighbour_images: np.ndarray,
   num_queries, k = similarities.shape
   if not similarities.size:
     raise UserError('There are no images with neighbours to show.')
-  lines = -(-k // _WIDE)
-  queries, neighbours = _places(num_queries, k, lines)
+  queries, neighbours = _places(num_queries, k)
   labelled = same_label is not None
   width = max(neighbours[..., 0].max() + 1 + _EDGE, _NARROWEST)
   height = neighbours[..., 1].max() + 1 + _DOWN + labelled * _LEGEND
-  colours = np.where(same_label, BLUE, ORANGE) if labelled else np.full((num_queries, k), _GREY)
+  colours = np.where(same_label, BLUE, ORANGE) if labelled else np.full((num_queries, k), GREY)
   with drawing():
     figure = Figure(figsize=(_INCHES * width, _INCHES * height))
     # One pair of axes for all images: one for each would take most of the time.
     axis = figure.add_axes((0, 0, 1, 1))
     axis.set(xlim=(0, width), ylim=(height, 0))
     axis.set_axis_off()
-    for images, corners, frames in ((query_images, queries, [_GREY] * num_queries),
+    for images, corners, frames in ((query_images, queries, [GREY] * num_queries),
                                     (neighbour_images, neighbours, colours.ravel())):
       _draw(axis, images.reshape(-1, *images.shape[-3:]), corners.reshape(-1, 2), frames)
     for (x, y), similarity in zip(neighbours.reshape(-1, 2), similarities.ravel(), strict=True):
@@ -54,14 +52,15 @@ def neighbours_grid(query_images: np.ndarray, neighbour_images: np.ndarray,
     axis.text(queries[0, 0] + 0.5, _HEADING - 0.07, 'query', fontsize=8, ha='center')
     axis.text(neighbours[0, 0, 0], _HEADING - 0.07, 'nearest neighbours, with cosine similarity', fontsize=8)
     if labelled:
-      frames = [Patch(fill=False, edgecolor=BLUE, linewidth=2, label='same class'),
-                Patch(fill=False, edgecolor=ORANGE, linewidth=2, label='another class')]
-      figure.legend(handles=frames, loc='lower center', ncols=2, fontsize=8)
+      handles = [Patch(fill=False, edgecolor=BLUE, linewidth=2, label='same class'),
+                 Patch(fill=False, edgecolor=ORANGE, linewidth=2, label='another class')]
+      figure.legend(handles=handles, loc='lower center', ncols=2, fontsize=8)
     save(figure, out, dpi=100)
 
 
-def _places(num_queries, k, lines):
+def _places(num_queries, k):
   """Upper left corners, x and y in sides of an image: of the queries [Q, 2], of the neighbours [Q, k, 2]."""
+  lines = -(-k // _WIDE)
   tops = _HEADING + (1 + _DOWN) * np.arange(num_queries * lines).reshape(num_queries, lines)
   queries = np.stack([np.full(num_queries, _EDGE), tops[:, 0]], axis=-1)
   line, place = np.divmod(np.arange(k), _WIDE)

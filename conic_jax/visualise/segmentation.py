@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from conic_jax.errors import UserError
-from conic_jax.visualise.style import draw_image, drawing, save, shown_name
+from conic_jax.visualise.style import GREY, draw_image, drawing, save, shown_name
 
 _VOID = 255
 _OPACITY = 0.6
@@ -42,7 +42,7 @@ def segmentation_picture(images: Sequence[np.ndarray], truths: Sequence[np.ndarr
     for row, image, truth, prediction in zip(axes, images, truths, predictions, strict=True):
       for axis, picture in zip(row, (image, _over(image, truth, colours), _over(image, prediction, colours)),
                                strict=True):
-        draw_image(axis, picture, '#444444')
+        draw_image(axis, picture, GREY)
         axis.spines[:].set(linewidth=0.6)
     for axis, title in zip(axes[0], _TITLES, strict=True):
       axis.set_title(title, loc='center')

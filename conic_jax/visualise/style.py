@@ -17,6 +17,7 @@ from PIL import Image
 
 # Okabe and Ito's blue, vermilion and green, distinguishable with every common kind of colour blindness.
 BLUE, ORANGE, GREEN = '#0072B2', '#D55E00', '#009E73'
+GREY = '#444444'  # Of frames, ticks, and figures that stand alone.
 # Tol's muted scheme and a grey; after ten classes the marker changes.
 CLASS_COLOURS = ('#332288', '#CC6677', '#117733', '#88CCEE', '#882255', '#DDCC77', '#44AA99',
                  '#AA4499', '#999933', '#777777')
@@ -25,7 +26,7 @@ LETTERED: dict[str, Any] = {'color': 'white', 'ha': 'center', 'va': 'center', 'c
 _STYLE: dict[Any, Any] = {'font.size': 9, 'axes.titlesize': 10, 'axes.titlelocation': 'left',
                           'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True,
                           'axes.axisbelow': True, 'grid.color': '#E6E6E6', 'grid.linewidth': 0.6,
-                          'axes.edgecolor': '#666666', 'xtick.color': '#444444', 'ytick.color': '#444444',
+                          'axes.edgecolor': '#666666', 'xtick.color': GREY, 'ytick.color': GREY,
                           'legend.frameon': False,
                           # Class names may contain a $, a \ or a _.
                           'text.parse_math': False, 'text.usetex': False}

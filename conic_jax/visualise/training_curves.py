@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from conic_jax.errors import UserError
-from conic_jax.visualise.style import BLUE, GREEN, ORANGE, drawing, save
+from conic_jax.visualise.style import BLUE, GREEN, GREY, ORANGE, drawing, save
 
 # Title of the panel, factor on the values, and its series (name in the file, legend, colour).
 PANELS = (
@@ -28,10 +28,10 @@ PANELS = (
     ('Uniformity (lower: more spread)', 1, (('uniformity', '', BLUE),)),
     ('Feature standard deviation', 1, (('feature_std', 'head', BLUE),
                                        ('probe_std', 'encoder', ORANGE))),
-    ('Learning rate', 1, (('learning_rate', '', '#444444'),)),
+    ('Learning rate', 1, (('learning_rate', '', GREY),)),
 )
 # Baselines, measured once: suffix of the name in the file, legend, colour.
-BASELINES = (('random', 'random network', '#888888'), ('pixels', 'raw pixels', '#444444'))
+BASELINES = (('random', 'random network', '#888888'), ('pixels', 'raw pixels', GREY))
 LARGEST = 1e30  # Axes overflow some way above.
 OWN = 'this run'  # Legend of an unnamed series next to its baselines.
 

@@ -10,7 +10,17 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 
 from conic_jax.errors import UserError
-from conic_jax.visualise.style import BLUE, GREEN, LETTERED, ORANGE, draw_image, drawing, save, shown_name
+from conic_jax.visualise.style import (
+  BLUE,
+  GREEN,
+  GREY,
+  LETTERED,
+  ORANGE,
+  draw_image,
+  drawing,
+  save,
+  shown_name,
+)
 
 _CELL_GAP = 0.04  # Inset of each cell's frame, as a share of its side.
 # Continues the three colours above with the rest of Okabe and Ito's.
@@ -72,7 +82,7 @@ def views_picture(columns: Sequence[Column], crops: np.ndarray, names: Sequence[
 
 
 def _view_colour(column):
-  return _VIEW_COLOURS[(column - 1) % len(_VIEW_COLOURS)] if column else '#444444'
+  return _VIEW_COLOURS[(column - 1) % len(_VIEW_COLOURS)] if column else GREY
 
 
 def _rectangle(shape, box, **style):
@@ -97,7 +107,7 @@ def _draw_cells(axis, shape, cells):
 
 def _draw_mosaic(axis, mosaic, first):
   axis.set_axis_on()
-  draw_image(axis, mosaic, '#444444')
+  draw_image(axis, mosaic, GREY)
   side = len(mosaic)
   axis.axhline(side / 2 - 0.5, color='white', linewidth=0.8)
   axis.axvline(side / 2 - 0.5, color='white', linewidth=0.8)

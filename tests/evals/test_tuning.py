@@ -71,23 +71,23 @@ def config_of(task, run):
 
 @pytest.fixture(scope='module')
 def undisturbed(task, tmp_path_factory):
-  """(the folder, the figures) of a task that was done at once."""
-  run = tmp_path_factory.mktemp('undisturbed') / 'run'
-  return run, standalone.evaluate(config_of(task, run))
+  """(the config, the figures) of a task that was done at once."""
+  config = config_of(task, tmp_path_factory.mktemp('undisturbed') / 'run')
+  return config, standalone.evaluate(config)
 
 
 @pytest.fixture
 def done(task, undisturbed, tmp_path):
   """(the config, the figures) of a copy of it."""
-  run = shutil.copytree(undisturbed[0], tmp_path / 'run')
-  return config_of(task, run), undisturbed[1]
+  config, figures = undisturbed
+  return config_of(task, shutil.copytree(config.run, tmp_path / 'run')), figures
 
 
 def test_after_kill_9_it_ends_in_the_same_bits(task, undisturbed, tmp_path):
   file, fields = task
-  whole, expected = undisturbed
-  run, result = tmp_path / 'killed', config_of(task, tmp_path).result
-  saved = run / result
+  config, expected = undisturbed
+  run = tmp_path / 'killed'
+  whole, saved = Path(config.run, config.result), run / config.result
   command = [sys.executable, '-W', 'ignore', '-m', 'conic_jax.main', f'--config={file}',
              f'--config.run={run}', *(f'--{name}={value}' for name, value in fields.items())]
   process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -103,8 +103,8 @@ def test_after_kill_9_it_ends_in_the_same_bits(task, undisturbed, tmp_path):
   figures = standalone.evaluate(config_of(task, run))
   assert killed_at < max(losses_by_step(saved)), 'it was not over when it was killed'
   assert figures == expected
-  assert losses_by_step(saved) == losses_by_step(whole / result)
-  jax.tree.map(np.testing.assert_array_equal, restore_model(saved), restore_model(whole / result))
+  assert losses_by_step(saved) == losses_by_step(whole)
+  jax.tree.map(np.testing.assert_array_equal, restore_model(saved), restore_model(whole))
 
 
 def test_the_network_is_a_run_that_is_opened_exported_and_not_trained_again(done, tmp_path, capsys):

@@ -22,7 +22,6 @@ from support import reports_of
 from conic_jax import methods, optim
 from conic_jax.data import augment, pipeline, sources
 from conic_jax.data.sampler import Sampler
-from conic_jax.evals import protocols
 from conic_jax.hardware import mesh as meshes
 from conic_jax.pretraining import train_step, training
 from conic_jax.pretraining.identity import run_identity
@@ -318,7 +317,6 @@ def trainings(config: Any, learner_of: Callable, device_counts: tuple[int, ...],
     config.run = f'{run}_{count}'
     with monkeypatch.context() as patch:
       patch.setattr(meshes, 'make_mesh', lambda _, mesh=mesh: mesh)
-      patch.setattr(protocols, 'draw', lambda *_, **__: None)  # Takes as long as the training.
       summary = training.pretrain(config)
     compare_reports(config, wanted, close)
     compare_checkpoints(config, wanted, source, method, begin, mesh, learner, close)

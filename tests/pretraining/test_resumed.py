@@ -27,7 +27,6 @@ def saved(image_folder, tmp_path_factory):
 def settings_of(images, run):
   config = tiny(images, run)
   config.eval.knn = config.eval.linear = False
-  config.knn_every = 0
   return config
 
 

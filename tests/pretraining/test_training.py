@@ -285,7 +285,7 @@ def test_a_parameter_that_is_no_number_is_not_saved(tiny_config):
 
 def test_float16_stops_where_the_smallest_loss_scale_overflows(tiny_config):
   """Every logit overflows at every loss scale, which falls from 2¹⁵ to 1 in 15 steps."""
-  tiny_config.dtype, tiny_config.epochs, tiny_config.knn_every = 'float16', 6, 0
+  tiny_config.dtype, tiny_config.epochs = 'float16', 6
   tiny_config.temperature = 1e-7
   with pytest.raises(UserError, match=r'The \w+ was (nan|inf) at step 16;.*float16 is too narrow'):
     training.pretrain(tiny_config)
@@ -322,6 +322,7 @@ def test_too_many_undecodable_images_stop_the_run_with_their_names(tiny_config, 
 
 def test_float16_trains_on_the_road(tiny_config):
   tiny_config.dtype, tiny_config.eval.linear = 'float16', False
+  tiny_config.knn_every, tiny_config.figures = 1, True
   training.pretrain(tiny_config)
   last = [report for report in reports_of(tiny_config.run) if 'loss' in report][-1]
   assert np.isfinite(last['loss'])

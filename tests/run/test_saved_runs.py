@@ -24,7 +24,7 @@ def config_of(config, name):
   tiny_method(config, name)
   if name == 'conic_s':
     config.classifier.store = 'disk'
-  config.eval.linear, config.knn_every, config.checkpoint.keep = False, 0, 1
+  config.eval.linear, config.checkpoint.keep = False, 1
   return config
 
 
@@ -58,8 +58,7 @@ def make(name):
     config = config_of(tiny(root / 'images', root / 'run'), name)
     config.max_steps = STEPS_SAVED
     training.pretrain(config)
-    for left_out in ('figures', 'tensorboard'):
-      shutil.rmtree(root / 'run' / left_out, ignore_errors=True)
+    shutil.rmtree(root / 'run' / 'tensorboard')
     shutil.copytree(root / 'run', root / 'saved' / 'run')
     config.max_steps = 0
     training.pretrain(config)

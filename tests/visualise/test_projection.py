@@ -31,7 +31,8 @@ ALIKE = 'all point in the same direction'
   (1 + 1e-9 * normal(60).astype(float), 'One point', (ALIKE,)), (normal(1), 'One point', (ALIKE,)),
   (with_rows(NAN, *range(59)), 'One point', (ALIKE, '59 without finite features left out')),
   (np.ones((60, 0)), 'One point', (ALIKE,)), (normal(2), 'Two principal components', ()),
-  (normal(49), 'Two principal components', ()), (normal(9, 1), 'Two principal components', ()),
+  (normal(3), 'Two principal components', ()), (normal(49), 'Two principal components', ()),
+  (normal(9, 1), 'Two principal components', ()),
   (with_rows(INF, *range(55)), 'Two principal components', ('55 without finite features left out',)),
   (with_rows(NAN, *range(11)), 'Two principal components', ('11 without finite features left out',))])
 def test_what_tsne_cannot_show_is_shown_without(features, method, notes):
