@@ -23,7 +23,7 @@ from conic_jax.data import augment, pipeline, sources
 from conic_jax.data.folder import Folder
 from conic_jax.errors import UserError
 from conic_jax.evals.encoders import RANDOM, Encoder, open_encoder, random_variables
-from conic_jax.models import ResNet
+from conic_jax.models import EncoderModule, stage_names
 from conic_jax.terminal import print_line, printable
 from conic_jax.views import Views
 
@@ -101,9 +101,11 @@ def open_encoders(names: list[str]) -> list[Encoder]:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
-def _maps(network: ResNet, variables: Any, images: jax.Array, views: Views) -> jax.Array:
-  stages: Any = network.apply(variables, augment.normalise(images, views), mode='frozen', stages=True)
-  return scaled(stages[f'stage{len(network.blocks)}'], images.shape[1])
+def _maps(network: EncoderModule, variables: Any, images: jax.Array, views: Views) -> jax.Array:
+  maps: Any = network.apply(variables, augment.normalise(images, views), mode='frozen', stages=True)
+  if not (stages := stage_names(maps)):
+    raise UserError(f'The encoder, a {type(network).__name__}, has no maps to show: it returns no stages.')
+  return scaled(maps[stages[-1]], images.shape[1])
 
 
 # ---- The command --------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""User-defined methods, sources, encoders and evaluations, loaded by module name."""
+"""User-defined methods, sources, encoders, evaluations and export targets, loaded by module name."""
 import importlib
 import re
 from types import ModuleType

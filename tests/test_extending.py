@@ -5,15 +5,25 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+import safetensors.numpy
 from checkout import COMPILED, ROOT, copy_checkout
+from flax import traverse_util
+from support import tiny_method
 
+from conic_jax import activations, methods
 from conic_jax.command_line import load
 from conic_jax.errors import UserError
-from conic_jax.evals import standalone
+from conic_jax.evals import segment, standalone
+from conic_jax.evals.encoders import Encoder, open_encoder
+from conic_jax.export import card, targets
 from conic_jax.extensions import own_module
 from conic_jax.pretraining import training
+from conic_jax.report.read_run import read_run
+from conic_jax.views import evaluated
 
 PAGE = (ROOT / 'docs' / 'extending.md').read_text()
 FILES = dict(re.findall(r'```python\n# (\S+)\n(.*?)```', PAGE, flags=re.DOTALL))
@@ -71,7 +81,7 @@ def test_a_margin_is_right_in_all_four_places(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_source_an_encoder_and_an_evaluation_are_a_file_each(tiny_config, mine):
+def test_a_source_an_encoder_and_an_evaluation_are_a_file_each(tiny_config, mine, mesh8):
   write_files(mine, 'mine/stripes.py', 'mine/plain.py', 'mine/retrieval.py')
   tiny_config.data.name = 'mine.stripes'
   tiny_config.encoder.name, tiny_config.encoder.width = 'mine.plain', 0.5
@@ -85,6 +95,57 @@ def test_a_source_an_encoder_and_an_evaluation_are_a_file_each(tiny_config, mine
   figures = standalone.evaluate(config)
   assert 0 <= figures['retrieval'] <= 1
   assert (Path(tiny_config.run) / 'retrieval.json').is_file()
+
+  shown = read_run(Path(tiny_config.run))
+  assert (shown.facts['encoder'], shown.targets) == ('mine.plain, Plain, 32 features', ['flax'])
+  settings = segment.Segmentation(**load('configs/segment.py').segmentation)
+  with pytest.raises(UserError, match=r'Plain has no field output_stride'):
+    segment.build(open_encoder(tiny_config.run), settings, 0, mesh8)
+
+
+@pytest.fixture
+def plain(mine, tmp_path):
+  """(module, variables, two images) of the page's encoder."""
+  write_files(mine, 'mine/plain.py', 'mine/arrays.py')
+  network = own_module('mine.plain').Plain(4, 1, jnp.float32)
+  images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3)).astype(np.float32)
+  return network, jax.device_get(network.init(jax.random.key(0), images)), images
+
+
+@pytest.mark.parametrize(('target', 'ending', 'read'), [
+  ('flax', 'safetensors', safetensors.numpy.load_file), ('mine.arrays', 'npz', np.load)])
+def test_any_encoder_is_exported_by_its_own_names(plain, tmp_path, target, ending, read):
+  network, variables, images = plain
+  targets.check(target, network)
+  out = tmp_path / f'out.{ending}'
+  origin = card.Origin('made up', {})
+  targets.write(target, network, variables, card.text(target, network, origin, out), out)
+  restored = traverse_util.unflatten_dict(dict(read(out)), sep='/')
+  np.testing.assert_array_equal(network.apply(restored, images), network.apply(variables, images))
+  text = targets.card_path(target, out).read_text()
+  assert f"'out.{ending}'" in text
+  assert '| encoder | Plain, without a head |\n| output | 16 features |' in text
+
+
+def test_targets_of_resnets_refuse_another_encoder(plain):
+  for target in set(targets.TARGETS) - {'flax'}:
+    with pytest.raises(UserError, match=f'{target} cannot .*: it is a Plain, .*--to=flax any encoder'):
+      targets.check(target, plain[0])
+
+
+def test_maps_of_any_encoder_are_drawn(plain):
+  network, variables, images = plain
+  encoder = Encoder('plain', network, variables, evaluated({}), network.apply, None)
+  maps = activations.activation_maps(encoder, images.astype(np.uint8))
+  np.testing.assert_allclose(maps.max((1, 2)), 1)
+
+
+@pytest.mark.slow
+def test_inscon_takes_any_encoder_with_maps(tiny_config, mesh8, mine):
+  write_files(mine, 'mine/plain.py')
+  tiny_method(tiny_config, 'inscon', **{'encoder.name': 'mine.plain', 'cell.size': 2, 'views.size': 32})
+  method = methods.make(tiny_config, 40, mesh8, jnp.float32)
+  assert (method.last_stage, method.cell_stage) == ('stage3', 'stage3')
 
 
 def test_a_memory_leaves_its_state_where_a_step_is_skipped(mine):

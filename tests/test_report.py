@@ -122,7 +122,7 @@ def test_the_command_of_each_target_writes_its_own_file(run, tiny_config):
   tiny_config.encoder = {**tiny_config.encoder.to_dict(), 'stem': 'imagenet', 'blocks': (), 'width': 1.}
   (run / 'config.json').write_text(tiny_config.to_json())
   exported = re.findall(r'--to=(\w+) --out=(\S+)', Reader(written(run)).text)
-  assert [target for target, _ in exported] == list(targets.SUFFIXES)
+  assert [target for target, _ in exported] == list(targets.TARGETS)
   files = [str(path) for target, out in exported
            for path in (out, targets.card_path(target, Path(out)))]
   assert len(set(files)) == len(files)

@@ -147,8 +147,15 @@ def build(encoder: Encoder, settings: Segmentation, seed: int, mesh: Mesh) -> tu
 
   Returns:
     The module, and its variables on every device: copies of the encoder's, and newly initialised heads.
+
+  Raises:
+    UserError: if the encoder cannot be dilated.
   """
-  backbone = encoders.trainable(encoder).clone(output_stride=OUTPUT_STRIDE)
+  backbone = encoders.trainable(encoder)
+  if not hasattr(backbone, 'output_stride'):
+    raise UserError(f'Segmentation needs maps of stride {OUTPUT_STRIDE}, and {encoder.name} cannot give '
+                    f'them: {type(backbone).__name__} has no field output_stride.')
+  backbone = backbone.clone(output_stride=OUTPUT_STRIDE)
   model = DeepLabV3(backbone, settings.num_classes, settings.rates, settings.channels)
   images = jnp.zeros((1, *settings.crop, 3))
   variables = jax.jit(model.init)(jax.random.key(seed), images)

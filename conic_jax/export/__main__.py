@@ -3,8 +3,9 @@
   python -m conic_jax.export runs/conic --to=torchvision --out=conic.safetensors
 
 The encoder is that of a run, or of a file: ResNets in .safetensors or of torch.save, MoCo's checkpoints.
---to is torchvision, transformers (a folder), detectron2 (a pickle of arrays), or safetensors: torchvision's
-names for any encoder, those with another stem or width included.
+--to is torchvision, transformers (a folder), detectron2 (a pickle of arrays), safetensors (torchvision's
+names for any ResNet, those with another stem or width included), flax (any encoder, by its own names), or a
+module of yours such as mine.arrays.
 """
 import types
 from pathlib import Path
@@ -17,7 +18,7 @@ from conic_jax.run.checkpoints import restore_encoder
 from conic_jax.run.run_config import read_config
 from conic_jax.terminal import print_line
 
-_USAGE = f'python -m conic_jax.export RUN_OR_FILE --to={"|".join(targets.SUFFIXES)} --out=FILE'
+_USAGE = f'python -m conic_jax.export RUN_OR_FILE --to={"|".join(targets.TARGETS)} --out=FILE'
 
 
 def export(source: Path, target: str, out: Path) -> list[Path]:
@@ -25,7 +26,7 @@ def export(source: Path, target: str, out: Path) -> list[Path]:
 
   Args:
     source: folder of a run (its latest checkpoint is used), or a file that `read.load` reads.
-    target: one of targets.SUFFIXES.
+    target: one of targets.TARGETS, or a module with a TARGET.
     out: the file, or the folder for Transformers.
 
   Returns:
@@ -34,6 +35,7 @@ def export(source: Path, target: str, out: Path) -> list[Path]:
   Raises:
     UserError: if the source cannot be read, the target cannot express the encoder, or a name is taken.
   """
+  targets.find(target)
   if source.is_file():
     encoder, variables = read.load(source)
     origin = card.of_file(source)
@@ -52,7 +54,7 @@ def command() -> None:
   def action():
     parser = command_line.Parser(_USAGE, __doc__)
     parser.add_argument('source', metavar='RUN_OR_FILE', type=Path)
-    parser.add_argument('--to', choices=list(targets.SUFFIXES), required=True)
+    parser.add_argument('--to', required=True)
     parser.add_argument('--out', type=Path, required=True)
     arguments = parser.parse_args()
     print_line('\n'.join(map(str, export(arguments.source, arguments.to, arguments.out))))

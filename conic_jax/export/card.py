@@ -8,8 +8,8 @@ from typing import Any
 from flax import traverse_util
 
 from conic_jax.errors import UserError
-from conic_jax.export import names
-from conic_jax.models import ResNet
+from conic_jax.export import names, targets
+from conic_jax.models import EncoderModule, ResNet
 from conic_jax.run import claim
 from conic_jax.views import IMAGENET_MEAN, IMAGENET_STD
 
@@ -43,26 +43,6 @@ Not stated yet: whoever publishes these weights fills in `license` at the top, m
 
 {settings}
 '''
-_USE = {
-  'torchvision': '''\
-model = torchvision.models.{name}()
-model.fc = torch.nn.Identity()
-model.load_state_dict(safetensors.torch.load_file('{file}'))
-features = model.eval()(images)''',
-  'transformers': '''\
-model = transformers.ResNetModel.from_pretrained('{file}')
-features = model.eval()(images).pooler_output.flatten(1)''',
-  'detectron2': '''\
-cfg.MODEL.WEIGHTS = '{file}'
-cfg.MODEL.RESNETS.DEPTH = {depth}
-cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = {channels}
-cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False
-cfg.MODEL.PIXEL_MEAN = {mean255}
-cfg.MODEL.PIXEL_STD = {std255}
-cfg.INPUT.FORMAT = 'RGB\'''',
-  'safetensors': '''\
-weights = safetensors.torch.load_file('{file}')  # by the names of torchvision's ResNet''',
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +109,26 @@ def of_file(path: Path) -> Origin:
              f'{IMAGENET_STD} on the scale 0 … 1'})
 
 
-def text(target: str, network: ResNet, origin: Origin, out: Path) -> str:
+def described(network: EncoderModule) -> str:
+  """An encoder in words."""
+  if not isinstance(network, ResNet):
+    return type(network).__name__
+  return (f'blocks {", ".join(map(str, network.blocks))}, stem {network.stem!r}, width {network.width:g}, '
+          f'output stride {network.output_stride}')
+
+
+def _output(network: Any) -> str:
+  last = ', the mean of the last map' if isinstance(network, ResNet) else ''
+  return f'{network.num_features} features{last}'
+
+
+def _name(network: EncoderModule) -> str:
+  """The common name of an encoder, such as 'resnet50'; without one, that of its class."""
+  common = names.architecture(network.blocks, network.bottleneck) if isinstance(network, ResNet) else None
+  return common or type(network).__name__
+
+
+def text(target: str, network: EncoderModule, origin: Origin, out: Path) -> str:
   """The card in Markdown, with the fields that model hubs read.
 
   Args:
@@ -138,16 +137,13 @@ def text(target: str, network: ResNet, origin: Origin, out: Path) -> str:
     origin: where it comes from.
     out: file or folder of the weights.
   """
-  name = names.architecture(network.blocks, network.bottleneck) or 'ResNet'
-  facts = {
-    **origin.facts,
-    'encoder': f'blocks {", ".join(map(str, network.blocks))}, stem {network.stem!r}, '
-               f'width {network.width:g}, output stride {network.output_stride}, without a head',
-    'output': f'{network.num_features} features, the mean of the last map'}
+  facts = {**origin.facts, 'encoder': f'{described(network)}, without a head', 'output': _output(network)}
   figures = '\n'.join(f'| {file} | {figure} | {value:.6g} |'
                       for (file, figure), value in origin.figures.items())
-  use = _USE[target].format(
-    name=name, file=out.name, depth=name.removeprefix('resnet'), channels=256 if network.bottleneck else 64,
+  name = _name(network)
+  use = targets.find(target).use.format(
+    name=name, file=out.name, depth=name.removeprefix('resnet'),
+    channels=256 if getattr(network, 'bottleneck', False) else 64,
     mean255=[round(255 * value, 3) for value in origin.mean],
     std255=[round(255 * value, 3) for value in origin.std])
   return _CARD.format(

@@ -1,4 +1,5 @@
-"""Export targets: which encoders each can express, and how its weights are written."""
+"""Export targets: which encoders each can express, and how its weights are written and read."""
+import dataclasses
 import json
 import os
 import pickle
@@ -8,55 +9,87 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax import traverse_util
 from safetensors.numpy import save
 
 from conic_jax.errors import UserError
 from conic_jax.export import names
-from conic_jax.models import ResNet
+from conic_jax.extensions import own_module
+from conic_jax.models import EncoderModule, ResNet
 from conic_jax.models.resnet import ARCHITECTURES, EXPANSION
 
-# File suffixes; Transformers reads a folder.
-SUFFIXES = {'torchvision': '.safetensors', 'transformers': '', 'detectron2': '.pkl',
-            'safetensors': '.safetensors'}
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+  """A library or a format that encoders are written for.
+
+  Attributes:
+    suffix: ending of the file's name; '' for a folder.
+    obstacle: what the target cannot express of a network, as a phrase; None if it can express it.
+    write: writes the weights of a network to a path: (network, {'params', 'batch_stats'}, path).
+    use: lines of Python for the card that read them; `card.text` fills in {file}, {name}, {depth},
+      {channels}, {mean255} and {std255}.
+  """
+  suffix: str
+  obstacle: Callable[[EncoderModule], str | None]
+  write: Callable[[EncoderModule, Mapping[str, Any], Path], None]
+  use: str
 
 
-def check(target: str, network: ResNet) -> None:
+def find(name: str) -> Target:
+  """The target with this name: one of `TARGETS`, or the `TARGET` of a module such as 'mine.arrays'.
+
+  Raises:
+    UserError: if there is none.
+  """
+  if module := own_module(name):
+    return module.TARGET
+  if name not in TARGETS:
+    raise UserError(f"There is no target '{name}' for --to; available: {', '.join(TARGETS)}, or a module of "
+                    'yours.')
+  return TARGETS[name]
+
+
+def check(name: str, network: EncoderModule) -> None:
   """Checks that the target can express the encoder.
 
   Raises:
     UserError: if it cannot; names the obstacle.
   """
-  if obstacle := _obstacle(target, network):
-    raise UserError(f'{target} cannot express this encoder: {obstacle}. --to=safetensors writes any.')
+  if obstacle := find(name).obstacle(network):
+    raise UserError(f'{name} cannot express this encoder: {obstacle}. --to=safetensors writes any ResNet, '
+                    '--to=flax any encoder.')
 
 
-def check_out(target: str, out: Path) -> None:
+def check_out(name: str, out: Path) -> None:
   """Checks the output name.
 
   Raises:
     UserError: if the target would not read a file of that name, or it already exists.
   """
-  if SUFFIXES[target] and out.suffix != SUFFIXES[target]:
-    raise UserError(f'--out={out}: {target} reads a file whose name ends in {SUFFIXES[target]}.')
-  for path in (out, card_path(target, out)):
+  suffix = find(name).suffix
+  if suffix and out.suffix != suffix:
+    raise UserError(f'--out={out}: {name} reads a file whose name ends in {suffix}.')
+  for path in (out, card_path(name, out)):
     if path.exists():
       raise UserError(f'{path} is there already: delete it or give another --out.')
 
 
-def card_path(target: str, out: Path) -> Path:
+def card_path(name: str, out: Path) -> Path:
   """Path of the card: next to a file, or inside a folder."""
-  return out / 'README.md' if target == 'transformers' else out.with_name(f'{out.name}.md')
+  return out.with_name(f'{out.name}.md') if find(name).suffix else out / 'README.md'
 
 
-def write(target: str, network: ResNet, variables: Mapping[str, Any], card: str, out: Path) -> list[Path]:
+def write(name: str, network: EncoderModule, variables: Mapping[str, Any], card: str, out: Path
+          ) -> list[Path]:
   """Writes the weights and the card, each atomically.
 
   Args:
-    target: one of SUFFIXES.
+    name: the target.
     network: the encoder.
     variables: its {'params', 'batch_stats'}.
     card: text of the model card.
-    out: the file, or Transformers' folder.
+    out: the file or the folder.
 
   Returns:
     Paths of the files written.
@@ -64,18 +97,20 @@ def write(target: str, network: ResNet, variables: Mapping[str, Any], card: str,
   Raises:
     UserError: if writing fails.
   """
+  target = find(name)
+  def in_folder(folder: Path) -> None:
+    folder.mkdir()
+    (folder / 'README.md').write_text(card)
+    target.write(network, variables, folder)
+  def weights_then_card(path: Path) -> None:
+    target.write(network, variables, path)
+    whole(card_path(name, out), lambda path: path.write_text(card))
   try:
     out.parent.mkdir(parents=True, exist_ok=True)
-    if target == 'transformers':
-      whole(out, lambda folder: _write_transformers(network, variables, card, folder))
-      return sorted(out.iterdir())
-    def weights_then_card(path: Path) -> None:
-      (_write_detectron2 if target == 'detectron2' else _write_torchvision)(variables, path)
-      whole(card_path(target, out), lambda path: path.write_text(card))
-    whole(out, weights_then_card)
+    whole(out, weights_then_card if target.suffix else in_folder)
   except OSError as error:
     raise UserError(f'--out={out} cannot be written: {error}.') from error
-  return [out, card_path(target, out)]
+  return [out, card_path(name, out)] if target.suffix else sorted(out.iterdir())
 
 
 def whole(path: Path, write: Callable[[Path], Any]) -> None:
@@ -91,15 +126,30 @@ def whole(path: Path, write: Callable[[Path], Any]) -> None:
     raise
 
 
-def _obstacle(target: str, network: ResNet) -> str | None:
-  if target == 'safetensors':
-    return None
+# ---- What a target cannot express -------------------------------------------------------------------
+
+
+def _nothing(network: EncoderModule) -> None:
+  """What a target that takes every network cannot express."""
+
+
+def _not_of_resnets(network: EncoderModule) -> str | None:
+  return None if isinstance(network, ResNet) else f'it is a {type(network).__name__}, and there a ResNet'
+
+
+def _not_of_transformers(network: EncoderModule) -> str | None:
+  if not isinstance(network, ResNet):
+    return _not_of_resnets(network)
   if network.stem != 'imagenet':
     return f"its stem is '{network.stem}', of 3×3 without a pool, and there it is of 7×7 with one"
   if 4 * 2**(len(network.blocks) - 1) > network.output_stride:
     return f'its last stages dilate (output_stride {network.output_stride}), and there they stride'
-  if target == 'transformers':
-    return None
+  return None
+
+
+def _not_of_torchvision(network: EncoderModule) -> str | None:
+  if (obstacle := _not_of_transformers(network)) or not isinstance(network, ResNet):
+    return obstacle
   if network.width != 1:
     return f'its width is {network.width}, and there it is 1'
   if names.architecture(network.blocks, network.bottleneck) is None:
@@ -107,11 +157,20 @@ def _obstacle(target: str, network: ResNet) -> str | None:
   return None
 
 
-def _write_torchvision(variables: Mapping[str, Any], path: Path) -> None:
+# ---- Writers ----------------------------------------------------------------------------------------
+
+
+def _write_flax(network: EncoderModule, variables: Mapping[str, Any], path: Path) -> None:
+  flat = traverse_util.flatten_dict(dict(variables), sep='/')
+  path.write_bytes(save({name: np.ascontiguousarray(array, np.float32) for name, array in flat.items()}))
+
+
+def _write_torchvision(network: EncoderModule, variables: Mapping[str, Any], path: Path) -> None:
   _write_safetensors(names.named(variables, names.torchvision), path)
 
 
-def _write_transformers(network: ResNet, variables: Mapping[str, Any], card: str, folder: Path) -> None:
+def _write_transformers(network: EncoderModule, variables: Mapping[str, Any], folder: Path) -> None:
+  assert isinstance(network, ResNet)
   channels, expansion = int(64 * network.width), EXPANSION if network.bottleneck else 1
   config = {
     'architectures': ['ResNetModel'], 'model_type': 'resnet', 'num_channels': 3, 'hidden_act': 'relu',
@@ -119,13 +178,11 @@ def _write_transformers(network: ResNet, variables: Mapping[str, Any], card: str
     'embedding_size': channels,
     'hidden_sizes': [channels * expansion * 2**stage for stage in range(len(network.blocks))],
     'downsample_in_first_stage': False, 'downsample_in_bottleneck': False}
-  folder.mkdir()
-  (folder / 'README.md').write_text(card)
   (folder / 'config.json').write_text(json.dumps(config, indent=2) + '\n')
   _write_safetensors(names.named(variables, names.transformers), folder / 'model.safetensors')
 
 
-def _write_detectron2(variables: Mapping[str, Any], path: Path) -> None:
+def _write_detectron2(network: EncoderModule, variables: Mapping[str, Any], path: Path) -> None:
   content = {'model': names.named(variables, names.detectron2), '__author__': 'conic_jax',
              'matching_heuristics': True}
   # NumPy 2 writes a module name that NumPy 1, still common with Detectron2, does not know; both know the
@@ -140,3 +197,32 @@ def _write_safetensors(arrays: Mapping[str, np.ndarray], path: Path) -> None:
               for name in arrays if name.endswith('running_mean')}
   # Not `save_file`, whose files are readable only by their owner.
   path.write_bytes(save({**arrays, **counters}, metadata={'format': 'pt'}))
+
+
+# ---- The table --------------------------------------------------------------------------------------
+
+
+TARGETS = {
+  'torchvision': Target('.safetensors', _not_of_torchvision, _write_torchvision, '''\
+model = torchvision.models.{name}()
+model.fc = torch.nn.Identity()
+model.load_state_dict(safetensors.torch.load_file('{file}'))
+features = model.eval()(images)'''),
+  'transformers': Target('', _not_of_transformers, _write_transformers, '''\
+model = transformers.ResNetModel.from_pretrained('{file}')
+features = model.eval()(images).pooler_output.flatten(1)'''),
+  'detectron2': Target('.pkl', _not_of_torchvision, _write_detectron2, '''\
+cfg.MODEL.WEIGHTS = '{file}'
+cfg.MODEL.RESNETS.DEPTH = {depth}
+cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = {channels}
+cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False
+cfg.MODEL.PIXEL_MEAN = {mean255}
+cfg.MODEL.PIXEL_STD = {std255}
+cfg.INPUT.FORMAT = 'RGB\''''),
+  'safetensors': Target('.safetensors', _not_of_resnets, _write_torchvision, '''\
+weights = safetensors.torch.load_file('{file}')  # by the names of torchvision's ResNet'''),
+  'flax': Target('.safetensors', _nothing, _write_flax, '''\
+arrays = safetensors.numpy.load_file('{file}')
+variables = flax.traverse_util.unflatten_dict(arrays, sep='/')
+features = network.apply(variables, images)  # a {name} of conic_jax, images [B, H, W, 3]'''),
+}

@@ -54,7 +54,8 @@ class InsCon(MoCo):
     self.cell_head = models.MLP(config.cell.hidden, config.cell.features, dtype=dtype)
     if self.has_multi:
       self.views += (dataclasses.replace(self.views[0], count=1, size=self.views[0].size // 2, overlap=0.0),)
-    last = len(self.network.encoder.blocks)
+    self.shapes = map_shapes(self.network.encoder, config.views.size)
+    last = len(models.stage_names(self.shapes))
     self.last_stage, self.cell_stage = f'stage{last}', f'stage{last - POSITIONS[config.cell.position]}'
 
   # ---- The heads -----------------------------------------------------------------------------------
@@ -110,7 +111,7 @@ class InsCon(MoCo):
       features = jnp.zeros((1, self.network.encoder.num_features))
       params = {**params, 'multi_head': self.multi_head.init(multi_rng, features)['params']}
     if self.cell.enabled:
-      stage = map_shapes(self.network.encoder, batch['views'][0].shape[2])[self.cell_stage]
+      stage = self.shapes[self.cell_stage]
       cell_head = self.cell_head.init(cell_rng, jnp.zeros((1, stage.shape[-1])))
       params = {**params, 'cell_head': cell_head['params']}
       key = {**states['key'], 'params': {**states['key']['params'], 'cell_head': params['cell_head']}}
@@ -160,7 +161,7 @@ def of_mosaics(valid: jax.Array) -> jax.Array:
   return valid.reshape(-1, _QUADRANTS).all(axis=1)
 
 
-def map_shapes(encoder: models.ResNet, size: int) -> Any:
+def map_shapes(encoder: models.EncoderModule, size: int) -> Any:
   """Shapes of the maps of one view of this side, by stage."""
   view = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
   return jax.eval_shape(
@@ -212,15 +213,16 @@ def _check_mosaic_groups(groups: int, batch_size: int) -> None:
 
 def _check_maps(method: InsCon, config: Any) -> None:
   """Raises a `UserError` if a feature map has fewer pixels per side than cells."""
-  stages = len(method.network.encoder.blocks)
+  stages = len(models.stage_names(method.shapes))
+  if not stages:
+    raise UserError(f'InsCon needs the maps of an encoder, and {config.encoder.name} returns no stages.')
   if config.cell.enabled and stages <= POSITIONS[config.cell.position]:
     raise UserError(f"config.cell.position is '{config.cell.position}' and the network has {stages} stage: "
                     'set it to res5, or give config.encoder.blocks more stages.')
-  maps = map_shapes(method.network.encoder, config.views.size)
   wanted = [(method.cell_stage, config.cell.size)] if config.cell.enabled else []
   wanted += [(method.last_stage, 2)] if method.has_multi else []
   for name, cells in wanted:
-    side = maps[name].shape[1]
+    side = method.shapes[name].shape[1]
     if side < cells:
       raise UserError(f'The map of {name} is {side}×{side} for views of {config.views.size} pixels, too '
                       f'small for {cells}×{cells} cells: set config.views.size larger, or make the network '

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from conic_jax.models.normalisation import BatchNorm
-from conic_jax.models.resnet import ResNet, conv
+from conic_jax.models.resnet import ResNet, conv, stage_names
 
 _ASPP_DROPOUT, _AUXILIARY_DROPOUT = 0.5, 0.1
 
@@ -45,8 +45,8 @@ class DeepLabV3(nn.Module):
       Logits float32 [B, H, W, C], upsampled bilinearly (half-pixel centres); with `auxiliary` a pair of main
       and auxiliary logits.
     """
-    maps = self.backbone(images, mode, mask, stages=True)
-    *_, before_last, last = (feature_map for name, feature_map in maps.items() if name != 'features')
+    maps: Any = self.backbone(images, mode, mask, stages=True)
+    *_, before_last, last = (maps[name] for name in ('stem', *stage_names(maps)) if name in maps)
     dtype, drops = self.backbone.dtype, mode != 'frozen'
     # Both heads are always built, so that the parameters do not depend on `auxiliary`.
     aux = ConvNormReLU(before_last.shape[-1] // 4, 3, dtype, name='aux_conv')(before_last, mode, mask)

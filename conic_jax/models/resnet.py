@@ -24,6 +24,8 @@ STRIDES = (8, 16, 32)
 # What `build_encoder` reads.
 ENCODER_FIELDS = ('name', 'blocks', 'stem', 'width', 'zero_gamma', 'output_stride')
 EXPANSION = 4
+# What `build_encoder` builds: a ResNet, or a module of the user's own.
+EncoderModule = nn.Module
 
 
 def build_encoder(config: Any, dtype: Any, groups: int = 8) -> 'ResNet':
@@ -48,6 +50,11 @@ def build_encoder(config: Any, dtype: Any, groups: int = 8) -> 'ResNet':
   blocks, bottleneck = ARCHITECTURES[config.name]
   return ResNet(tuple(config.blocks) or blocks, bottleneck, config.width, config.stem,
                 config.zero_gamma, config.output_stride, groups, dtype)
+
+
+def stage_names(maps: Mapping[str, Any]) -> list[str]:
+  """Names of the stages among what an encoder returns with `stages`, the first one first."""
+  return sorted((name for name in maps if name.startswith('stage')), key=lambda name: int(name[5:]))
 
 
 class ResNet(nn.Module):

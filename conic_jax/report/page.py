@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from conic_jax.export.targets import SUFFIXES
+from conic_jax.export.targets import TARGETS
 from conic_jax.report import curves
 from conic_jax.report.formats import is_share, words, written
 from conic_jax.report.read_run import Run
@@ -239,7 +239,7 @@ def _setting(value: Any) -> str:
 def _commands(targets: Iterable[str]) -> str:
   evaluate = [f'python -m conic_jax.main --config=configs/{config} --config.encoder=RUN{flags}  # {what}'
               for config, flags, what in _PROTOCOLS]
-  export = [f'python -m conic_jax.export RUN --to={target} --out=encoder_{target}{SUFFIXES[target]}'
+  export = [f'python -m conic_jax.export RUN --to={target} --out=encoder_{target}{TARGETS[target].suffix}'
             for target in targets]
   use = ['python -m conic_jax.embed RUN FOLDER --out=features.parquet',
          'python -m conic_jax.activations RUN random --images=FOLDER --out=RUN/figures/activations.png',

@@ -52,13 +52,14 @@ def read_run(folder: Path) -> Run:
   images = data['dir'] if data['name'] == 'folder' else data['name']
   return Run(
     title=f'{config["method"]} · {images} · {encoder["name"]}',
-    facts={**origin.facts, 'encoder': _encoder(encoder['name'], network),
+    facts={**origin.facts,
+           'encoder': f'{encoder["name"]}, {card.described(network)}, {network.num_features} features',
            'state': _state(evaluations.get('summary'), reports)},
     evaluations=dict(sorted(evaluations.items(), key=lambda item: (item[0] != 'summary', item[0]))),
     reports=reports,
     pictures=sorted((folder / 'figures').glob('*.png')),
     settings=origin.settings,
-    targets=[target for target in targets.SUFFIXES if _expresses(target, network)])
+    targets=[target for target in targets.TARGETS if _expresses(target, network)])
 
 
 def _read_reports(path: Path) -> list[dict[str, Any]]:
@@ -84,11 +85,6 @@ def _report(line: str) -> dict[str, Any]:
   raise ValueError('it lacks the numbers step and epoch')
 
 
-def _encoder(name: str, network: models.ResNet) -> str:
-  return (f'{name}, blocks {", ".join(map(str, network.blocks))}, stem {network.stem}, width '
-          f'{network.width:g}, {network.num_features} features')
-
-
 def _state(summary: Mapping[str, Any] | None, reports: list[dict[str, Any]]) -> str:
   finished = None if summary is None else summary.get('step')
   last = f'last report at step {reports[-1]["step"]:,}, epoch {reports[-1]["epoch"]:g}' if reports else ''
@@ -101,7 +97,7 @@ def _state(summary: Mapping[str, Any] | None, reports: list[dict[str, Any]]) -> 
   return f'finished after {finished:,} steps'
 
 
-def _expresses(target: str, network: models.ResNet) -> bool:
+def _expresses(target: str, network: models.EncoderModule) -> bool:
   try:
     targets.check(target, network)
   except UserError:

@@ -108,7 +108,7 @@ def test_what_a_target_cannot_express(target, changes, obstacle):
 
 
 def test_what_a_target_can_express():
-  for target in targets.SUFFIXES:
+  for target in targets.TARGETS:
     targets.check(target, network_of('resnet50'))
   targets.check('transformers', network_of(**SMALL))
   # Two stages shrink by 8 alone: nothing dilates.
