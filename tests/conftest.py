@@ -1,5 +1,6 @@
 """Eight CPU devices, strict ranks and dtypes, and the mesh."""
 import contextlib
+import gc
 import os
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from support import tiny, write_images
 
 from conic_jax.hardware import mesh as meshes
 from conic_jax.run.session import Session
+
+# Tracing makes many objects and keeps most: by default, looking for garbage takes a sixth of the tests' time.
+gc.set_threshold(100_000, 20, 100)
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_numpy_dtype_promotion', 'strict')

@@ -143,6 +143,11 @@ def test_shares_between_0_and_1_are_milestones():
     optim.check_relative('poly', (), 'config.linear')
 
 
+def test_a_relative_schedule_begins_at_one():
+  for name in ('cosine', 'steps'):
+    assert optim.relative_schedule(name, (0.5,), 50)(0) == 1
+
+
 def test_conics_schedule_is_a_bare_cosine():
   schedule = optim.cosine_schedule(0.06, 100)
   expected = [0.03 * (1 + np.cos(np.pi * step / 100)) for step in range(100)]

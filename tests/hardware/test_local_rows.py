@@ -20,7 +20,8 @@ def test_rows_are_written_where_they_lie(mesh, is_split):
   sharding = meshes.batch_sharding(mesh) if is_split else meshes.replicated(mesh)
   rows = jax.device_put(jnp.zeros((24, DIM)), sharding)
   expected = np.zeros((24, DIM), np.float32)
-  write = jax.jit(functools.partial(local_rows.write, mesh=mesh, is_split=is_split))
+  placed = {} if is_split else {'is_split': False}  # Split unless told otherwise.
+  write = jax.jit(functools.partial(local_rows.write, mesh=mesh, **placed))
   batch = (jax.device_put(part, meshes.batch_sharding(mesh))
            for part in (np.arange(BATCH, dtype=np.int32), np.zeros((BATCH, DIM), np.float32)))
   assert max(collective_sizes(write.lower(rows, *batch).compile().as_text()), default=0) <= BATCH * DIM

@@ -223,6 +223,17 @@ def test_narrow_gradients_stay_near_float64_at_tiny_probabilities(mesh8, dtype, 
   assert np.linalg.norm(actual - wanted) < tolerance * np.linalg.norm(wanted)
 
 
+@pytest.mark.slow
+def test_rows_too_long_for_float16_learn_as_unit_rows(mesh8):
+  """The gradient of a row is 1/‖row‖ of that of its direction."""
+  softmax, norm = partitioned.Softmax(61, 0.1, mesh8, jnp.float16), 2.0 ** 20
+  features, ids = make_features(0, 61)
+  step, even = make_step(softmax, 0.0, 0.0), jnp.full(FEATURES, 1 / FEATURES)
+  unit, long = (step(make_rows(61, mesh8, length), features, ids, even, None, None, True)[3].momentum
+                for length in (1.0, norm))
+  assert_equal(long * norm, unit, 1e-2)
+
+
 @pytest.mark.parametrize(('dtype', 'tolerance'), [(jnp.bfloat16, 3e-2), (jnp.float16, 1e-2)])
 def test_narrow_products_of_synthetic_cosines(dtype, tolerance):
   """Σⱼ Pⱼ w̄ⱼ and Σₘ Pₘ x̄ₘ with probabilities spread about 1e-9, as N = 10⁹ gives them."""

@@ -59,6 +59,7 @@ def test_a_queue_starts_as_unit_noise_of_no_image(mesh8):
   np.testing.assert_allclose(np.linalg.norm(queue.keys, axis=1), 1, rtol=1e-6)
   assert (queue.ids == key_queue.NOISE).all()
   assert len(queue.keys) % 8 == 0
+  assert len(jax.tree.leaves(queue)) == 3, 'its size is no part of its state'
   smaller = key_queue.init_queue(jax.random.key(0), 11, DIM, mesh8)
   np.testing.assert_array_equal(smaller.keys[:11], queue.keys[:11])
 

