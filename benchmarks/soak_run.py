@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -71,36 +72,47 @@ class Command:
     run: folder of the run.
     processes: how many share the devices.
     devices: how many devices in all.
+    changes: other settings than those in `COMMON` and `METHODS`, by name.
   """
   root: Path
   method: str
   run: Path
   processes: int = 1
   devices: int = 2
+  changes: tuple[tuple[str, Any], ...] = ()
 
-  def start(self, file_size: int | None = None, jumping_clock: bool = False) -> list[subprocess.Popen]:
-    """Starts it: with a limit on the size of files in bytes, or with a clock that jumps."""
+  def start(self, file_size: int | None = None, jumping_clock: bool = False, output: Path | None = None
+            ) -> list[subprocess.Popen]:
+    """Starts it: with a limit on the size of files in bytes, or with a clock that jumps.
+
+    Args:
+      file_size: the limit.
+      jumping_clock: whether the clock jumps.
+      output: the file that standard output goes to; None to drop it.
+    """
     config, own = METHODS[self.method]
-    fields = {**COMMON, **own, 'run': self.run, 'data.dir': self.root / 'images'}
+    fields = {**COMMON, **own, 'run': self.run, 'data.dir': self.root / 'images', **dict(self.changes)}
     main = ['-c', _JUMPING_CLOCK, 'conic_jax.main'] if jumping_clock else ['-m', 'conic_jax.main']
     command = [sys.executable, *main, f'--config=configs/{config}.py:photos',
                *(f'--config.{name}={value}' for name, value in fields.items())]
     if file_size is not None:
       command = [sys.executable, '-c', _SMALL_FILES, str(file_size), *command]
     if self.processes == 1:
-      return [self._open(command)]
+      return [self._open(command, output)]
     cluster = [f'--coordinator=localhost:{_free_port()}', f'--num_processes={self.processes}',
                f'--lost_after={LOST_AFTER}']
     return [self._open([*command, *cluster, f'--process_id={index}']) for index in range(self.processes)]
 
-  def _open(self, command: list[str]) -> subprocess.Popen:
+  def _open(self, command: list[str], output: Path | None = None) -> subprocess.Popen:
     environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'TF_CPP_MIN_LOG_LEVEL': '3',
                    'JAX_COMPILATION_CACHE_DIR': str(self.root / 'compiled'),
                    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1',
                    'XLA_FLAGS': f'--xla_force_host_platform_device_count={self.devices // self.processes} '
                                 '--xla_backend_optimization_level=0'}
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-                            errors='replace', env=environment)
+    with contextlib.ExitStack() as stack:
+      stdout = stack.enter_context(output.open('w')) if output else subprocess.DEVNULL
+      return subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, text=True, errors='replace',
+                              env=environment)
 
   def await_step(self, processes: list[subprocess.Popen], step: int) -> None:
     """Waits until the run has reported a step, or a process has ended."""

@@ -2,14 +2,18 @@
 
   python -m benchmarks.step                      both settings below
   python -m benchmarks.step --only photos --repeats 20 --json FILE
+  python -m benchmarks.step --against CHECKOUT   the step of another commit and this one's, in turn
 
 Two variants are interleaved in one process: the whole step (augmentation on the device, encoder, head,
 losses, the rows of all N classes, optimizer), and value and gradient of the encoder alone on equally many
 float images. The table gives medians, and the median of the ratios of neighbours in time. Writes
-benchmarks/results/step.md.
+benchmarks/results/step.md, or with --against step_against.md.
 """
 import argparse
 import json
+import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -25,7 +29,8 @@ from conic_jax.pretraining import train_step
 
 # Preset of configs/conic.py, images per batch (None is the preset's), instances.
 SETTINGS = {'photos': ('photos', None, 2560), 'resnet50': ('imagenet', 32, 1_281_167)}
-RESULTS = Path(__file__).parent / 'results'
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / 'benchmarks' / 'results'
 
 
 def make_batch(config, mesh, num_instances: int) -> dict:
@@ -91,13 +96,50 @@ def measure(name: str, repeats: int) -> dict[str, object]:
           'bare_seconds': float(np.median(times['bare'])), 'time_ratio': float(np.median(ratios))}
 
 
+def against(other: Path, name: str, repeats: int, rounds: int) -> list[str]:
+  """Times the step of another checkout and of this one in turn, each time in a process of its own.
+
+  Returns:
+    A table of the medians in milliseconds of each round, and of their ratio.
+  """
+  def seconds_of(checkout: Path, result: Path) -> float:
+    subprocess.run([sys.executable, '-m', 'benchmarks.step', f'--only={name}', f'--repeats={repeats}',
+                    f'--json={result}'], cwd=checkout, check=True, stdout=subprocess.DEVNULL)
+    return json.loads(result.read_text())[0]['step_seconds']
+
+  with tempfile.TemporaryDirectory() as folder:
+    pairs = np.array([[seconds_of(checkout, Path(folder) / 'rows.json') for checkout in (other, ROOT)]
+                      for _ in range(rounds)])
+  ratios = pairs[:, 1] / pairs[:, 0]
+  lines = [f'| round | {commit(other)} (ms) | {commit(ROOT)} (ms) | ratio |', '| ---: | ---: | ---: | ---: |']
+  lines += [f'| {index} | {1000 * before:.1f} | {1000 * after:.1f} | {after / before:.3f} |'
+            for index, (before, after) in enumerate(pairs, 1)]
+  return [*lines, '', f'Median of the ratios: {np.median(ratios):.3f}.']
+
+
+def commit(checkout: Path) -> str:
+  """The commit of a checkout, in short."""
+  return subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], cwd=checkout, check=True, text=True,
+                        stdout=subprocess.PIPE).stdout.strip()
+
+
 def main() -> None:
   """Measures, prints and writes the table."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--only', choices=SETTINGS, help='one setting only')
   parser.add_argument('--repeats', type=int, default=0, help='0: 20 for photos, 2 for resnet50')
   parser.add_argument('--json', type=Path, help='write the rows there too')
+  parser.add_argument('--against', type=Path, metavar='CHECKOUT', help='a checkout of another commit')
+  parser.add_argument('--rounds', type=int, default=5, help='with --against')
   args = parser.parse_args()
+  if args.against:
+    name = args.only or 'photos'
+    lines = [f'# The train step of two commits: {name}', '',
+             '`python -m benchmarks.step --against CHECKOUT`', '', hardware(), '',
+             *against(args.against.resolve(), name, args.repeats or 20, args.rounds)]
+    print('\n'.join(lines))
+    (RESULTS / 'step_against.md').write_text('\n'.join(lines) + '\n')
+    return
   names = [args.only] if args.only else list(SETTINGS)
   rows = [measure(name, args.repeats or (20 if name == 'photos' else 2)) for name in names]
   lines = ['# The whole train step against the bare forward and backward of its encoder', '',
