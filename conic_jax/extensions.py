@@ -2,6 +2,7 @@
 import importlib
 import re
 from types import ModuleType
+from typing import Any
 
 from conic_jax.errors import UserError
 
@@ -23,3 +24,17 @@ def own_module(name: str) -> ModuleType | None:
       raise  # The module exists, but something it imports does not.
     raise UserError(f"There is no module '{name}': give the name that Python imports it by, from the folder "
                     'where the command is started.') from error
+
+
+def own_part(name: str, part: str) -> Any:
+  """What a module of the user's own must have, such as `make`; None for a built-in name.
+
+  Raises:
+    UserError: if there is no such module, or it lacks the part.
+  """
+  module = own_module(name)
+  if module is None:
+    return None
+  if not hasattr(module, part):
+    raise UserError(f"The module '{name}' has no '{part}': docs/extending.md says what it must have.")
+  return getattr(module, part)

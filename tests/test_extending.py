@@ -12,9 +12,9 @@ import pytest
 import safetensors.numpy
 from checkout import COMPILED, ROOT, copy_checkout
 from flax import traverse_util
-from support import tiny_method
+from support import flags_of, tiny_method
 
-from conic_jax import activations, methods
+from conic_jax import activations, main, methods
 from conic_jax.command_line import load
 from conic_jax.errors import UserError
 from conic_jax.evals import segment, standalone
@@ -165,3 +165,15 @@ def test_a_module_that_is_not_there_is_told(mine):
     own_module('mine.nothing')
   with pytest.raises(ModuleNotFoundError, match='no_such_package'):
     own_module('mine.broken')
+
+
+@pytest.mark.parametrize(('field', 'part'), [('method', 'make'), ('encoder.name', 'build'), ('task', 'run'),
+                                             ('data.name', 'open_source')])
+def test_a_module_that_lacks_its_part_is_told(tiny_config, mine, monkeypatch, field, part):
+  (mine / 'mine').mkdir()
+  (mine / 'mine' / 'empty.py').touch()
+  monkeypatch.setattr(sys, 'argv', ['conic_jax', *flags_of(tiny_config), f'--config.{field}=mine.empty'])
+  with pytest.raises(SystemExit, match=f"^conic_jax: The module 'mine.empty' has no '{part}': docs/extend"):
+    main.command()
+  with pytest.raises(UserError, match=r"'mine\.empty' has no 'TARGET'"):
+    targets.find('mine.empty')

@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 
 from conic_jax.data import folder, photos, tfds_source
-from conic_jax.extensions import own_module
+from conic_jax.extensions import own_part
 
 
 class Source(Protocol):
@@ -57,8 +57,8 @@ def open_source(data, split: str) -> Source:
   Raises:
     UserError: if there are no such images.
   """
-  if module := own_module(data.name):
-    return module.open_source(data, split)
+  if open_own := own_part(data.name, 'open_source'):
+    return open_own(data, split)
   if data.name == 'photos':
     return photos.Photos(split)
   if data.name == 'folder':

@@ -11,7 +11,7 @@ from conic_jax.errors import UserError
 from conic_jax.evals import encoders, finetune, protocols, segment, svm
 from conic_jax.evals.encoders import Encoder
 from conic_jax.evals.features import FrozenEncoder
-from conic_jax.extensions import own_module
+from conic_jax.extensions import own_part
 from conic_jax.hardware import mesh as meshes
 from conic_jax.run.json_file import write_json
 from conic_jax.run.session import Session
@@ -143,8 +143,8 @@ TASKS: dict[str, Task] = {'knn': _knn, 'linear': _linear, 'finetune': finetune.r
 
 def task_of(name: str) -> Task:
   """The evaluation with this name: one of `TASKS`, or the `run` of a module such as 'mine.retrieval'."""
-  if module := own_module(name):
-    return module.run
+  if run := own_part(name, 'run'):
+    return run
   if name not in TASKS:
     raise UserError(f"config.task is '{name}'; available: pretrain, {', '.join(TASKS)}, or a module of "
                     'yours.')

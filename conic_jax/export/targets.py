@@ -14,7 +14,7 @@ from safetensors.numpy import save
 
 from conic_jax.errors import UserError
 from conic_jax.export import names
-from conic_jax.extensions import own_module
+from conic_jax.extensions import own_part
 from conic_jax.models import EncoderModule, ResNet
 from conic_jax.models.resnet import ARCHITECTURES, EXPANSION
 
@@ -42,8 +42,8 @@ def find(name: str) -> Target:
   Raises:
     UserError: if there is none.
   """
-  if module := own_module(name):
-    return module.TARGET
+  if target := own_part(name, 'TARGET'):
+    return target
   if name not in TARGETS:
     raise UserError(f"There is no target '{name}' for --to; available: {', '.join(TARGETS)}, or a module of "
                     'yours.')

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from conic_jax.errors import UserError
-from conic_jax.extensions import own_module
+from conic_jax.extensions import own_part
 from conic_jax.methods.method import Aux, Method, check_positive
 
 __all__ = ['Aux', 'Method', 'available', 'make']
@@ -33,11 +33,11 @@ def make(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype) -> Metho
   Raises:
     UserError: for an unknown method, or incompatible settings.
   """
-  module = own_module(config.method)
-  if module is None and config.method not in available():
+  make_method = own_part(config.method, 'make')
+  if make_method is None and config.method not in available():
     raise UserError(f"config.method is '{config.method}'; available: {', '.join(available())}, or a module "
                     'of yours.')
   if 'temperature' in config:
     check_positive(config.temperature, 'config.temperature')
-  module = module or importlib.import_module(f'{__name__}.{config.method}')
-  return module.make(config, num_instances, mesh, dtype)
+  make_method = make_method or importlib.import_module(f'{__name__}.{config.method}').make
+  return make_method(config, num_instances, mesh, dtype)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from conic_jax.errors import UserError
-from conic_jax.extensions import own_module
+from conic_jax.extensions import own_part
 from conic_jax.models.normalisation import BatchNorm
 
 # Blocks per stage, and whether they are bottlenecks (He et al. 2016, table 1).
@@ -40,8 +40,8 @@ def build_encoder(config: Any, dtype: Any, groups: int = 8) -> 'ResNet':
   Raises:
     UserError: if the name, the stem or the output stride is unknown.
   """
-  if module := own_module(config.name):
-    return module.build(config, dtype, groups)
+  if build := own_part(config.name, 'build'):
+    return build(config, dtype, groups)
   for field, known in (('name', tuple(ARCHITECTURES)), ('stem', STEMS), ('output_stride', STRIDES)):
     value = getattr(config, field)
     if value not in known:
