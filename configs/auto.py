@@ -31,8 +31,9 @@ OPEN = {
   'linear.epochs': int, 'linear.batch_size': int, 'linear.learning_rates': tuple, 'linear.normalise': str}
 
 
-# Fields that stay 0 if a method sets them to 0: it has no hidden layer in its head, or no blur.
-KEPT_AT_ZERO = ('head.hidden', 'views.blur', 'second_view.blur')
+# Fields that stay 0 if a method sets them to 0: it has no hidden layer in its head, no blur, or no window of
+# images.
+KEPT_AT_ZERO = ('head.hidden', 'views.blur', 'second_view.blur', 'sampler.window')
 
 
 def leave_open(config: ConfigDict) -> None:

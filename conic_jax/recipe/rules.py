@@ -127,11 +127,16 @@ def batch_size(config: Any, facts: Facts) -> tuple[int, str]:
     usual = 512
   share = max(SMALLEST_BATCH, facts.num_images // MOST_OF_THE_IMAGES)
   size = min(usual, 2 ** int(math.log2(share)))
-  unit = math.lcm(facts.devices, MOSAIC if config.method == 'inscon' else 1)
+  unit = math.lcm(facts.devices, mosaic(config))
   size = max(size // unit, 1) * unit
   reason = (f'an eighth of {facts.num_images:,} images at most' if share < usual
             else 'on an accelerator' if facts.accelerator else 'on a CPU')
   return size, reason
+
+
+def mosaic(config: Any) -> int:
+  """How many images of a batch belong together."""
+  return MOSAIC if 'multi' in config and config.multi.enabled else 1
 
 
 def epochs(config: Any, facts: Facts) -> tuple[int, str]:
@@ -230,8 +235,6 @@ def noise(config: Any, facts: Facts) -> tuple[int, str]:
 
 
 def sampler_window(config: Any, facts: Facts) -> tuple[int, str]:
-  if config.method != 'pic':
-    return 0, 'every image once an epoch'
   window = min(131_072, facts.num_images * 2 // 5 // config.batch_size * config.batch_size)
   return (window if window >= config.batch_size else 0), 'the paper’s, two fifths of the images at most'
 
@@ -282,14 +285,14 @@ def cell_queue(config: Any, facts: Facts) -> tuple[int, str]:
 
 
 def momentum(config: Any, facts: Facts) -> tuple[float, str]:
-  """The key encoder averages over a fifteenth of the run; looking back further hurts BYOL."""
-  lowest, highest = (0.95, 0.996) if config.method == 'byol' else (0.99, 0.999)
+  """The key encoder averages over a fifteenth of the run; looking back further hurts BYOL, without a queue."""
+  lowest, highest = (0.99, 0.999) if 'queue' in config else (0.95, 0.996)
   value = min(max(1 - 15 / max(1, steps(config, facts)), lowest), highest)
   return round(value, 4), f'it looks back over a fifteenth of the steps, from {lowest} to {highest}'
 
 
 def groups(config: Any, facts: Facts) -> tuple[int, str]:
-  images = config.batch_size // 4 if config.method == 'inscon' else config.batch_size
+  images = config.batch_size // mosaic(config)
   possible = [count for count in (8, 4, 2) if images % count == 0 and images // count >= 2]
   return (possible[0] if possible else 0), 'MoCo’s eight, where the batch allows'
 
