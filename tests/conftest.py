@@ -21,7 +21,7 @@ from support import tiny, write_images
 from conic_jax.hardware import mesh as meshes
 from conic_jax.run.session import Session
 
-# Tracing makes many objects and keeps most: by default, looking for garbage takes a sixth of the tests' time.
+# Tracing makes many objects and keeps most of them: garbage is looked for rarely.
 gc.set_threshold(100_000, 20, 100)
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
