@@ -285,7 +285,7 @@ def cell_queue(config: Any, facts: Facts) -> tuple[int, str]:
 
 
 def momentum(config: Any, facts: Facts) -> tuple[float, str]:
-  """The key encoder averages over a fifteenth of the run; looking back further hurts BYOL, without a queue."""
+  """The key encoder averages over a fifteenth of the run; looking back further hurts without a queue."""
   lowest, highest = (0.99, 0.999) if 'queue' in config else (0.95, 0.996)
   value = min(max(1 - 15 / max(1, steps(config, facts)), lowest), highest)
   return round(value, 4), f'it looks back over a fifteenth of the steps, from {lowest} to {highest}'
