@@ -18,7 +18,7 @@ from benchmarks.hardware import hardware
 from benchmarks.soak_run import METHODS, Command, ended, reports
 
 TABLE = Path(__file__).parent / 'results' / 'endurance.md'
-STEPS_PER_EPOCH = 6
+STEPS_PER_EPOCH = soak_run.STEPS // soak_run.COMMON['epochs']
 
 
 @dataclasses.dataclass(frozen=True)

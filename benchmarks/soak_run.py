@@ -88,7 +88,7 @@ class Command:
     Args:
       file_size: the limit.
       jumping_clock: whether the clock jumps.
-      output: the file that standard output goes to; None to drop it.
+      output: the file that standard output of one process alone goes to; None to drop it.
     """
     config, own = METHODS[self.method]
     fields = {**COMMON, **own, 'run': self.run, 'data.dir': self.root / 'images', **dict(self.changes)}

@@ -133,10 +133,11 @@ def main() -> None:
   parser.add_argument('--rounds', type=int, default=5, help='with --against')
   args = parser.parse_args()
   if args.against:
-    name = args.only or 'photos'
+    name, repeats = args.only or 'photos', args.repeats or 20
     lines = [f'# The train step of two commits: {name}', '',
-             '`python -m benchmarks.step --against CHECKOUT`', '', hardware(), '',
-             *against(args.against.resolve(), name, args.repeats or 20, args.rounds)]
+             f'`python -m benchmarks.step --against CHECKOUT --only={name} --repeats={repeats} '
+             f'--rounds={args.rounds}`', '', hardware(), '',
+             *against(args.against.resolve(), name, repeats, args.rounds)]
     print('\n'.join(lines))
     (RESULTS / 'step_against.md').write_text('\n'.join(lines) + '\n')
     return

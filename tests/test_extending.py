@@ -104,7 +104,7 @@ def test_a_source_an_encoder_and_an_evaluation_are_a_file_each(tiny_config, mine
 
 
 @pytest.fixture
-def plain(mine, tmp_path):
+def plain(mine):
   """(module, variables, two images) of the page's encoder."""
   write_files(mine, 'mine/plain.py', 'mine/arrays.py')
   network = own_module('mine.plain').Plain(4, 1, jnp.float32)
@@ -175,5 +175,10 @@ def test_a_module_that_lacks_its_part_is_told(tiny_config, mine, monkeypatch, fi
   monkeypatch.setattr(sys, 'argv', ['conic_jax', *flags_of(tiny_config), f'--config.{field}=mine.empty'])
   with pytest.raises(SystemExit, match=f"^conic_jax: The module 'mine.empty' has no '{part}': docs/extend"):
     main.command()
+
+
+def test_an_export_that_lacks_its_target_is_told(mine):
+  (mine / 'mine').mkdir()
+  (mine / 'mine' / 'empty.py').touch()
   with pytest.raises(UserError, match=r"'mine\.empty' has no 'TARGET'"):
     targets.find('mine.empty')

@@ -27,7 +27,7 @@ def export(source: Path, target: str, out: Path) -> list[Path]:
   Args:
     source: folder of a run (its latest checkpoint is used), or a file that `read.load` reads.
     target: one of targets.TARGETS, or a module with a TARGET.
-    out: the file, or the folder for Transformers.
+    out: the file, or the folder.
 
   Returns:
     Paths of the files written.
@@ -35,7 +35,7 @@ def export(source: Path, target: str, out: Path) -> list[Path]:
   Raises:
     UserError: if the source cannot be read, the target cannot express the encoder, or a name is taken.
   """
-  targets.find(target)
+  targets.check_out(target, out)
   if source.is_file():
     encoder, variables = read.load(source)
     origin = card.of_file(source)
@@ -45,7 +45,6 @@ def export(source: Path, target: str, out: Path) -> list[Path]:
     variables = restore_encoder(source)
   network = models.build_encoder(types.SimpleNamespace(**encoder), jnp.float32)
   targets.check(target, network)
-  targets.check_out(target, out)
   return targets.write(target, network, variables, card.text(target, network, origin, out), out)
 
 
