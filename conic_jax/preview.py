@@ -6,7 +6,6 @@ The images are the first of the first batch, processed by the training's own pip
 with the same number and colour show the same part of the image; they are computed by the loss's functions.
 """
 import dataclasses
-import io
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import PIL.Image
 from absl import flags
 from ml_collections import config_flags
 
@@ -98,12 +96,8 @@ def pixels(views: jax.Array, spec: Views) -> np.ndarray:
 
 def decoded(data: bytes) -> np.ndarray:
   """Decodes a whole image, uint8 [H, W, 3]; a black pixel if it cannot be decoded, like its views."""
-  prepared, _, _ = decode.prepare(data)
-  try:
-    with PIL.Image.open(io.BytesIO(prepared)) as image:
-      return np.asarray(image.convert('RGB'))
-  except OSError:
-    return np.zeros((1, 1, 3), np.uint8)
+  image = decode.decode(data)
+  return np.zeros((1, 1, 3), np.uint8) if image is None else image
 
 
 def _grid(boxes, size):

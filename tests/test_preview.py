@@ -1,4 +1,5 @@
 """The picture of the views: the training's own batch, and cells that are the same part of the image."""
+import io
 import itertools
 import sys
 
@@ -64,6 +65,12 @@ def test_normalisation_is_undone(spec):
 
 def test_an_image_that_cannot_be_decoded_is_black_as_its_views_are():
   np.testing.assert_array_equal(preview.decoded(b'words'), np.zeros((1, 1, 3)))
+
+
+def test_16_bits_are_shown_as_training_sees_them():
+  encoded = io.BytesIO()
+  Image.fromarray(np.full((4, 5), 90 * 256, np.uint16)).save(encoded, 'PNG')
+  np.testing.assert_array_equal(preview.decoded(encoded.getvalue()), np.full((4, 5, 3), 90))
 
 
 @pytest.fixture(scope='module')

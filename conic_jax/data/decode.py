@@ -1,10 +1,11 @@
-"""From encoded bytes to views: the tf.data graph that decodes, crops and resizes.
+"""From encoded bytes to pixels: every image that the library looks at is decoded here.
 
 JPEG (grey or RGB, baseline or progressive) and PNG go to TensorFlow unchanged. Pillow first converts
-every other format (WebP, GIF, BMP, CMYK JPEG) to an RGB PNG; of an animation, the first frame. As in
-torchvision's default loader, alpha is dropped, not blended, and the EXIF orientation is ignored.
-16-bit samples are scaled to 8 bits. A JPEG without its end-of-image marker is truncated and counts
-as undecodable even if the crop lies above the cut, so that validity never depends on the crop.
+everything else (WebP, GIF, BMP, CMYK JPEG, JPEG with an unusual header) to an RGB PNG; of an animation, the
+first frame. As in torchvision's default loader, alpha is dropped, not blended, and the EXIF orientation is
+ignored. 16-bit samples are scaled to 8 bits; 32-bit samples, whose range is unknown, count as undecodable.
+So does a JPEG without its end-of-image marker, which is truncated, even if the crop lies above the cut:
+validity never depends on the crop.
 """
 import io
 
@@ -16,10 +17,15 @@ from conic_jax.data.without_keras import tf
 # JAX uses the accelerator; TensorFlow would claim its memory.
 tf.config.set_visible_devices([], 'GPU')
 
+# Images are the user's own: Pillow's limit would leave out large ones.
+PIL.Image.MAX_IMAGE_PIXELS = None
+
 _JPEG, _PNG = b'\xff\xd8\xff', b'\x89PNG\r\n\x1a\n'
-_JPEG_END = b'\xff\xd9'
-_FRAMES = frozenset(range(0xc0, 0xd0)) - {0xc4, 0xc8, 0xcc}
+_JPEG_END, _JPEG_SCAN = b'\xff\xd9', 0xda
 _PLAIN_FRAMES = {0xc0, 0xc1, 0xc2}
+# Segments that decoders skip, or read without an effect on the size: tables, APPn and comments.
+_PLAIN_SEGMENTS = {0xc4, 0xdb, 0xdd, *range(0xe0, 0xf0), 0xfe}
+_SHRINKS = (8, 4, 2)  # libjpeg decodes to these parts of the size at less cost.
 
 
 def prepare(data: bytes) -> tuple[bytes, int, int]:
@@ -33,6 +39,29 @@ def prepare(data: bytes) -> tuple[bytes, int, int]:
     return _to_png(data)
   height, width = plain
   return (data, height, width) if min(plain) > 0 else (b'', 0, 0)
+
+
+def decode(data: bytes, least_side: int = 0) -> np.ndarray | None:
+  """Decodes a whole image, with the pixels that training sees.
+
+  Args:
+    data: the encoded image.
+    least_side: if positive, a JPEG may be decoded to a half, a quarter or an eighth of its size, as long as
+      its short side keeps this many pixels.
+
+  Returns:
+    uint8 [H, W, 3]; None if the image cannot be decoded.
+  """
+  prepared, height, width = prepare(data)
+  if not prepared:
+    return None
+  try:
+    if not prepared.startswith(_JPEG):
+      return tf.io.decode_png(prepared, channels=3).numpy()
+    shrink = next((by for by in _SHRINKS if 0 < least_side <= min(height, width) // by), 1)
+    return tf.io.decode_jpeg(prepared, channels=3, dct_method='INTEGER_ACCURATE', ratio=shrink).numpy()
+  except tf.errors.OpError:
+    return None
 
 
 def decode_views(data: tf.Tensor, boxes: tf.Tensor, groups: tuple[tuple[int, int, str], ...],
@@ -112,30 +141,41 @@ def _resize(crop, size, interpolation, antialias_above):
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-  """(height, width); (0, 0) if damaged; None if TensorFlow does not decode this kind."""
-  at = 2
+  """(height, width); (0, 0) if truncated; None if the header has anything unusual: Pillow decides then."""
+  at, size = 2, None
   while at + 9 < len(data) and data[at] == 0xff:
-    marker = data[at + 1]
-    if marker in _FRAMES:
-      plain = marker in _PLAIN_FRAMES and data[at + 4] == 8 and data[at + 9] in (1, 3)
-      whole = data.rfind(_JPEG_END, at) > 0
+    marker, length = data[at + 1], int.from_bytes(data[at + 2:at + 4], 'big')
+    if marker == _JPEG_SCAN:
+      return size if size is None or data.rfind(_JPEG_END, at) > 0 else (0, 0)
+    if marker in _PLAIN_FRAMES and size is None and data[at + 4] == 8 and data[at + 9] in (1, 3):
       size = int.from_bytes(data[at + 5:at + 7], 'big'), int.from_bytes(data[at + 7:at + 9], 'big')
-      return (size if plain else None) if whole else (0, 0)
-    at += 1 if marker == 0xff else 2 + int.from_bytes(data[at + 2:at + 4], 'big')
-  return 0, 0
+    elif marker not in _PLAIN_SEGMENTS or length < 2:
+      return None
+    at += 2 + length
+  return None
 
 
 def _png_size(data: bytes) -> tuple[int, int] | None:
-  if not data.startswith(_PNG):
+  if not data.startswith(_PNG) or data[12:16] != b'IHDR':
     return None
   return int.from_bytes(data[20:24], 'big'), int.from_bytes(data[16:20], 'big')
 
 
-def _to_png(data):
+def _to_png(data: bytes) -> tuple[bytes, int, int]:
   try:
     with PIL.Image.open(io.BytesIO(data)) as image:
-      png = io.BytesIO()
-      image.convert('RGB').save(png, 'PNG', compress_level=0)
-      return png.getvalue(), image.height, image.width
+      rgb = _to_rgb(image)
+    png = io.BytesIO()
+    rgb.save(png, 'PNG', compress_level=0)
+    return png.getvalue(), rgb.height, rgb.width
   except Exception:  # Pillow's decoders raise all kinds of exceptions; each means an unreadable image.
     return b'', 0, 0
+
+
+def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+  """Converts to RGB; Pillow's own conversion clips samples of more than 8 bits instead of scaling them."""
+  if image.mode.startswith('I;16') or (image.mode == 'I' and image.format == 'PPM'):
+    return PIL.Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)).convert('RGB')
+  if image.mode in ('I', 'F'):
+    raise ValueError(f'the range of samples of kind {image.mode} is unknown')
+  return image.convert('RGB')

@@ -1,7 +1,6 @@
 """Evaluation of a run's encoder: kNN and linear accuracy compared with baselines, and pictures."""
 import dataclasses
 import functools
-import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from conic_jax import visualise
+from conic_jax.data import decode
 from conic_jax.data.sources import Source, Subset, open_source
 from conic_jax.errors import Stopped, UserError
 from conic_jax.evals import comparison
@@ -320,12 +320,12 @@ def _pictures_of_features(encoder: FrozenEncoder, train_source: Source, test_sou
 
 
 def thumbnails(source: Source, ids: np.ndarray) -> np.ndarray:
-  """The central squares of some images, uint8 [n, 96, 96, 3]; grey if Pillow cannot read one."""
+  """The central squares of some images, uint8 [n, 96, 96, 3]; grey if one cannot be decoded."""
   def one(encoded):
-    try:
-      image = Image.open(io.BytesIO(encoded)).convert('RGB')
-    except Exception:  # Pillow may refuse images that TensorFlow decodes.
+    decoded = decode.decode(encoded, least_side=2 * _THUMBNAIL)
+    if decoded is None:
       return np.full((_THUMBNAIL, _THUMBNAIL, 3), 128, np.uint8)
+    image = Image.fromarray(decoded)
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return np.asarray(image.resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BICUBIC,

@@ -1,6 +1,5 @@
 """Facts about the images and the machine, from which the recipe chooses settings."""
 import dataclasses
-import io
 
 import jax
 import numpy as np
@@ -118,13 +117,9 @@ class _Image:
 
 
 def _glance(data: bytes) -> _Image | None:
-  prepared, height, width = decode.prepare(data)
-  if not prepared:
+  _, height, width = decode.prepare(data)
+  image = decode.decode(data, least_side=4 * _THUMBNAIL)
+  if image is None:
     return None
-  try:
-    with PIL.Image.open(io.BytesIO(prepared)) as image:
-      image.draft('L', (4 * _THUMBNAIL, 4 * _THUMBNAIL))  # Decodes a large JPEG at an eighth of its size.
-      small = image.convert('L').resize((_THUMBNAIL, _THUMBNAIL), PIL.Image.Resampling.BOX)
-  except Exception:  # Pillow may refuse images that TensorFlow decodes, with all kinds of exceptions.
-    return None
+  small = PIL.Image.fromarray(image).convert('L').resize((_THUMBNAIL, _THUMBNAIL), PIL.Image.Resampling.BOX)
   return _Image((height, width), np.asarray(small, float).ravel())

@@ -178,3 +178,50 @@ def test_a_chunk_without_any_image():
   assert views.shape == (2, 1, 8, 8, 3)
   assert not views.numpy().any()
   assert not valid.numpy().any()
+
+
+def pillows(gray16):
+  """The 8-bit grey of 16-bit samples, as all roads must show it."""
+  return rgb(gray16.astype(int) >> 8)
+
+
+@pytest.mark.parametrize(('data', 'expected'), [
+    (encode(SHADES.astype(np.uint16)), pillows(SHADES)),
+    (encode(SHADES.astype(np.uint16), 'TIFF'), pillows(SHADES)),
+    (encode(SHADES.astype(np.uint16), 'PPM'), pillows(SHADES)),
+    (encode(RGBA), RGB), (encode(RGB, 'BMP'), RGB), (encode(RGB, 'WEBP', lossless=True), RGB),
+    (encode(PIL.Image.fromarray(RGB).quantize(16)), np.asarray(PIL.Image.fromarray(RGB).quantize(16).convert(
+      'RGB')))], ids=['16-bit PNG', '16-bit TIFF', '16-bit PGM', 'RGBA', 'BMP', 'WebP', 'palette'])
+def test_a_whole_image_has_the_pixels_of_its_views(data, expected):
+  image = decode.decode(data)
+  assert np.abs(image.astype(int) - expected).max() <= 1
+  np.testing.assert_array_equal(image[:, :HEIGHT], whole(data))
+
+
+@pytest.mark.parametrize('name', BROKEN)
+def test_what_has_no_views_is_no_whole_image_either(name):
+  assert decode.decode(BROKEN[name]) is None
+
+
+@pytest.mark.parametrize('dtype', [np.int32, np.float32])
+def test_samples_of_unknown_range_count_as_undecodable(dtype):
+  data = encode(PIL.Image.fromarray(SHADES.astype(dtype)), 'TIFF')
+  assert decode.prepare(data) == (b'', 0, 0)
+  assert decode.decode(data) is None
+
+
+def test_images_beyond_pillows_limit_are_decoded():
+  side = 14_000  # 196 million pixels: Pillow refuses more than 179 million.
+  image = decode.decode(encode(PIL.Image.new('1', (side, side), 1)))
+  assert image.shape == (side, side, 3)
+  assert image[::999, ::999].min() == 255
+
+
+@pytest.mark.parametrize(('least_side', 'shape'), [
+  (0, (64, 90)), (65, (64, 90)), (32, (32, 45)), (5, (8, 12))])
+def test_a_large_jpeg_may_come_smaller(least_side, shape):
+  image = smooth(64, 90)
+  small = decode.decode(encode(image, 'JPEG', quality=98), least_side)
+  assert small.shape == (*shape, 3)
+  expected = PIL.Image.fromarray(image).resize(shape[::-1], PIL.Image.Resampling.BOX)
+  assert np.abs(small.astype(int) - np.asarray(expected)).mean() < 6

@@ -1,4 +1,5 @@
 """The pictures of a run, of encoders and images of every kind."""
+import io
 import json
 
 import jax.numpy as jnp
@@ -91,3 +92,26 @@ def test_features_that_are_no_numbers_have_no_accuracy(mesh8, scale):
   with pytest.raises(NotFinite, match='The features of 20 images are NaN or infinite: no accuracy'):
     protocols.knn(encoder, *images, config, mesh8)
   assert protocols.online_knn(encoder, *images, config, mesh8) == {}
+
+
+def test_thumbnails_show_what_training_sees():
+  def encoded(image, form='PNG'):
+    data = io.BytesIO()
+    image.save(data, form)
+    return data.getvalue()
+
+  grey = Image.fromarray(np.full((40, 90), 90 * 256, np.uint16))
+  shown = protocols.thumbnails(Encoded([encoded(grey), encoded(grey, 'TIFF'), b'words']), np.arange(3))
+  assert shown.shape == (3, 96, 96, 3)
+  np.testing.assert_array_equal(shown[:, 0, 0, 0], [90, 90, 128])
+  assert (shown == shown[:, :1, :1]).all()
+
+
+class Encoded:
+  """Encoded images."""
+
+  def __init__(self, images):
+    self._images = images
+
+  def read(self, ids):
+    return [self._images[i] for i in ids], np.full(len(ids), -1)
