@@ -6,7 +6,7 @@ import os
 import numpy as np
 import PIL.Image
 
-from conic_jax.data import folder, sources, tfds_source
+from conic_jax.data import decode, folder, sources, tfds_source
 from conic_jax.data.sources import Source
 from conic_jax.errors import UserError, listed
 
@@ -105,21 +105,84 @@ def read_pairs(pairs: Pairs, ids: np.ndarray,
   return [_decode(pairs, int(id), image, mask, table) for id, image, mask in encoded]
 
 
-def check_pairs(pairs: Pairs, table: np.ndarray) -> None:
-  """Checks, before training, up to 64 pairs spread evenly over the source.
+def check_pairs(pairs: Pairs, table: np.ndarray) -> np.ndarray:
+  """Checks, before training, up to 64 pairs spread evenly over the source, and all if they lack a class.
+
+  Args:
+    pairs: the images and masks.
+    table: from `label_table`.
+
+  Returns:
+    Pixels of each id in the masks looked at, int64 [256].
 
   Raises:
     UserError: if any mask is invalid; names the first one and gives their number.
   """
-  ids = np.unique(np.linspace(0, pairs.num_images - 1, _LOOKED_AT).astype(int))
-  mistakes = []
-  for id in ids:
+  spread = np.unique(np.linspace(0, pairs.num_images - 1, _LOOKED_AT).astype(int))
+  others = np.setdiff1d(np.arange(pairs.num_images), spread)
+  pixels, mistakes, looked_at = np.zeros(256, np.int64), [], 0
+  for id in (*spread, *others):
+    if looked_at >= len(spread) and (mistakes or not len(lacking(pixels, table))):
+      break
+    looked_at += 1
     try:
-      read_pairs(pairs, np.array([id]), table)
+      if looked_at <= len(spread):
+        read_pairs(pairs, np.array([id]), table)
+      pixels += _count_ids(pairs.masks, int(id), table)
     except UserError as error:
       mistakes.append(str(error))
   if mistakes:
-    raise UserError(f'{len(mistakes)} of the {len(ids)} masks looked at do not suit. {mistakes[0]}')
+    raise UserError(f'{len(mistakes)} of the {looked_at} masks looked at do not suit. {mistakes[0]}')
+  return pixels
+
+
+def lacking(pixels: np.ndarray, table: np.ndarray) -> np.ndarray:
+  """The ids of the classes that have no pixel, ascending."""
+  return np.flatnonzero((table < _UNKNOWN) & (pixels == 0))
+
+
+def check_classes(pixels: np.ndarray, table: np.ndarray, split: str, every: bool) -> None:
+  """Checks that masks hold pixels of the classes.
+
+  Args:
+    pixels: from `check_pairs`, of all masks if a class is lacking.
+    table: from `label_table`.
+    split: the name of the images, for the message.
+    every: whether every class must have pixels, as in training; otherwise one is enough.
+
+  Raises:
+    UserError: if pixels are lacking; says which ids there are.
+  """
+  missing = lacking(pixels, table)
+  if len(missing) < (1 if every else (table < _UNKNOWN).sum()):
+    return
+  held, ignored = np.flatnonzero(pixels), np.flatnonzero((table == VOID) & (pixels > 0))
+  num_classes = int((table < _UNKNOWN).sum())
+  if not len(held):
+    raise UserError(f"None of the masks of '{split}' can be decoded.")
+  lack = 'any class' if len(missing) == num_classes else f'the {_ids_in_words(missing)}'
+  there = _ids_in_words(held)
+  if len(ignored):
+    there += f', of which config.segmentation.ignore leaves out {listed(ignored.tolist())}'
+  remedy = 'set config.segmentation.ids and ignore to the ids of your masks, or num_classes to their number'
+  if len(ignored) and len(held) == num_classes:
+    remedy = (f'if these are the classes, set --config.segmentation.ids="{tuple(held.tolist())}" and '
+              f'--config.segmentation.ignore="()"; otherwise {remedy}')
+  raise UserError(f"The masks of '{split}' hold no pixel of {lack}. They hold the {there}: {remedy}.")
+
+
+def describe_ids(pixels: np.ndarray, table: np.ndarray, split: str) -> str:
+  """A sentence with the ids that the masks hold and their shares of the pixels."""
+  shares = pixels / max(1, pixels.sum())
+  held = [f'{id}{" (ignored)" if table[id] == VOID else ""} {shares[id]:.2%}'
+          for id in np.flatnonzero(pixels)]
+  sentence = f'Ids in the masks of {split}, by share of the pixels: {listed(held, 30)}.'
+  missing = lacking(pixels, table)
+  return sentence + (f' No pixel has the {_ids_in_words(missing)}.' if len(missing) else '')
+
+
+def _ids_in_words(ids: np.ndarray) -> str:
+  return f'id{"s" if len(ids) > 1 else ""} {listed(ids.tolist(), 20)}'
 
 
 def _by_stem(source, root):
@@ -140,24 +203,45 @@ def _refuse(stems, which, source, ids, lacking):
 
 
 def _decode(pairs, id, encoded_image, encoded_mask, table):
-  try:
-    image = PIL.Image.open(io.BytesIO(encoded_image)).convert('RGB')
-    mask = PIL.Image.open(io.BytesIO(encoded_mask))
-    mask.load()
-  except Exception:  # Pillow's decoders raise all kinds of exceptions; each means an unreadable image.
+  rgb, mask = decode.decode(encoded_image), _open_mask(encoded_mask)
+  if rgb is None or mask is None:
     return None
-  name = pairs.masks.name(id)
+  image, name = PIL.Image.fromarray(rgb), pairs.masks.name(id)
   if mask.size != image.size:
     raise UserError('The mask {} has {}×{} pixels and its image {}×{}: make them the same.'.format(
       name, *mask.size, *image.size))
+  return image, PIL.Image.fromarray(_classes(mask, name, table))
+
+
+def _count_ids(source, id, table):
+  """Pixels of each id in a mask, int64 [256]; zeros if it cannot be decoded."""
+  mask = _open_mask(source.read(np.array([id]))[0][0])
+  if mask is None:
+    return np.zeros(256, np.int64)
+  _classes(mask, source.name(id), table)
+  return np.bincount(_ids(mask, source.name(id)).ravel(), minlength=256)
+
+
+def _open_mask(encoded):
+  try:
+    mask = PIL.Image.open(io.BytesIO(encoded))
+    mask.load()
+    return mask
+  except Exception:  # Pillow's decoders raise all kinds of exceptions; each means an unreadable image.
+    return None
+
+
+def _classes(mask, name, table):
+  """The class of each pixel of a mask, uint8 [h, w]."""
   ids = _ids(mask, name)
   classes = table[ids]
   unknown = np.unique(ids[classes == _UNKNOWN])
   if len(unknown):
+    lossy = ' (it is a JPEG, which changes ids: save masks as PNGs)' if mask.format == 'JPEG' else ''
     raise UserError(f'The mask {name} has {len(unknown)} ids that are none of the '
-                    f'{(table < _UNKNOWN).sum()} classes ({listed(unknown.tolist())}): add them to '
+                    f'{(table < _UNKNOWN).sum()} classes ({listed(unknown.tolist())}){lossy}: add them to '
                     'config.segmentation.ignore, or set num_classes or ids.')
-  return image, PIL.Image.fromarray(classes)
+  return classes
 
 
 def _ids(mask, name):
@@ -166,7 +250,7 @@ def _ids(mask, name):
     channels = np.asarray(mask)
     if (channels == channels[..., :1]).all():
       return channels[..., 0]
-  if mask.mode not in ('L', 'P'):
+  if mask.mode not in ('1', 'L', 'P'):
     raise UserError(f'The mask {name} is no map of ids but a picture of kind {mask.mode}: give 8-bit PNGs, '
                     'grey or with a palette, whose values are the ids.')
-  return np.asarray(mask)
+  return np.asarray(mask).astype(np.uint8)

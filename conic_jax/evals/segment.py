@@ -124,8 +124,10 @@ def run(encoder: Encoder, config: Any, session: Session) -> protocols.Outcome:
   table = settings.label_table()
   train_pairs, test_pairs = (masks.open_pairs(config.data, split)
                              for split in (config.data.train, config.data.test))
-  for pairs in (train_pairs, test_pairs):
-    masks.check_pairs(pairs, table)
+  for split, pairs in ((config.data.train, train_pairs), (config.data.test, test_pairs)):
+    pixels = masks.check_pairs(pairs, table)
+    masks.check_classes(pixels, table, split, every=pairs is train_pairs)
+    session.log(masks.describe_ids(pixels, table, split))
   settings = dataclasses.replace(settings, batch_size=cut_batch_size(
     settings.batch_size, train_pairs.num_images, mesh, 'config.segmentation.batch_size', 'images with masks'))
   model, variables = build(encoder, settings, config.seed, mesh)

@@ -120,11 +120,76 @@ def test_masks_that_do_not_suit_are_named_and_counted(mask, words):
                                     rows=np.arange(2)))
 
 
+def pairs_of(*rows, grey=200):
+  """Pairs of a 16-bit grey image and a mask with these rows of ids."""
+  encoded = [encode(np.array(row, np.uint8)) for row in rows]
+  image = encode(np.full(np.shape(rows[0]), grey * 256, np.uint16))
+  return Pairs(FakeSource([image] * len(rows)), FakeSource(encoded))
+
+
+@pytest.mark.parametrize(('rows', 'num_classes', 'ignore', 'words'), [
+  (([[0, 255]], [[255, 0]]), 2, (255,), r'no pixel of the id 1. They hold the ids 0, 255, of which '
+   r'config.segmentation.ignore leaves out 255: if these are the classes, set '
+   r'--config.segmentation.ids="\(0, 255\)" and --config.segmentation.ignore="\(\)"'),
+  (([[0, 1]],), 4, (255,), 'no pixel of the ids 2, 3. They hold the ids 0, 1: set .* or num_classes'),
+  (([[255, 255]],) * 3, 2, (255,), 'no pixel of any class. They hold the id 255, of which .* out 255: set'),
+  (([[7, 9]],), 2, (7, 9), r'no pixel of any class. They hold the ids 7, 9, .* out 7, 9: .*ids="\(7, 9\)"'),
+])
+def test_a_class_without_a_pixel_is_refused_with_the_ids_there_are(rows, num_classes, ignore, words):
+  table, pairs = masks.label_table(num_classes, (), ignore), pairs_of(*rows)
+  pixels = masks.check_pairs(pairs, table)
+  with pytest.raises(UserError, match=words):
+    masks.check_classes(pixels, table, 'train', every=True)
+
+
+def test_a_test_set_may_lack_a_class_and_says_so_but_not_all():
+  pairs = pairs_of([[0, 0, 0, 255]])
+  pixels = masks.check_pairs(pairs, TWO)
+  masks.check_classes(pixels, TWO, 'test', every=False)
+  assert masks.describe_ids(pixels, TWO, 'test') == (
+    'Ids in the masks of test, by share of the pixels: 0 75.00%, 255 (ignored) 25.00%. '
+    'No pixel has the id 1.')
+  nothing = np.bincount([255], minlength=256)
+  with pytest.raises(UserError, match='no pixel of any class'):
+    masks.check_classes(nothing, TWO, 'test', every=False)
+
+
+def test_a_rare_class_is_looked_for_in_every_mask_and_no_further():
+  common, rare = [[0, 0]], [[0, 1]]
+  pairs = pairs_of(*[common] * 98, rare, common)
+  ids = np.unique(np.linspace(0, 99, 64).astype(int))
+  assert 98 not in ids
+  pixels = masks.check_pairs(pairs, TWO)
+  masks.check_classes(pixels, TWO, 'train', every=True)
+  assert pixels[1] == 1
+  assert pairs.images.reads == 64
+  assert masks.check_pairs(pairs_of(*[rare] * 100), TWO).sum() == 2 * 64
+
+
+def test_images_are_read_as_pretraining_reads_them():
+  (image, _), = masks.read_pairs(pairs_of([[0, 1]], grey=90), np.arange(1), TWO)
+  np.testing.assert_array_equal(np.asarray(image), np.full((1, 2, 3), 90))
+
+
+def test_masks_of_one_bit_are_read_and_jpegs_are_told():
+  image = encode(np.zeros((8, 8, 3), np.uint8))
+  bits = np.tri(8, dtype=bool)
+  (_, mask), = masks.read_pairs(Pairs(FakeSource([image]), FakeSource([encode(bits)])), np.arange(1), TWO)
+  np.testing.assert_array_equal(np.asarray(mask), bits)
+  lossy = encode(np.uint8(255 * np.tri(8)), 'JPEG', quality=40)
+  with pytest.raises(UserError, match='it is a JPEG, which changes ids: save masks as PNGs'):
+    masks.read_pairs(Pairs(FakeSource([image]), FakeSource([lossy])), np.arange(1), TWO)
+
+
 def test_what_cannot_be_decoded_is_none():
   good = encode(np.zeros((2, 2, 3), np.uint8))
   pairs = Pairs(FakeSource([b'', good, good]), FakeSource([encode(np.zeros((2, 2), np.uint8)), b'x', b'']))
   assert masks.read_pairs(pairs, np.arange(3), TWO) == [None] * 3
-  masks.check_pairs(pairs, TWO)
+  pixels = masks.check_pairs(pairs, TWO)
+  assert pixels[0] == 4
+  broken = Pairs(FakeSource([good]), FakeSource([b'x']))
+  with pytest.raises(UserError, match="None of the masks of 'train' can be decoded"):
+    masks.check_classes(masks.check_pairs(broken, TWO), TWO, 'train', every=True)
 
 
 with tfds.core.registered.skip_registration():
