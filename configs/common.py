@@ -46,6 +46,8 @@ def data(**given) -> ConfigDict:
     'dir': '',                    # TFDS's data_dir, or the image folder; local or gs://
     'train': 'train',             # a TFDS split expression, or a subfolder ('' is the folder itself)
     'test': 'validation',         # for kNN and the linear protocol; '' for none
+    'image': '',                  # feature of a TFDS set, such as 'scene/picture'; '' if there is no doubt
+    'label': '',                  # likewise; 'none' for no labels
     'cache': '',                  # folder for TFRecord offset indexes; '' is ~/.cache/conic_jax
   }, given)
 

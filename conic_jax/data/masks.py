@@ -48,7 +48,7 @@ def open_pairs(data, split: str) -> Pairs:
   """
   if data.name != 'folder':
     images, masks = (tfds_source.TfdsSource(data.name, data.dir, split, data.cache or sources.cache_folder(),
-                                            masks=masks) for masks in (False, True))
+                                            masks, getattr(data, 'image', '')) for masks in (False, True))
     return Pairs(images, masks)
   images, masks = (folder.Folder(data.dir, os.path.join(split, part)) for part in _PARTS)
   image_ids, mask_ids = (_by_stem(source, os.path.join(os.path.expanduser(data.dir), split, part))

@@ -1,4 +1,4 @@
-"""Multi-label images: TFDS data sets with objects, folders with a CSV file, or single-label sources.
+"""Multi-label images: TFDS data sets with lists of labels, folders with a CSV file, or single-label sources.
 
 The CSV file starts with the line `image,labels`. Every other line has the path of an image relative to the
 split's folder, with / as separator, and the names of its labels separated by ; (possibly none):
@@ -12,21 +12,19 @@ import io
 import os
 import posixpath
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 from google.protobuf.message import DecodeError
 
 from conic_jax.data import files, sources
 from conic_jax.data.sources import Source
-from conic_jax.data.tfds_source import TfdsSource
+from conic_jax.data.tfds_source import TfdsSource, label_list
 from conic_jax.data.without_keras import tf
 from conic_jax.errors import UserError, listed
 
 _HEADER = ['image', 'labels']
 _BLOCK = 256  # TFDS examples read at a time to get their labels.
-_LABEL, _DIFFICULT = 'objects/label', 'objects/is_difficult'
+_DIFFICULT = 'is_difficult'
 
 
 class MultilabelSource:
@@ -61,8 +59,9 @@ def open_splits(data, splits: Sequence[str], labels: str) -> list[MultilabelSour
   """Opens splits of a multi-label data set, all with the same classes.
 
   Args:
-    data: config node as for `sources.open_source`: 'folder'; a TFDS data set whose `objects` have a `label`,
-      such as voc/2007, and optionally `is_difficult`; or any source with one label per image.
+    data: config node as for `sources.open_source`: 'folder'; a TFDS data set with a list of labels, such as
+      `tags`, or as voc/2007 whose `objects` have a `label` and `is_difficult`; or any source with one
+      label per image.
     splits: the splits.
     labels: path of the CSV file relative to each split's folder; '' if its subfolders are the classes. Only
       used for 'folder'.
@@ -77,8 +76,8 @@ def open_splits(data, splits: Sequence[str], labels: str) -> list[MultilabelSour
   if data.name == 'folder' and labels:
     roots = [os.path.join(os.path.expanduser(data.dir), split) for split in splits]
     return _folders(images, roots, labels)
-  if object_names := _object_names(images, data):
-    return [_with_objects(source, object_names) for source in images]
+  if isinstance(images[0], TfdsSource) and (key := label_list(images[0], getattr(data, 'label', ''))):
+    return [_with_objects(source, key) for source in images]
   if len({source.class_names for source in images}) > 1 or not images[0].num_classes:
     raise UserError(f"The images of '{data.name}' have no labels, or other ones in each split: set "
                     "config.data.name to a data set that has, such as 'voc/2007', or to 'folder' with a CSV "
@@ -152,33 +151,24 @@ def _one_hot(images):
   return (images.labels()[:, None] == np.arange(images.num_classes)[None]).astype(np.int8)
 
 
-def _with_objects(images, class_names):
+def _with_objects(images, key):
+  class_names = tuple(images.features[key].feature.names)
   targets = np.zeros((images.num_images, len(class_names)), np.int8)
   for start in range(0, images.num_images, _BLOCK):
     ids = np.arange(start, min(start + _BLOCK, images.num_images))
     for id, record in zip(ids, images.records(ids), strict=True):
-      labels, difficult = _labels(record)
+      labels, difficult = _labels(record, key)
       targets[id, labels[difficult]] = -1
       targets[id, labels[~difficult]] = 1
   return MultilabelSource(images, targets, class_names)
 
 
-def _object_names(images, data):
-  """Label names of the objects in a TFDS data set; () if it has no objects."""
-  if not isinstance(images[0], TfdsSource):
-    return ()
-  features: Any = tfds.builder(data.name, data_dir=data.dir or None).info.features
-  fields: Any = getattr(dict(features).get('objects'), 'feature', None)
-  label = dict(fields).get('label') if isinstance(fields, tfds.features.FeaturesDict) else None
-  return tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else ()
-
-
-def _labels(record):
-  """Labels of an example's objects, int [n], and which objects are marked as difficult, bool [n]."""
+def _labels(record, key):
+  """Labels of an example, int [n], and which of them belong to objects marked as difficult, bool [n]."""
   try:
     features = tf.train.Example.FromString(record).features.feature
   except DecodeError:
     features = tf.train.Example().features.feature
-  labels = np.array(features[_LABEL].int64_list.value, np.int64)
-  difficult = np.array(features[_DIFFICULT].int64_list.value, bool)
-  return labels, difficult if len(difficult) else np.zeros(len(labels), bool)
+  labels = np.array(features[key].int64_list.value, np.int64)
+  difficult = np.array(features[f'{key.rpartition("/")[0]}/{_DIFFICULT}'].int64_list.value, bool)
+  return labels, difficult if len(difficult) == len(labels) else np.zeros(len(labels), bool)

@@ -40,8 +40,8 @@ class Source(Protocol):
     """Human-readable name of the image, such as its path."""
     ...
 
-  # A source may also have `inventory`, by which a resumed run notices that its images changed; see
-  # `inventory.entries`.
+  # A source may also have `inventory`, by which a resumed run notices that its images changed (see
+  # `inventory.entries`), and `description`, which says what is read in the first line of a run.
 
 
 def open_source(data, split: str) -> Source:
@@ -50,8 +50,8 @@ def open_source(data, split: str) -> Source:
   Args:
     data: config node with `name` ('photos', 'folder', a TFDS name such as 'cifar10' or
       'name/config:version', or a module with a function like this one), `dir` (the image folder, or
-      TFDS's data_dir; '' for TFDS's default) and `cache` (the folder of offset indexes; '' for
-      ~/.cache/conic_jax).
+      TFDS's data_dir; '' for TFDS's default), `cache` (the folder of offset indexes; '' for
+      ~/.cache/conic_jax), and optionally `image` and `label` (features of a TFDS data set).
     split: a TFDS split expression, a subfolder ('' for the folder itself), or 'train' or 'test'.
 
   Raises:
@@ -63,7 +63,8 @@ def open_source(data, split: str) -> Source:
     return photos.Photos(split)
   if data.name == 'folder':
     return folder.Folder(data.dir, split)
-  return tfds_source.TfdsSource(data.name, data.dir, split, data.cache or cache_folder())
+  return tfds_source.TfdsSource(data.name, data.dir, split, data.cache or cache_folder(),
+                                image=getattr(data, 'image', ''), label=getattr(data, 'label', ''))
 
 
 def cache_folder() -> str:

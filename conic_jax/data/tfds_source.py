@@ -1,6 +1,6 @@
 """Data sets prepared by TensorFlow Datasets, read by id; nothing is downloaded."""
-import difflib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -8,9 +8,12 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from google.protobuf.message import DecodeError
 
 from conic_jax.data import files, parallel, tfrecord
+from conic_jax.data.tfds_builder import open_builder, shards_of
 from conic_jax.data.without_keras import tf
 from conic_jax.errors import UserError
 
+NO_LABEL = 'none'
+_IMAGES = 'image', 'image_left'  # Usual names; of a stereo pair the left one is.
 _BLOCK = 1024  # Records in memory while reading labels.
 
 
@@ -23,27 +26,39 @@ class TfdsSource:
     split: 'train', 'train[:10%]', 'train+test' …
     cache: folder of the offset indexes of TFRecord files.
     masks: whether to read the label maps instead of the images.
+    image, label: keys of features, nested ones with /; '' takes the only one that is certain. A label may
+      also be 'none', or a list of labels, which `multilabel` reads.
+
+  Attributes:
+    features: the features of an example, by key.
+    description: which image and label are read.
 
   Raises:
-    UserError: if the data set, the split or an image feature is missing, or files are damaged.
+    UserError: if the data set, the split or an image feature is missing or not certain, or files are damaged.
   """
 
-  def __init__(self, name: str, data_dir: str, split: str, cache: str, masks: bool = False):
-    builder = _builder(name, data_dir)
-    self._shards, self._full_name = _shards(builder, split), builder.info.full_name
-    features = _flatten(builder.info.features)
-    self._image = _choose(features, 'image', _is_image)
+  def __init__(self, name: str, data_dir: str, split: str, cache: str, masks: bool = False, image: str = '',
+               label: str = ''):
+    builder = open_builder(name, data_dir)
+    self._shards, self._full_name = shards_of(builder, split), builder.info.full_name
+    self.features = _flatten(builder.info.features)
+    self._asked_image = image
+    self._image = _choose(self.features, 'image', _IMAGES, _is_image, image, prefers=_is_rgb)
     if masks:
-      self._image = _mask_of(features, self._image)
+      self._image = _mask_of(self.features, self._image)
       if self._image is None:
-        raise UserError(f"The data set '{name}' has no label map, only {', '.join(features)}: choose one "
-                        "that has, such as 'scene_parse150', or set config.data.name to 'folder'.")
+        raise UserError(f"The data set '{name}' has no label map, only {', '.join(self.features)}: choose "
+                        "one that has, such as 'scene_parse150', or set config.data.name to 'folder'.")
     if self._image is None:
-      raise UserError(f"The data set '{name}' has no image feature, only {', '.join(features)}: "
+      raise UserError(f"The data set '{name}' has no image feature, only {', '.join(self.features)}: "
                       'choose a data set of images.')
-    self._label = _choose(features, 'label', lambda f: isinstance(f, tfds.features.ClassLabel))
-    self.num_classes = features[self._label].num_classes or 0 if self._label else 0
-    self.class_names = tuple(features[self._label].int2str(i) for i in range(self.num_classes))
+    self._label = None if masks or label == NO_LABEL else _choose(
+      self.features, 'label', ('label',), lambda f: is_label(f) or (bool(label) and is_label_list(f)), label)
+    if self._label and is_label_list(self.features[self._label]):
+      self._label = None
+    self.num_classes = self.features[self._label].num_classes or 0 if self._label else 0
+    self.class_names = tuple(self.features[self._label].int2str(i) for i in range(self.num_classes))
+    self.description = f"image '{self._image}', " + (f"label '{self._label}'" if self._label else 'no label')
     self._ends = np.cumsum([shard.take for shard in self._shards])
     self.num_images = int(self._ends[-1])
     array_record = builder.info.file_format is tfds.core.FileFormat.ARRAY_RECORD
@@ -74,7 +89,7 @@ class TfdsSource:
 
   def inventory(self) -> Iterator[list]:
     """The data set and version, and [shard and first image, count, 'images']; see `inventory.entries`."""
-    yield [self._full_name]
+    yield [f'{self._full_name}, image {self._image}' if self._asked_image else self._full_name]
     for shard in self._shards:
       yield [f'{str(shard.filename).rpartition("/")[2]} from {shard.skip}', int(shard.take), 'images']
 
@@ -88,68 +103,86 @@ class TfdsSource:
     return images[0] if images else b'', labels[0] if labels else -1
 
 
-def _builder(name, data_dir):
-  try:
-    builder = tfds.builder(name, data_dir=data_dir or None)
-  except tfds.core.DatasetNotFoundError:
-    near = difflib.get_close_matches(name, tfds.list_builders(with_community_datasets=False))
-    raise UserError(f"There is no data set '{name}' in TFDS{_did_you_mean(near)}: for a folder of "
-                    "images set config.data.name to 'folder' and config.data.dir to the folder, "
-                    "for a set that needs no download 'photos'.") from None
-  except (ValueError, AssertionError) as error:  # What TFDS raises for a wrong config or version.
-    raise UserError(f"TFDS cannot open '{name}': {str(error).strip().splitlines()[0]} Set "
-                    'config.data.name to a configuration and version that it knows.') from None
-  if not builder.info.splits:
-    raise UserError(_how_to_prepare(builder, name))
-  return builder
-
-
-def _did_you_mean(names):
-  return f' (did you mean {" or ".join(map(repr, names))}?)' if names else ''
-
-
-def _how_to_prepare(builder, name):
-  root = str(builder.data_path).removesuffix(f'/{builder.info.full_name}')
-  command = f'tfds build {name} --data_dir {root}'
-  manual = getattr(builder, 'MANUAL_DOWNLOAD_INSTRUCTIONS', None)
-  if not manual:
-    return (f"The data set '{name}' is not prepared in {root}: run `{command}`, or set "
-            'config.data.dir.')
-  folder = f'{root}/downloads/manual'
-  return (f"The data set '{name}' is not prepared in {root}, and cannot be fetched for you: put "
-          f'its files into {folder} ({" ".join(manual.split())}), then run `{command} --manual_dir '
-          f'{folder}`, or set config.data.dir.')
-
-
-def _shards(builder, split):
-  try:
-    shards = builder.info.splits[split].file_instructions
-  except (ValueError, KeyError) as error:
-    raise UserError(f"The data set '{builder.info.full_name}' has no split '{split}' "
-                    f'({str(error).strip().splitlines()[0]}): it has '
-                    f'{", ".join(builder.info.splits)}, and slices of them such as '
-                    "'train[:10%]'.") from None
-  if not shards:
-    raise UserError(f"The split '{split}' of '{builder.info.full_name}' holds no image: choose a "
-                    f'larger slice of {", ".join(builder.info.splits)}.')
-  return shards
-
-
 def _flatten(features, prefix=''):
   """Features by their key in an example; nested dicts become 'outer/inner'."""
   found = {}
   for key, feature in sorted(features.items()):  # TFDS does not keep the order.
     if isinstance(feature, tfds.features.FeaturesDict):
       found |= _flatten(feature, f'{prefix}{key}/')
+    elif isinstance(getattr(feature, 'feature', None), tfds.features.FeaturesDict):
+      inner = _flatten(feature.feature, f'{prefix}{key}/')
+      found |= {name: tfds.features.Sequence(part) for name, part in inner.items()}
     else:
       found[prefix + key] = feature
   return found
 
 
-def _choose(features, usual, fits):
-  """The usual key if it fits, else the first that fits."""
+def label_list(source: TfdsSource, asked: str) -> str | None:
+  """The key of the labels of an image that may have several; None if there is none.
+
+  Raises:
+    UserError: if the choice is not certain.
+  """
+  if asked and not is_label_list(source.features.get(asked)):
+    return None
+  return _choose(source.features, 'label', ('objects/label',), is_label_list, asked)
+
+
+def _choose(features, kind, usual, fits, asked, prefers=lambda feature: False):
+  """The key of the image or label of an example; None if there is none.
+
+  Args:
+    features: from `_flatten`.
+    kind: 'image' or 'label', the field of config.data that chooses.
+    usual: the usual keys, of which the first that is there is taken.
+    fits: whether a feature is of this kind; prefers: whether one is the likelier of several.
+    asked: the key that the user chose, '' for none.
+
+  Raises:
+    UserError: if the key is not there, or the choice is not certain.
+  """
   keys = [key for key, feature in features.items() if fits(feature)]
-  return usual if usual in keys else next(iter(keys), None)
+  if asked:
+    if asked not in keys:
+      raise UserError(f"config.data.{kind} is '{asked}', which is no {kind} of the data set. It has "
+                      f'{_in_words(features)}.')
+    return asked
+  likely = [key for key in keys if prefers(features[key])]
+  for certain in [name for name in usual if name in keys][:1], keys, likely:
+    if len(certain) == 1:
+      return certain[0]
+  if keys:
+    none = ", or to 'none'" if kind == 'label' else ''
+    raise UserError(f'The data set has {len(keys)} features that may be the {kind} ({", ".join(keys)}): set '
+                    f'config.data.{kind} to one of them{none}. It has {_in_words(features)}.')
+  return None
+
+
+def _in_words(features):
+  """Every feature with its kind and shape, as in "image Image (None, None, 3)"."""
+  return '; '.join(f'{key} {type(feature).__name__} {_shape(feature)}' for key, feature in features.items())
+
+
+def _shape(feature):
+  if isinstance(feature, tfds.features.ClassLabel):
+    return f'of {feature.num_classes} classes'
+  if isinstance(feature, tfds.features.Sequence):
+    return f'of {type(feature.feature).__name__}'
+  return str(feature.shape)
+
+
+def _is_rgb(feature):
+  return feature.shape[-1] == 3
+
+
+def is_label(feature: Any) -> bool:
+  """Whether a feature is the class of an image."""
+  return isinstance(feature, tfds.features.ClassLabel)
+
+
+def is_label_list(feature: Any) -> bool:
+  """Whether a feature is any number of classes."""
+  return isinstance(feature, tfds.features.Sequence) and is_label(feature.feature)
 
 
 def _is_image(feature):
@@ -162,7 +195,7 @@ def _mask_of(features, image):
   """The key of the label map: a single-channel image, else any image other than the main one."""
   maps = {key: feature for key, feature in features.items()
           if isinstance(feature, tfds.features.Image) and feature.np_dtype == np.uint8 and key != image}
-  return _choose(maps, '', lambda feature: feature.shape[-1] == 1) or next(iter(maps), None)
+  return next((key for key, feature in maps.items() if feature.shape[-1] == 1), next(iter(maps), None))
 
 
 def _array_records(shards):

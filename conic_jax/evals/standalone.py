@@ -85,8 +85,8 @@ def complete(config: Any, encoder: Encoder) -> Any:
   config, pretraining = config.copy_and_resolve_references(), encoder.pretraining
   if pretraining is not None:
     if not config.data.name:
-      for name in ('name', 'dir', 'train', 'test', 'cache'):
-        config.data[name] = config.data[name] or pretraining.data[name]
+      for name in config.data:
+        config.data[name] = config.data[name] or pretraining.data.get(name, '')
     if 'views' in config:
       config.views = ConfigDict({**pretraining.views, 'size': config.views.size or pretraining.views.size})
     for part in ('eval', 'linear'):

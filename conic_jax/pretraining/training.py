@@ -193,9 +193,11 @@ def open_reporter(task: Task, session: Session, resumed_at: int | None) -> Repor
   reporter = session.keep_open(Reporter(
     session.folder, first_step=resumed_at or 0, total_steps=task.last_step, active=session.first_process))
   sampler = task.data.sampler
-  reporter.say(f'{task.config.method}: {sampler.num_images} images, {sampler.steps_per_epoch} steps an '
-               f'epoch, {task.mesh.size} {jax.devices()[0].device_kind} device(s), '
-               f'{jnp.dtype(task.dtype).name}'
+  description = getattr(task.data.train, 'description', '')
+  described = f' ({description})' if description else ''
+  reporter.say(f'{task.config.method}: {sampler.num_images} images{described}, '
+               f'{sampler.steps_per_epoch} steps an epoch, {task.mesh.size} '
+               f'{jax.devices()[0].device_kind} device(s), {jnp.dtype(task.dtype).name}'
                + ('' if resumed_at is None else f', going on from step {resumed_at}'))
   for notice in filter(None, (sampler.notice, task.method.notice)):
     reporter.say(notice)
