@@ -15,6 +15,7 @@ from ml_collections import ConfigDict, config_flags
 
 from conic_jax.ending import process_ends_at_the_second_signal
 from conic_jax.errors import Help, Stopped, UserError
+from conic_jax.home import expand_argument
 from conic_jax.terminal import print_line
 
 # Minimum similarity of a suggested name, from 0 to 1.
@@ -27,6 +28,11 @@ class Parser(argparse.ArgumentParser):
   def __init__(self, usage: str, description: str | None):
     super().__init__(usage=usage, description=description, allow_abbrev=False,
                      formatter_class=argparse.RawDescriptionHelpFormatter)
+
+  def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+    """Parses the arguments, with ~ expanded."""
+    return super().parse_args([expand_argument(arg) for arg in (sys.argv[1:] if args is None else args)],
+                              namespace)
 
   def error(self, message: str) -> NoReturn:
     raise UserError(f'{message}; {self.format_usage().strip()}.')
@@ -104,7 +110,7 @@ def parse(argv: list[str], flag_values: flags.FlagValues, usage: str) -> None:
   """
   if '--help' in argv or '--helpfull' in argv:
     raise Help(f'{usage} Configs: {_configs()}. Flags: {", ".join(_own_flags(flag_values))}.')
-  argv = _joined(argv)
+  argv = _joined([expand_argument(arg) for arg in argv])
   path = next((arg.split('=', 1)[1] for arg in argv if arg.startswith('--config=')), None)
   if path is None:
     raise UserError('Which config? Give --config=FILE[:PRESET], such as '

@@ -26,7 +26,7 @@ from conic_jax.errors import UserError
 from conic_jax.evals import embeddings, encoders, protocols
 from conic_jax.evals.embeddings import Embeddings
 from conic_jax.hardware import mesh as meshes
-from conic_jax.terminal import print_line
+from conic_jax.terminal import file_name, print_line
 
 _USAGE = (f'python -m conic_jax.embed RUN_OR_FILE FOLDER [--out=FILE{"|".join(embeddings.SUFFIXES)}] '
           '[--neighbours=IMAGE [-k N] [--sheet=FILE.png]] [--size=N] [--resize=N] [--batch_size=N]')
@@ -155,19 +155,20 @@ def _of_folder(embed: Embed, images: str, batch_size: int) -> Iterator[Embedding
     source = folder.Folder(images, '')
   except UserError as error:
     reason = str(error).partition(': set config')[0]
-    if 'cannot be listed' in reason and os.path.exists(os.path.expanduser(images)):
+    if 'cannot be listed' in reason and (files.is_remote(images) or os.path.exists(images)):
       raise UserError(f'{reason}.') from None
     raise UserError(f"There are no images below '{images}' (a folder with files that end in "
                     f"{' '.join(folder.EXTENSIONS)}), nor is it a file that --out wrote.") from None
   undecodable = pipeline.UndecodableImages(source)
-  yield from tqdm(embed(source, os.path.expanduser(images), undecodable=undecodable),
+  yield from tqdm(embed(source, images, undecodable=undecodable),
                   total=-(-source.num_images // batch_size), unit='batch', disable=None)
   if report := undecodable.report():
     print_line(report)
 
 
 def _draw(query: str, root: str, paths: list[str], similarities: np.ndarray, out: Path) -> None:
-  found = Files([os.path.join(os.path.expanduser(root), path) for path in paths])
+  named = [os.path.join(os.path.expanduser(root), path) for path in paths]
+  found = Files([path if os.path.exists(path) else file_name(path) for path in named])
   places = np.arange(len(paths))
   if not any(found.read(places)[0]):
     raise UserError(f"The images are not in '{root}' any more, where --sheet looks for them: give the folder "

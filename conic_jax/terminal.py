@@ -1,8 +1,12 @@
 """Lines on the terminal; output that fails never stops a run."""
 import contextlib
 import os
+import re
 import sys
 from typing import IO, Any
+
+# A byte of a file name that is no UTF-8, as Python holds it, escaped.
+_BYTE = re.compile(r'\\u(dc[89a-f][0-9a-f])')
 
 
 def print_line(line: str, stream: IO[str] | None = None) -> None:
@@ -27,6 +31,11 @@ def encodable(text: str, stream: Any) -> str:
 def printable(text: str, encoding: str = 'utf-8') -> str:
   r"""A text with what an encoding lacks escaped, such as '\udcff' for a byte of a file name."""
   return text.encode(encoding, 'backslashreplace').decode(encoding)
+
+
+def file_name(text: str) -> str:
+  """The file name that `printable` made this text of."""
+  return _BYTE.sub(lambda match: chr(int(match[1], 16)), text)
 
 
 def silence(stream: Any) -> None:

@@ -171,6 +171,11 @@ def test_a_name_that_is_not_utf8_is_written(command, weights, tmp_path, suffix):
   assert r'bro\udce9ken.png' in printed
   assert columns(out)[1] == [r'caf\udce9.png']
   assert read(out)[0]['images'].endswith(r'with_\udce9')
+  query = root / os.fsdecode(b'caf\xe9.png')
+  for images, sheet in ((root, 'of_folder.png'), (out, 'of_file.png')):
+    command(weights, images, f'--neighbours={query}', f'--sheet={tmp_path / sheet}', '--size=16',
+            '--batch_size=8')
+    assert (tmp_path / sheet).stat().st_size > 1000
 
 
 def write_array(file):
@@ -292,7 +297,7 @@ def test_mistakes_are_told(command, weights, images, tmp_path, monkeypatch, argu
 
 
 def test_a_folder_that_cannot_be_listed_is_told(command, weights, images, tmp_path, monkeypatch):
-  def refused(root):
+  def refused(root, skipped):
     raise PermissionError(13, 'Permission denied')
   monkeypatch.setattr(folder.files, 'walk', refused)
   answer = command(weights, images, f'--out={tmp_path}/new.npz')

@@ -1,10 +1,18 @@
 """File access: local files through the operating system, remote ones (gs://…) through TensorFlow."""
+import errno
 import os
 from collections.abc import Iterator
-from typing import BinaryIO
+from pathlib import Path
+from typing import Any, BinaryIO
 
 from conic_jax.data.without_keras import tf
 from conic_jax.errors import UserError
+
+_NO_SCHEME = ('TensorFlow reads no {0}:// here: copy the images to a folder or to gs://, or mount the bucket '
+              'as a folder')
+# What file managers, archives and network storage leave in folders; of no user's making.
+_FOREIGN = {'__MACOSX', '@eaDir', '@Recycle', '@Recently-Snapshot', '#recycle', '#snapshot', '$RECYCLE.BIN',
+            'System Volume Information', 'lost+found', '__pycache__'}
 
 
 def is_remote(path: str) -> bool:
@@ -53,17 +61,49 @@ def stamp(path: str) -> tuple[int, int]:
   return (stat.length, stat.mtime_nsec) if is_remote(path) else (stat.st_size, stat.st_mtime_ns)
 
 
-def walk(root: str) -> Iterator[tuple[str, bool]]:
-  """Walks everything below a folder except hidden entries: (path from the root, whether it is a folder)."""
+def walk(root: str, skipped: list[str]) -> Iterator[tuple[str, bool]]:
+  """Walks everything below a folder: (path from the root, whether it is a folder).
+
+  Leaves out hidden entries and the folders of file managers, archives and network storage.
+
+  Args:
+    root: the folder.
+    skipped: receives a phrase for each subfolder that cannot be read, or links to a folder that it is in.
+
+  Raises:
+    OSError: if the root itself cannot be listed.
+  """
   listing = _list_remote if is_remote(root) else _list_local
-  waiting = ['']
+  above_root = () if is_remote(root) else tuple(map(_identity, Path(root).resolve().parents))
+  waiting: list[tuple[str, tuple[Any, ...]]] = [('', above_root)]
   while waiting:
-    above = waiting.pop()
-    for name, is_folder in listing(f'{root}/{above}'):
-      if not name.startswith('.'):
+    above, inside = waiting.pop()
+    folder = f'{root}/{above}'
+    identity = None if is_remote(root) else _identity(folder)
+    if identity and identity in inside:
+      skipped.append(f'{above[:-1]} (a link to a folder that it is in)')
+      continue
+    try:
+      entries = list(listing(folder))
+    except OSError as error:
+      if not above:
+        raise
+      skipped.append(f'{above[:-1]} ({error.strerror or error})')
+      continue
+    for name, is_folder in entries:
+      if not name.startswith('.') and name not in _FOREIGN:
         yield above + name, is_folder
         if is_folder:
-          waiting.append(f'{above}{name}/')
+          waiting.append((f'{above}{name}/', (*inside, identity)))
+
+
+def _identity(folder: str) -> tuple[int, int] | None:
+  """The device and number of a local folder, equal for all links to it; None if it cannot be seen."""
+  try:
+    stat = os.stat(folder)
+  except OSError:
+    return None
+  return stat.st_dev, stat.st_ino
 
 
 def folders(root: str) -> set[str]:
@@ -80,6 +120,12 @@ def _list_local(folder):
 
 
 def _list_remote(folder):
+  try:
+    tf.io.gfile.stat(folder)
+  except tf.errors.UnimplementedError as error:
+    raise OSError(errno.EPROTONOSUPPORT, _NO_SCHEME.format(folder.partition('://')[0])) from error
+  except tf.errors.OpError:
+    pass  # A bucket's folder need not be an object of its own: what matters is what is listed in it.
   _, folders, names = next(iter(tf.io.gfile.walk(folder)), ('', [], []))
   yield from ((name.rstrip('/'), True) for name in folders)
   yield from ((name, False) for name in names)

@@ -2,15 +2,19 @@
 
 The subfolders are classes only if every image lies directly in one of them and at least two of them
 hold images; otherwise there are no labels. A class without images keeps its label, so that two
-splits with the same subfolders have the same labels.
+splits with the same subfolders have the same labels. Names that differ in how Unicode composes their
+letters, as macOS and Linux do, are one class.
 """
+import copy
 import os
+import unicodedata
 from collections.abc import Iterator
 
 import numpy as np
 
 from conic_jax.data import files, parallel
-from conic_jax.errors import UserError
+from conic_jax.errors import UserError, listed
+from conic_jax.terminal import printable
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif')
 
@@ -22,16 +26,23 @@ class Folder:
     root: the folder.
     split: the subfolder to read, '' for the whole folder.
 
+  Attributes:
+    description: the number of classes, or why there are none, and what was left out.
+    absent: ids of images that are known not to be there.
+
   Raises:
     UserError: if the folder is missing or holds no images.
   """
+
+  absent: frozenset[int] = frozenset()
 
   def __init__(self, root: str, split: str):
     if not root:
       raise UserError("config.data.name is 'folder': set config.data.dir to the folder of images.")
     self._root = os.path.join(os.path.expanduser(root), split).rstrip('/')
+    skipped: list[str] = []
     try:
-      found = sorted(files.walk(self._root))
+      found = sorted(files.walk(self._root, skipped))
     except OSError as error:
       raise UserError(f'The folder of images {self._root} cannot be listed ({error.strerror}): set '
                       'config.data.dir and the split (a subfolder of it, or empty).') from None
@@ -40,13 +51,14 @@ class Folder:
     if not self._paths:
       raise UserError(f'There are no images below {self._root}: files that end in '
                       f'{" ".join(EXTENSIONS)} were looked for; set config.data.dir and the split '
-                      'to a folder that holds some.')
-    holding = {path.rpartition('/')[0] for path in self._paths}
-    labelled = len(holding) > 1 and all(name and '/' not in name for name in holding)
-    self.class_names = tuple(path for path, is_folder in found
-                             if labelled and is_folder and '/' not in path)
+                      f'to a folder that holds some.{_left_out(skipped)}')
+    reason = _why_unlabelled(self._paths)
+    folders = {path: printable(unicodedata.normalize('NFC', path)) for path, is_folder in found
+               if is_folder and '/' not in path and not reason}
+    self.class_names = tuple(sorted(set(folders.values())))
     self.num_images, self.num_classes = len(self._paths), len(self.class_names)
-    self._labels = {name: label for label, name in enumerate(self.class_names)}
+    self._labels = {path: self.class_names.index(name) for path, name in folders.items()}
+    self.description = (reason or f'{self.num_classes} classes') + _left_out(skipped)
 
   def read(self, ids: np.ndarray) -> tuple[list[bytes], np.ndarray]:
     """Reads images; see `sources.Source`."""
@@ -60,6 +72,18 @@ class Folder:
   def name(self, id: int) -> str:
     """Path of the image."""
     return f'{self._root}/{self._paths[id]}'
+
+  def with_absent(self, paths: list[str]) -> 'Folder':
+    """The same folder with further images, which are `absent` and read as b''; ids follow all paths."""
+    whole = copy.copy(self)
+    whole._paths = sorted([*self._paths, *paths])
+    whole.num_images = len(whole._paths)
+    whole.absent = frozenset(map(whole._paths.index, paths))
+    return whole
+
+  def paths(self) -> list[str]:
+    """The paths of all images from the folder, in the order of their ids."""
+    return list(self._paths)
 
   def inventory(self) -> Iterator[list]:
     """[path, bytes, 'bytes'] of every image; remote files have their path alone; see `inventory.entries`."""
@@ -76,3 +100,21 @@ class Folder:
       return files.read(f'{self._root}/{path}')
     except OSError:
       return b''
+
+
+def _why_unlabelled(paths: list[str]) -> str:
+  """Why the subfolders are no classes, naming what does not fit if most images do; '' if they are."""
+  holding = {path.rpartition('/')[0] for path in paths}
+  classes = {name for name in holding if name and '/' not in name}
+  if holding == classes and len(classes) > 1:
+    return ''
+  others = [path for path in paths if path.count('/') != 1]
+  if len(classes) < 2 or 2 * len(others) > len(paths):
+    return 'no classes'
+  where = 'lies beside the class folders' if '/' not in others[0] else 'lies deeper than the class folders'
+  more = f', as do {len(others) - 1:,} more' if len(others) > 1 else ''
+  return f"no classes, because '{others[0]}' {where}{more}"
+
+
+def _left_out(skipped: list[str]) -> str:
+  return f'; left out: {listed(skipped)}' if skipped else ''

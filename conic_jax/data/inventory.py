@@ -2,14 +2,16 @@
 import gzip
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from conic_jax.data.folder import Folder
 from conic_jax.data.sources import Source
 from conic_jax.errors import UserError
+from conic_jax.terminal import printable
 
-FILE = 'images.jsonl.gz'
+FILE, UNDECODABLE = 'images.jsonl.gz', 'undecodable.txt'
 
 
 def entries(source: Source) -> Iterator[Any] | None:
@@ -32,8 +34,42 @@ def write(source: Source, folder: Path) -> None:
   temporary.replace(folder / FILE)
 
 
+def keep_places(source: Source, folder: Path, say: Callable[[str], None]) -> Source:
+  """Keeps the ids of a run's images where files that could not be decoded were removed from their folder.
+
+  Args:
+    source: the images that are there.
+    folder: the run's folder.
+    say: prints a line.
+
+  Returns:
+    The source, in which removed files keep their places if the run's `UNDECODABLE` names them all.
+  """
+  if not isinstance(source, Folder) or not (folder / FILE).exists():
+    return source
+  try:
+    with gzip.open(folder / FILE, 'rt') as file:
+      before = [json.loads(line)[0] for line in file]
+  except (OSError, EOFError, ValueError, LookupError, TypeError):
+    return source  # `check` says that it cannot be read.
+  gone = sorted(set(before) - set(source.paths()))
+  if not gone or not all(map(_undecodable(folder), gone)):
+    return source
+  say(f'{len(gone)} images that could not be decoded are gone: their places stay empty.')
+  return source.with_absent(gone)
+
+
+def _undecodable(folder: Path) -> Callable[[str], bool]:
+  """Whether the run has found that an image, by its path from the folder of images, cannot be decoded."""
+  try:
+    names = (folder / UNDECODABLE).read_text().splitlines()
+  except OSError:
+    names = []
+  return lambda path: any(name == printable(path) or name.endswith(f'/{printable(path)}') for name in names)
+
+
 def check(source: Source, folder: Path) -> str | None:
-  """Compares a source with the inventory in a run's folder.
+  """Compares a source with the inventory in a run's folder; undecodable images may have been mended.
 
   Returns:
     Why they could not be compared; None if they were.
@@ -49,6 +85,8 @@ def check(source: Source, folder: Path) -> str | None:
       for index, (line, now) in enumerate(itertools.zip_longest(file, found)):
         if line != (None if now is None else json.dumps(now) + '\n'):
           before = None if line is None else json.loads(line)
+          if before and now and before[0] == now[0] and _undecodable(folder)(before[0]):
+            continue
           raise UserError(f'The images are not those that this run began with: number {index} was '
                           f'{_words(before)} and is {_words(now)}. Bring them back, or give config.run '
                           'another folder to begin anew.')

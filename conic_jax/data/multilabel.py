@@ -138,6 +138,9 @@ def _rows(path):
                       'and its labels with ; between them.')
     if line:
       labels = [label.strip() for label in line[1].split(';')]
+      if joined := next((label for label in labels if ',' in label), None):
+        raise UserError(f"Line {lines.line_num} of {path} has the label '{joined}': write ; between labels, "
+                        'and no comma in the name of one.')
       rows.append((posixpath.normpath(line[0].strip()), [label for label in labels if label]))
   return rows
 

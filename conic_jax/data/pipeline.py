@@ -1,7 +1,9 @@
 """From a source to batches on the host: reads by id, crops and resizes in tf.data, and prefetches."""
 import atexit
+import contextlib
 import functools
 from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
 from typing import Any, Protocol
 
 import jax
@@ -14,6 +16,7 @@ from conic_jax.data.sources import Source
 from conic_jax.data.without_keras import tf
 from conic_jax.errors import UserError
 from conic_jax.permutation import shuffled
+from conic_jax.terminal import printable
 from conic_jax.views import Views
 
 _CHUNK = 16  # Images decoded by one call of the graph: 16 hide the cost of guarding against errors.
@@ -130,10 +133,15 @@ class Named(Protocol):
 
 
 class UndecodableImages:
-  """The images of a source that could not be decoded, over all processes."""
+  """The images of a source that could not be decoded, over all processes.
 
-  def __init__(self, source: Named):
-    self._source = source
+  Args:
+    source: the images.
+    listing: a file that names them all, one a line, those of earlier starts too; None for none.
+  """
+
+  def __init__(self, source: Named, listing: Path | None = None):
+    self._source, self._listing = source, listing
     self._ids: set[int] = set()
 
   def add(self, batch: dict) -> None:
@@ -144,11 +152,15 @@ class UndecodableImages:
   def check(self) -> None:
     """Gathers undecodable images from all processes; stops the run if there are too many.
 
+    Those that the user has removed since do not count.
+
     Raises:
       UserError: if more than 1% of all images failed, and at least ten or half of them.
     """
     self._share()
-    failed, total = len(self._ids), self._source.num_images
+    self._write()
+    removed = getattr(self._source, 'absent', frozenset())
+    failed, total = len(self._ids - removed), self._source.num_images
     if failed > _REJECTED_SHARE * total and failed >= min(_REJECTED_COUNT, (total + 1) // 2):
       raise UserError(f'{failed} of {total} images cannot be decoded: mend or remove these files '
                       f'and start again: {self._listed()}.')
@@ -166,7 +178,20 @@ class UndecodableImages:
   def _listed(self):
     ids = sorted(self._ids)
     names = ', '.join(self._source.name(i) for i in ids[:_LISTED])
-    return names + (f' and {len(ids) - _LISTED} more' if len(ids) > _LISTED else '')
+    more = f' and {len(ids) - _LISTED} more' if len(ids) > _LISTED else ''
+    return names + more + (f' (all in {self._listing})' if self._listing and self._listing.exists() else '')
+
+  def _write(self):
+    """Adds to the listing what it lacks; a disk that is full stops no training."""
+    if self._listing is None or not self._ids or jax.process_index():
+      return
+    with contextlib.suppress(OSError):
+      before = self._listing.read_text().splitlines() if self._listing.exists() else []
+      names = [printable(name) for name in self.names()]
+      if new := sorted(set(names) - set(before)):
+        temporary = self._listing.with_suffix('.tmp')
+        temporary.write_text(''.join(f'{name}\n' for name in (*before, *new)))
+        temporary.replace(self._listing)
 
   def _share(self):
     if jax.process_count() == 1:

@@ -86,8 +86,12 @@ def labelled_sources(config: Any, mesh: Mesh) -> tuple[Source, Source]:
   train_source = open_source(config.data, config.data.train)
   test_source = open_source(config.data, config.data.test) if config.data.test else None
   if test_source is None or not has_labels(train_source, test_source):
+    described = '; '.join(f"'{split}' has {text}" for split, source in (
+      (config.data.train, train_source), (config.data.test, test_source))
+      if (text := getattr(source, 'description', '')))
     raise UserError('The evaluation needs labelled images to train and to test on, such as two or more class '
-                    'folders: set --config.data.train and --config.data.test (and data.name, data.dir).')
+                    'folders: set --config.data.train and --config.data.test (and data.name, data.dir)'
+                    + (f' ({described}).' if described else '.'))
   check(train_source, test_source, config, mesh)
   return train_source, test_source
 

@@ -13,6 +13,7 @@ from conic_jax.evals.encoders import Encoder
 from conic_jax.evals.features import FrozenEncoder
 from conic_jax.extensions import own_part
 from conic_jax.hardware import mesh as meshes
+from conic_jax.home import expand_config
 from conic_jax.run.json_file import write_json
 from conic_jax.run.session import Session
 from conic_jax.visualise import attempt
@@ -41,6 +42,7 @@ def evaluate(config: Any) -> dict[str, Any]:
   Raises:
     UserError: if there is no such task or encoder, the data is unsuitable, or the result cannot be written.
   """
+  config = expand_config(config)
   task = task_of(config.task)
   if not config.encoder:
     raise UserError('Which encoder? --config.encoder=RUN, the folder of a pretraining run, or a file of '

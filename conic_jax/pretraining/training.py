@@ -18,6 +18,7 @@ from conic_jax.evals import protocols
 from conic_jax.evals.features import Encode, FrozenEncoder
 from conic_jax.hardware import mesh as meshes
 from conic_jax.hardware.processes import run_everywhere
+from conic_jax.home import expand_config
 from conic_jax.memories.host import HostSettings, HostSide
 from conic_jax.methods import Method
 from conic_jax.methods.method import InitialPass
@@ -129,6 +130,7 @@ def pretrain(config: Any) -> dict[str, Any]:
     UserError: for anything that the user can fix.
     Stopped: after Ctrl-C, SIGTERM or SIGHUP, once everything is saved.
   """
+  config = expand_config(config)
   settings.check(config)
   with Session(Path(config.run), meshes.make_mesh(config.mesh)) as session:
     session.claim_folder('config.run')
@@ -138,7 +140,7 @@ def pretrain(config: Any) -> dict[str, Any]:
     state = checkpoints.restore(task.shapes, task.identity)
     fresh, first_step = state is None, 0 if state is None else int(state.step)
     reporter = open_reporter(task, session, None if fresh else first_step)
-    undecodable = pipeline.UndecodableImages(task.data.train)
+    undecodable = pipeline.UndecodableImages(task.data.train, session.folder / inventory.UNDECODABLE)
     if state is None:
       state = begin(task, checkpoints, undecodable, session, reporter)
     hosts = open_hosts(task, state, first_step, fresh, session)
@@ -163,6 +165,8 @@ def prepare(config: Any, session: Session) -> Task:
   mesh = session.mesh
   config, splits = settings.choose_splits(config)
   train = sources.open_source(config.data, config.data.train)
+  if recipe.has_begun(session.folder):
+    train = inventory.keep_places(train, session.folder, session.log)
   test = sources.open_source(config.data, config.data.test) if config.data.test else None
   labelled = protocols.has_labels(train, test)
   config, chosen = settings.settle(config, train, labelled, mesh, session.log, splits)
@@ -288,6 +292,8 @@ def write_config(task: Task, session: Session, fresh: bool = False) -> None:
     return
   try:
     write_json(session.folder / 'config.json', task.description)
+    if fresh:
+      (session.folder / inventory.UNDECODABLE).unlink(missing_ok=True)
     if fresh or not (session.folder / inventory.FILE).exists():
       inventory.write(task.data.train, session.folder)
   except OSError as error:

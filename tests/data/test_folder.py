@@ -58,3 +58,85 @@ def test_a_file_that_goes_away_reads_as_nothing(tmp_path):
   source = Folder(str(tmp_path), '')
   os.remove(tmp_path / 'a.jpg')
   assert source.read(np.arange(2))[0] == [b'', b'b.jpg']
+
+
+@pytest.mark.parametrize(('paths', 'description'), [
+  (['a/1.jpg', 'b/1.jpg'], '2 classes'), (['1.jpg', '2.jpg'], 'no classes'), (['a/1.jpg'], 'no classes'),
+  (['a/1.jpg', 'a/2.jpg', 'b/1.jpg', 'stray.jpg'],
+   "no classes, because 'stray.jpg' lies beside the class folders"),
+  (['a/1.jpg', 'a/2.jpg', 'b/1.jpg', 'b/2.jpg', 'a/sub/x.jpg', 'b/sub/x.jpg'],
+   "no classes, because 'a/sub/x.jpg' lies deeper than the class folders, as do 1 more"),
+  (['2020/may/1.jpg', '2020/june/1.jpg', 'a/1.jpg'], 'no classes')])
+def test_what_made_a_folder_unlabelled_is_named(tmp_path, paths, description):
+  fill(tmp_path, *paths)
+  source = Folder(str(tmp_path), '')
+  assert source.description == description
+  assert bool(source.class_names) == (description == '2 classes')
+
+
+@pytest.mark.parametrize('name', ['@eaDir', '__MACOSX', '#recycle', 'lost+found', '.Trash', '$RECYCLE.BIN'])
+def test_folders_of_other_programs_are_left_out(tmp_path, name):
+  fill(tmp_path, 'a/1.jpg', 'b/1.jpg', f'{name}/1.jpg', f'a/{name}/1.jpg', f'{name}/b/1.jpg')
+  source = Folder(str(tmp_path), '')
+  assert source.class_names == ('a', 'b')
+  assert source.num_images == 2
+
+
+def test_names_that_look_alike_are_one_class(tmp_path):
+  composed, decomposed = 'caf\u00e9', 'cafe\u0301'
+  fill(tmp_path, f'train/{composed}/1.jpg', f'train/{decomposed}/2.jpg', 'train/bar/1.jpg',
+       f'test/{decomposed}/1.jpg', 'test/bar/1.jpg')
+  train, test = (Folder(str(tmp_path), split) for split in ('train', 'test'))
+  assert train.class_names == test.class_names == ('bar', composed)
+  np.testing.assert_array_equal(train.labels(), [0, 1, 1])
+  np.testing.assert_array_equal(test.labels(), [0, 1])
+  assert train.read(np.arange(3))[0][1].decode().startswith('train/cafe')
+
+
+def test_names_of_any_bytes_are_read_and_can_be_written(tmp_path):
+  fill(tmp_path, 'a/1.jpg')
+  for name in (b'b\xff/1.jpg', b'b\xff/\xe9.jpg'):
+    path = os.path.join(os.fsencode(tmp_path), name)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, 'wb') as file:
+      file.write(b'bytes')
+  source = Folder(str(tmp_path), '')
+  assert source.read(np.arange(3))[0] == [b'a/1.jpg', b'bytes', b'bytes']
+  np.testing.assert_array_equal(source.labels(), [0, 1, 1])
+  assert ''.join(source.class_names).encode() == b'ab\\udcff'
+
+
+def test_a_loop_of_links_is_left_out_and_named(tmp_path):
+  fill(tmp_path, 'a/1.jpg', 'b/1.jpg', 'b/c/note.txt')
+  (tmp_path / 'b' / 'again').symlink_to(tmp_path)
+  (tmp_path / 'a' / 'top').symlink_to(tmp_path.parent)
+  (tmp_path / 'b' / 'c' / 'up').symlink_to(tmp_path / 'b')
+  (tmp_path / 'linked').symlink_to(tmp_path / 'a')
+  source = Folder(str(tmp_path), '')
+  assert [source.name(i) for i in range(3)] == [f'{tmp_path}/{path}' for path in ('a/1.jpg', 'b/1.jpg',
+                                                                                 'linked/1.jpg')]
+  assert source.class_names == ('a', 'b', 'linked')
+  assert source.description.startswith('3 classes; left out: ')
+  assert sorted(source.description.removeprefix('3 classes; left out: ').split(', ')) == [
+    f'{link} (a link to a folder that it is in)' for link in ('a/top', 'b/again', 'b/c/up', 'linked/top')]
+
+
+def test_a_subfolder_that_cannot_be_read_is_left_out_and_named(tmp_path, monkeypatch):
+  fill(tmp_path, 'a/1.jpg', 'b/1.jpg', 'shut/1.jpg')
+  scandir = os.scandir
+  def denied(path):
+    if str(path).rstrip('/').endswith('shut'):
+      raise PermissionError(13, 'Permission denied')
+    return scandir(path)
+  monkeypatch.setattr(os, 'scandir', denied)
+  source = Folder(str(tmp_path), '')
+  assert source.num_images == 2
+  assert source.description == '3 classes; left out: shut (Permission denied)'
+  with pytest.raises(UserError, match=r'shut cannot be listed \(Permission denied\)'):
+    Folder(str(tmp_path), 'shut')
+
+
+@pytest.mark.parametrize('scheme', ['s3', 'hdfs', 'nothing'])
+def test_a_store_that_cannot_be_read_is_not_an_empty_folder(scheme):
+  with pytest.raises(UserError, match=f'TensorFlow reads no {scheme}:// here'):
+    Folder(f'{scheme}://bucket/images', '')

@@ -47,6 +47,8 @@ def test_the_classes_of_a_folder_are_those_of_all_its_splits(tmp_path):
   ('image,labels\n1.png,x\n', tuple(f'{i}.png' for i in range(8)),
    r'^7 images have no line in .*\(0\.png, 2\.png, 3\.png, 4\.png, 5\.png …\)'),
   ('image,labels\na.png,x\na.png,y\n', ('a.png',), r'^1 images have several lines .*\(a\.png\)'),
+  ('image,labels\na.png,"person,boat"\n', ('a.png',), "Line 2 .* the label 'person,boat': write ; between"),
+  ('image,labels\na.png,x;"y",z\n', ('a.png',), 'Line 2 of .* has 3 fields'),
   ('image,labels\na.png,;\n', ('a.png',), 'name no label')])
 def test_a_file_of_labels_that_makes_no_sense_is_told(tmp_path, table, images, message):
   fill(tmp_path, table, images)
