@@ -1,5 +1,7 @@
 """The groups of settings that configs are made of: every field, its meaning, and a common default.
 
+Their types and ranges are in conic_jax/fields.py; --help beside --config prints all of them.
+
 A config takes the groups that it needs and states what its paper gives, even if that is the default. Setting
 a field that a group does not have is an error, since it is most likely misspelt. To add a field on purpose:
 

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from conic_jax import fields
 from conic_jax.ending import process_ends_at_the_second_signal
 from conic_jax.errors import Help, Stopped, UserError
 from conic_jax.home import expand_argument
@@ -108,10 +109,10 @@ def parse(argv: list[str], flag_values: flags.FlagValues, usage: str) -> None:
     Help: if --help is given.
     UserError: if a config, preset, field, value or flag is wrong; lists the valid ones.
   """
-  if '--help' in argv or '--helpfull' in argv:
-    raise Help(f'{usage} Configs: {_configs()}. Flags: {", ".join(_own_flags(flag_values))}.')
   argv = _joined([expand_argument(arg) for arg in argv])
   path = next((arg.split('=', 1)[1] for arg in argv if arg.startswith('--config=')), None)
+  if '--help' in argv or '--helpfull' in argv:
+    raise Help(_help(usage, path, flag_values))
   if path is None:
     raise UserError('Which config? Give --config=FILE[:PRESET], such as '
                     f'--config=configs/conic.py:photos. Available: {_configs()}.')
@@ -139,6 +140,15 @@ def parse(argv: list[str], flag_values: flags.FlagValues, usage: str) -> None:
     *groups, name = arg.partition('=')[0].removeprefix('--config.').split('.')
     node = functools.reduce(getattr, groups, flag_values['config'].value)
     node[name] = None
+
+
+def _help(usage: str, path: str | None, flag_values: flags.FlagValues) -> str:
+  """The usage, the command's own flags and, of a config that is named, every field."""
+  own = '\n'.join(f'  --{name}  {flag_values[name].help}' for name in flag_values
+                  if not name.startswith(('config', 'help')))
+  settings = 'Add --config=FILE[:PRESET] to see all fields of a config.' if path is None else (
+    f'Fields of {path}, as --config.FIELD=VALUE:\n{fields.describe(load(path))}')
+  return f'{usage} Configs: {_configs()}.\n\nFlags:\n{own}\n\n{settings}'
 
 
 def load(path: str) -> ConfigDict:
@@ -255,7 +265,7 @@ def _is_opened(config: ConfigDict, arg: str) -> bool:
 def _wrong_value(config: Any, argv: list[str], error: flags.Error) -> str:
   for arg in argv:
     name, _, value = arg.partition('=')
-    if name.startswith('--config.') and f'{name.removeprefix("--")}={value}' in str(error):
+    if name.startswith('--config.') and str(error).startswith(f'flag {name}={value}:'):
       field = name.removeprefix('--')
       *groups, last = field.split('.')[1:]
       parent = functools.reduce(getattr, groups, config)

@@ -9,9 +9,9 @@ ROOT = Path(__file__).parent.parent / 'conic_jax'
 # What each room may import of the others; `errors`, `extensions`, `home` and `terminal` may be imported
 # everywhere.
 ALLOWED = {
-  '__init__': set(), 'errors': set(), 'extensions': set(), 'home': set(), 'views': set(), 'measures': set(),
-  'permutation': set(), 'optim': set(), 'terminal': set(), 'ending': set(),
-  'command_line': {'ending'},
+  '__init__': set(), 'errors': set(), 'extensions': set(), 'fields': set(), 'home': set(), 'views': set(),
+  'measures': set(), 'permutation': set(), 'optim': set(), 'terminal': set(), 'ending': set(),
+  'command_line': {'ending', 'fields'},
   'hardware': {'ending'},
   'losses': {'hardware', 'permutation'},
   'memories': {'hardware', 'losses', 'permutation'},
@@ -21,11 +21,11 @@ ALLOWED = {
   'methods': {'hardware', 'losses', 'memories', 'models', 'run', 'views'},
   'visualise': {'measures'},
   'export': {'command_line', 'models', 'run', 'views'},
-  'evals': {'data', 'export', 'hardware', 'losses', 'measures', 'models', 'optim', 'permutation', 'run',
-            'views', 'visualise'},
+  'evals': {'data', 'export', 'fields', 'hardware', 'losses', 'measures', 'models', 'optim', 'permutation',
+            'run', 'views', 'visualise'},
   'recipe': {'data', 'run'},
-  'pretraining': {'__init__', 'data', 'evals', 'hardware', 'memories', 'methods', 'optim', 'recipe', 'run',
-                  'views'},
+  'pretraining': {'__init__', 'data', 'evals', 'fields', 'hardware', 'memories', 'methods', 'optim', 'recipe',
+                  'run', 'views'},
   'plan': {'command_line', 'data', 'hardware', 'methods', 'optim', 'pretraining', 'recipe', 'run'},
   'preview': {'command_line', 'data', 'hardware', 'methods', 'models', 'pretraining', 'views', 'visualise'},
   'embed': {'command_line', 'data', 'evals', 'hardware', 'views', 'visualise'},

@@ -7,6 +7,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from conic_jax import fields
 from conic_jax.errors import UserError
 from conic_jax.evals import encoders, finetune, protocols, segment, svm
 from conic_jax.evals.encoders import Encoder
@@ -43,6 +44,7 @@ def evaluate(config: Any) -> dict[str, Any]:
     UserError: if there is no such task or encoder, the data is unsuitable, or the result cannot be written.
   """
   config = expand_config(config)
+  fields.check(config)
   task = task_of(config.task)
   if not config.encoder:
     raise UserError('Which encoder? --config.encoder=RUN, the folder of a pretraining run, or a file of '

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from conic_jax import methods, optim, recipe
+from conic_jax import fields, methods, optim, recipe
 from conic_jax.data import pipeline
 from conic_jax.data.sampler import Sampler
 from conic_jax.data.sources import Source
@@ -33,16 +33,10 @@ _TRIED_SECONDS, _TRIED_STEPS, _MOST_SECONDS = 6.0, 10, 60.0
 def check(config: Any) -> None:
   """Raises a `UserError` for values that no run can have, and for fields that cannot be open."""
   recipe.check_open(config)
-  for name in ('log_every', 'epochs', 'batch_size'):
-    if config[name] is not None and config[name] < 1:
-      raise UserError(f'config.{name} is {config[name]}; it must be at least 1.')
-  if config.minutes is not None and config.minutes < 0:
-    raise UserError(f'config.minutes is {config.minutes:g}; it must be positive, or 0 for no limit.')
+  fields.check(config)
   if config.minutes and config.epochs is not None:
     raise UserError(f'config.minutes is {config.minutes:g} and config.epochs is {config.epochs}: minutes '
                     'choose the epochs. Give one of them: --config.epochs=auto leaves them to the minutes.')
-  if not 0 <= config.seed < 2**32:
-    raise UserError(f'config.seed is {config.seed}; it must be from 0 to 4294967295.')
   if '://' in config.run:
     raise UserError(f'config.run {config.run} is no folder: give one of this machine, or of a file system '
                     'that all hosts share.')
