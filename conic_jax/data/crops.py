@@ -126,6 +126,39 @@ def central_boxes(shapes: np.ndarray, size: int, resize: int) -> np.ndarray:
   return np.concatenate([(shapes - side) // 2, side, side], axis=1).astype(np.int32)
 
 
+def central_views(shapes: np.ndarray, size: int, resize: int) -> np.ndarray:
+  """Where the centre crop of a resized image lies in the image, as torchvision and Transformers cut it.
+
+  The short side becomes `resize` pixels and the long one ⌊resize · long / short⌋; the crop starts at a
+  whole pixel of the resized image, so that it may start between two of the image.
+
+  Args:
+    shapes: height and width of each image, int [b, 2].
+    size: side of the crop in pixels.
+    resize: short side before the crop; 0 or less than `size` is `size`.
+
+  Returns:
+    y, x, height and width in pixels of the image, float64 [b, 4].
+  """
+  resized = np.maximum(max(size, resize) * shapes // shapes.min(axis=1, keepdims=True), 1)
+  scale = shapes / resized
+  return np.concatenate([(resized - size) // 2 * scale, size * scale], axis=1)
+
+
+def surroundings(boxes: np.ndarray, shapes: np.ndarray, size: int) -> np.ndarray:
+  """The whole pixels that a view of `size` takes part of, y, x, height and width, int64 [b, 4].
+
+  Args:
+    boxes: from `central_views`.
+    shapes: height and width of each image, int [b, 2].
+    size: side of the view in pixels.
+  """
+  reach = np.maximum(boxes[:, 2:] / size, 1)  # Of the kernel, which is wider where the image shrinks.
+  start = np.maximum(np.floor(boxes[:, :2] - reach), 0)
+  end = np.minimum(np.ceil(boxes[:, :2] + boxes[:, 2:] + reach), shapes)
+  return np.concatenate([start, end - start], axis=1).astype(np.int64)
+
+
 def fractions(boxes: np.ndarray, shapes: np.ndarray) -> np.ndarray:
   """Boxes as y0, x0, y1, x1 in fractions of the height and width, float32 [b, V, 4]."""
   corners = np.concatenate([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], axis=-1)

@@ -8,14 +8,27 @@ So does a JPEG without its end-of-image marker, which is truncated, even if the 
 validity never depends on the crop.
 """
 import io
+import sys
 
 import numpy as np
 import PIL.Image
 
 from conic_jax.data.without_keras import tf
+from conic_jax.terminal import print_line
 
-# JAX uses the accelerator; TensorFlow would claim its memory.
-tf.config.set_visible_devices([], 'GPU')
+
+def hide_gpus() -> None:
+  """Leaves the GPUs to JAX, where TensorFlow would claim their memory; says so if it has them already."""
+  try:
+    tf.config.set_visible_devices([], 'GPU')
+  except RuntimeError:  # It cannot be changed once TensorFlow has used a device, as in a notebook.
+    if tf.config.get_visible_devices('GPU'):
+      print_line('TensorFlow used a GPU before conic_jax was imported, and may hold its memory: import '
+                 'conic_jax first, or call tf.config.set_visible_devices([], "GPU") before anything else.',
+                 sys.stderr)
+
+
+hide_gpus()
 
 # Images are the user's own: Pillow's limit would leave out large ones.
 PIL.Image.MAX_IMAGE_PIXELS = None
@@ -25,6 +38,7 @@ _JPEG_END, _JPEG_SCAN = b'\xff\xd9', 0xda
 _PLAIN_FRAMES = {0xc0, 0xc1, 0xc2}
 # Segments that decoders skip, or read without an effect on the size: tables, APPn and comments.
 _PLAIN_SEGMENTS = {0xc4, 0xdb, 0xdd, *range(0xe0, 0xf0), 0xfe}
+CENTRAL = 'central'  # Views in evaluation; the others are 'bilinear' or 'bicubic'.
 _SHRINKS = (8, 4, 2)  # libjpeg decodes to these parts of the size at less cost.
 
 
@@ -70,25 +84,28 @@ def decode_views(data: tf.Tensor, boxes: tf.Tensor, groups: tuple[tuple[int, int
 
   Args:
     data: bytes of one JPEG or PNG.
-    boxes: y, x, height and width in pixels, int32 [V, 4].
-    groups: (number of views, side in pixels, 'bilinear' or 'bicubic') for each group.
+    boxes: y, x, height and width in pixels, int32 [V, 4]. Of `CENTRAL` views float32 [V, 8]: those of the
+      pixels to decode, and those of the view among them, which need not be whole.
+    groups: (number of views, side in pixels, 'bilinear', 'bicubic' or `CENTRAL`) for each group.
     antialias_above: bilinear views shrunk by more than this factor are antialiased.
 
   Returns:
     For each group, uint8 [count, size, size, 3].
   """
-  start = tf.reduce_min(boxes[:, :2], axis=0)
-  extent = tf.reduce_max(boxes[:, :2] + boxes[:, 2:], axis=0) - start
+  whole = tf.cast(boxes[:, :4], tf.int32)
+  start = tf.reduce_min(whole[:, :2], axis=0)
+  extent = tf.reduce_max(whole[:, :2] + whole[:, 2:], axis=0) - start
   image = tf.cond(tf.strings.substr(data, 0, len(_JPEG)) == _JPEG,
                   lambda: tf.io.decode_and_crop_jpeg(data, tf.concat([start, extent], axis=0),
                                                      channels=3, dct_method='INTEGER_ACCURATE'),
                   lambda: tf.slice(tf.io.decode_png(data, channels=3),
                                    tf.concat([start, [0]], axis=0),
                                    tf.concat([extent, [3]], axis=0)))
-  starts = tf.pad(boxes[:, :2] - start, [[0, 0], [0, 1]])
-  extents = tf.pad(boxes[:, 2:], [[0, 0], [0, 1]], constant_values=3)
+  starts = tf.pad(whole[:, :2] - start, [[0, 0], [0, 1]])
+  extents = tf.pad(whole[:, 2:], [[0, 0], [0, 1]], constant_values=3)
   forms = [form for count, *form in groups for _ in range(count)]
-  views = [_resize(tf.slice(image, starts[i], extents[i]), size, interpolation, antialias_above)
+  views = [_resample(image, boxes[i, 4:], start, size) if interpolation == CENTRAL
+           else _resize(tf.slice(image, starts[i], extents[i]), size, interpolation, antialias_above)
            for i, (size, interpolation) in enumerate(forms)]
   counts = [count for count, *_ in groups]
   return tuple(tf.stack(views[end - count:end])
@@ -104,7 +121,7 @@ def decode_chunk(data: tf.Tensor, boxes: tf.Tensor, groups: tuple[tuple[int, int
 
   Args:
     data: bytes of the images, [c], c known.
-    boxes, groups, antialias_above: as for `decode_views`, boxes int32 [c, V, 4].
+    boxes, groups, antialias_above: as for `decode_views`, boxes [c, V, 4 or 8].
 
   Returns:
     For each group, uint8 [c, count, size, size, 3]; bool [c], which images were decoded.
@@ -127,6 +144,20 @@ def decode_chunk(data: tf.Tensor, boxes: tf.Tensor, groups: tuple[tuple[int, int
   decoded = tf.reduce_any(places[:, None] == tf.range(chunk), axis=0)
   return tuple(tf.ensure_shape(group, [chunk, count, size, size, 3])
                for group, (count, size, _) in zip(pixels, groups, strict=True)), decoded
+
+
+def box_type(groups: tuple[tuple[int, int, str], ...]) -> tuple[tf.DType, int]:
+  """The type of the boxes of such views, and the fields of one."""
+  return (tf.float32, 8) if any(form == CENTRAL for *_, form in groups) else (tf.int32, 4)
+
+
+def _resample(image, box, start, size):
+  """A view of a box that need not be whole pixels, as Pillow resizes the image and cuts it then."""
+  scale = size / box[2:]
+  view = tf.raw_ops.ScaleAndTranslate(
+    images=tf.cast(image, tf.float32)[None], size=[size, size], scale=scale,
+    translation=(tf.cast(start, tf.float32) - box[:2]) * scale, kernel_type='triangle', antialias=True)[0]
+  return tf.cast(view + 0.5, tf.uint8)
 
 
 def _resize(crop, size, interpolation, antialias_above):

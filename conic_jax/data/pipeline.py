@@ -104,11 +104,16 @@ def eval_batches(source: Source, *, size: int, resize: int, batch_size: int,
   def read(step):
     ids = step * batch_size + np.asarray(rows)
     ids = np.where(ids < source.num_images, ids, -1)
-    return _read(source, ids, lambda shapes: (crops.central_boxes(shapes, size, resize)[:, None],
-                                              np.zeros((len(ids), 1), bool)))
+    return _read(source, ids, lambda shapes: (_central(shapes, size, resize), np.zeros((len(ids), 1), bool)))
 
   steps = tf.data.Dataset.range(-(-source.num_images // batch_size))
-  return _batches(steps, read, ((1, size, 'bilinear'),), len(rows), 0, 2, _EVAL_ANTIALIAS)
+  return _batches(steps, read, ((1, size, decode.CENTRAL),), len(rows), 0, 2, _EVAL_ANTIALIAS)
+
+
+def _central(shapes, size, resize):
+  """The boxes of `decode.CENTRAL` views, float32 [b, 1, 8]."""
+  boxes = crops.central_views(shapes, size, resize)
+  return np.concatenate([crops.surroundings(boxes, shapes, size), boxes], axis=1)[:, None].astype(np.float32)
 
 
 def check_views(source: Source, groups: tuple[Views, ...]) -> None:
@@ -226,7 +231,7 @@ def _read(source, ids, draw):
     if image:
       data[i], shapes[i] = image, (height, width)
   boxes, flips = draw(shapes)
-  return [data, boxes, ids.astype(np.int32), labels, crops.fractions(boxes, shapes), flips]
+  return [data, boxes, ids.astype(np.int32), labels, crops.fractions(boxes[..., -4:], shapes), flips]
 
 
 def _batches(steps: tf.data.Dataset, read: Callable[[int], list],
@@ -236,8 +241,9 @@ def _batches(steps: tf.data.Dataset, read: Callable[[int], list],
   threads = threads or parallel.cores()
   chunk = max(size for size in range(1, _CHUNK + 1) if rows % size == 0)
   views = sum(count for count, *_ in groups)
-  dtypes = (tf.string, tf.int32, tf.int32, tf.int32, tf.float32, tf.bool)
-  shapes = ((), (views, 4), (), (), (views, 4), (views,))
+  box_type, box_fields = decode.box_type(groups)
+  dtypes = (tf.string, box_type, tf.int32, tf.int32, tf.float32, tf.bool)
+  shapes = ((), (views, box_fields), (), (), (views, 4), (views,))
 
   # AutoGraph would rewrite their Python first, which takes longer than tracing them.
   @tf.autograph.experimental.do_not_convert

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from conic_jax import visualise
-from conic_jax.data import decode
+from conic_jax.data import crops, decode
 from conic_jax.data.sources import Source, Subset, open_source
 from conic_jax.errors import Stopped, UserError
 from conic_jax.evals import comparison
@@ -30,7 +30,7 @@ from conic_jax.evals.linear import LinearResult, LinearSettings, linear_accuracy
 from conic_jax.evals.probe import Probe
 from conic_jax.evals.probe import measure as measure_probe
 from conic_jax.hardware.mesh import check_batch_size
-from conic_jax.views import CentralView, evaluated
+from conic_jax.views import CentralView, evaluated, usual_resize
 from conic_jax.visualise import Draw
 
 Say = Callable[[str], None]
@@ -99,11 +99,6 @@ def labelled_sources(config: Any, mesh: Mesh) -> tuple[Source, Source]:
 def resize_of(config: Any) -> int:
   """Short side of an evaluated image in pixels; 0 in the config means ImageNet's ratio, 256 for 224."""
   return config.eval.resize or usual_resize(config.views.size)
-
-
-def usual_resize(size: int) -> int:
-  """Short side in pixels for a crop of `size`, in ImageNet's ratio of 256 for 224."""
-  return round(size * 256 / 224)
 
 
 def view_of(config: Any) -> CentralView:
@@ -329,9 +324,7 @@ def thumbnails(source: Source, ids: np.ndarray) -> np.ndarray:
     decoded = decode.decode(encoded, least_side=2 * _THUMBNAIL)
     if decoded is None:
       return np.full((_THUMBNAIL, _THUMBNAIL, 3), 128, np.uint8)
-    image = Image.fromarray(decoded)
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return np.asarray(image.resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BICUBIC,
-                                   (left, top, left + side, top + side)))
+    top, left, side, _ = crops.central_boxes(np.array([decoded.shape[:2]]), _THUMBNAIL, 0)[0].tolist()
+    return np.asarray(Image.fromarray(decoded).resize(
+      (_THUMBNAIL, _THUMBNAIL), Image.Resampling.BICUBIC, (left, top, left + side, top + side)))
   return np.stack([one(encoded) for encoded in source.read(np.asarray(ids))[0]])

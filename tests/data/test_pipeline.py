@@ -1,3 +1,4 @@
+import io
 import itertools
 import os
 import subprocess
@@ -5,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import tensorflow as tf
 from samples import FakeSource, encode, smooth
@@ -208,6 +210,32 @@ def test_rejects(total, failing, raises):
       undecodable.check()
   else:
     undecodable.check()
+
+
+@pytest.mark.parametrize(('size', 'resize'), [(32, 36), (32, 32), (32, 0), (40, 57), (24, 100), (90, 101)])
+@pytest.mark.parametrize('form', ['PNG', 'JPEG'])
+def test_evaluated_views_are_pillows_resized_and_cut(size, resize, form):
+  """For every shape, odd or long, at every alignment of the crop."""
+  noise = np.random.default_rng(0)
+  shapes = [(64, 91), (91, 64), (57, 57), (120, 41), (100, 101), (33, 200), (256, 171), (300, 299)]
+  images = [noise.integers(0, 256, (*shape, 3), np.uint8) for shape in shapes]
+  encoded = [encode(image, form, **({'quality': 95} if form == 'JPEG' else {})) for image in images]
+  batch = next(pipeline.eval_batches(FakeSource(encoded), size=size, resize=resize, batch_size=len(images),
+                                     rows=np.arange(len(images))))
+  assert batch['valid'].all()
+  for data, view, crop, (height, width) in zip(encoded, batch['views'][0][:, 0], batch['crop'][:, 0], shapes,
+                                               strict=True):
+    short, target = min(height, width), max(size, resize)
+    new = [target * side // short for side in (height, width)]
+    with PIL.Image.open(io.BytesIO(data)) as image:
+      resized = image.convert('RGB').resize(new[::-1], PIL.Image.Resampling.BILINEAR)
+    top, left = (new[0] - size) // 2, (new[1] - size) // 2
+    expected = np.asarray(resized.crop((left, top, left + size, top + size)), int)
+    # Pillow rounds between its two passes, and to eight bits of its kernel.
+    assert np.abs(view - expected).max() <= (2 if form == 'PNG' else 5)
+    assert np.abs(view - expected).mean() < 0.6
+    sides = [top / new[0], left / new[1], (top + size) / new[0], (left + size) / new[1]]
+    np.testing.assert_allclose(crop, sides, atol=1e-6)
 
 
 @pytest.mark.slow
