@@ -9,22 +9,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-import safetensors.numpy
 from flax import traverse_util
 
 from conic_jax import models
 from conic_jax.errors import UserError
-from conic_jax.export import names
+from conic_jax.export import layouts, names, weights_file
 from conic_jax.run.finite import check_finite
 
-# Prefixes of torchvision's ResNet names: none, and those of DataParallel and of MoCo's checkpoints.
-_PREFIXES = ('', 'module.', 'module.encoder_q.', 'encoder_q.')
 _STEMS = {7: 'imagenet', 3: 'cifar'}
 
 
 def load(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Reads a ResNet with torchvision's names, or from a MoCo checkpoint.
+  """Reads a ResNet from a file of weights, wherever `layouts.resnet_of` finds it.
 
   The file does not record strides: a bottleneck's stride is assumed to be on its 3×3, as in torchvision, and
   a 3×3 stem to have stride 1 and no pool, as is usual for small images.
@@ -41,46 +37,11 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
   """
   if not path.is_file():
     raise UserError(f"There is no file '{path}'.")
-  arrays = _read_safetensors(path) if path.suffix == '.safetensors' else _read_torch(path)
-  arrays = _encoder_alone(arrays, path)
+  arrays = layouts.resnet_of(weights_file.read_arrays(path), path)
   config = _describe(arrays, path)
   variables = _variables(config, arrays, path)
   check_finite(variables, str(path), 'give another file.')
   return config, variables
-
-
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-  try:
-    return safetensors.numpy.load_file(path)
-  except (safetensors.SafetensorError, OSError, KeyError, TypeError) as error:
-    raise UserError(f'{path} cannot be read as safetensors ({error}).') from error
-
-
-def _read_torch(path: Path) -> dict[str, np.ndarray]:
-  try:
-    import torch
-  except ModuleNotFoundError as error:
-    raise UserError(f'{path} is read by PyTorch: pip install torch, or save it as .safetensors.') from error
-  try:
-    content = torch.load(path, map_location='cpu', weights_only=True)
-  except Exception as error:  # A broken pickle can raise anything.
-    raise UserError(f'{path} is no file of torch.save with arrays alone; other pickled objects could run '
-                    'code and are refused: save its state_dict(), or .safetensors.') from error
-  content = content.get('state_dict', content) if isinstance(content, dict) else None
-  if not isinstance(content, dict):
-    raise UserError(f'{path} holds no arrays by name: save the state_dict() of the network.')
-  return {name: value.detach().float().numpy() for name, value in content.items()
-          if isinstance(name, str) and isinstance(value, torch.Tensor)}
-
-
-def _encoder_alone(arrays: Mapping[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
-  """The encoder's arrays under torchvision's names, without heads and counters."""
-  prefix = next((prefix for prefix in _PREFIXES if f'{prefix}conv1.weight' in arrays), None)
-  if prefix is None:
-    raise UserError(f"{path} is no ResNet of torchvision's names or MoCo's: it has no conv1.weight.")
-  inside = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-  return {name: array for name, array in inside.items()
-          if not name.startswith('fc.') and not name.endswith('num_batches_tracked')}
 
 
 def _describe(arrays: Mapping[str, np.ndarray], path: Path) -> dict[str, Any]:
