@@ -27,6 +27,7 @@ from conic_jax.evals import embeddings, encoders, protocols
 from conic_jax.evals.embeddings import Embeddings
 from conic_jax.hardware import mesh as meshes
 from conic_jax.terminal import file_name, print_line
+from conic_jax.views import usual_resize
 
 _USAGE = (f'python -m conic_jax.embed RUN_OR_FILE FOLDER [--out=FILE{"|".join(embeddings.SUFFIXES)}] '
           '[--neighbours=IMAGE [-k N] [--sheet=FILE.png]] [--size=N] [--resize=N] [--batch_size=N]')
@@ -138,7 +139,7 @@ def _resize(encoder: encoders.Encoder, size: int) -> int:
   settings = encoder.pretraining
   if settings is not None and 'eval' in settings and size == encoder.views.size:
     return protocols.resize_of(settings)
-  return protocols.usual_resize(size)
+  return usual_resize(size)
 
 
 def _vector(embed: Embed, image: str) -> np.ndarray:

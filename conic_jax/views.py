@@ -87,6 +87,11 @@ def evaluated(settings: Mapping[str, Any]) -> Views:
     'mean': IMAGENET_MEAN, 'std': IMAGENET_STD, **own})
 
 
+def usual_resize(size: int) -> int:
+  """Short side in pixels for a crop of `size`, in ImageNet's ratio of 256 for 224."""
+  return round(size * 256 / 224)
+
+
 @dataclasses.dataclass(frozen=True)
 class CentralView:
   """How an image that is evaluated becomes an input: resized, cut at its centre and normalised.

@@ -45,7 +45,8 @@ def export(source: Path, target: str, out: Path) -> list[Path]:
     variables = restore_encoder(source)
   network = models.build_encoder(types.SimpleNamespace(**encoder), jnp.float32)
   targets.check(target, network)
-  return targets.write(target, network, variables, card.text(target, network, origin, out), out)
+  return targets.write(target, network, variables, card.text(target, network, origin, out), out,
+                       origin.preprocessing)
 
 
 def command() -> None:

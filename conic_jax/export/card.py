@@ -1,6 +1,7 @@
 """The model card: encoder, data, training and results."""
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,17 @@ from flax import traverse_util
 
 from conic_jax.errors import UserError
 from conic_jax.export import names, targets
+from conic_jax.export.preprocessing import Preprocessing
 from conic_jax.models import EncoderModule, ResNet
 from conic_jax.run import claim
-from conic_jax.views import IMAGENET_MEAN, IMAGENET_STD
+from conic_jax.views import IMAGENET_MEAN, IMAGENET_STD, usual_resize
 
 _CARD = '''\
 ---
 license: unknown
-tags:
+{library}tags:
 - image-feature-extraction{tags}
----
+{index}---
 # {name}, {title}
 
 | | |
@@ -55,15 +57,14 @@ class Origin:
     figures: evaluation results, by file and name.
     settings: settings of the training.
     labelled: whether labels were used; None if unknown.
-    mean, std: normalisation of the images, on the scale 0 to 1.
+    preprocessing: how an image becomes an input.
   """
   title: str
   facts: Mapping[str, str]
   figures: Mapping[tuple[str, str], float] = dataclasses.field(default_factory=dict)
   settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   labelled: bool | None = None
-  mean: tuple[float, ...] = IMAGENET_MEAN
-  std: tuple[float, ...] = IMAGENET_STD
+  preprocessing: Preprocessing = dataclasses.field(default_factory=Preprocessing)
 
 
 def of_run(run: Path, config: Mapping[str, Any]) -> Origin:
@@ -76,17 +77,19 @@ def of_run(run: Path, config: Mapping[str, Any]) -> Origin:
   """
   settings, figures, views = _settings(config), read_figures(run), config['views']
   data, images = settings['data'], figures.get(('summary', 'num_images'))
-  mean, std = views.get('mean', IMAGENET_MEAN), views.get('std', IMAGENET_STD)
+  mean, std = tuple(views.get('mean', IMAGENET_MEAN)), tuple(views.get('std', IMAGENET_STD))
+  resize = config.get('eval', {}).get('resize') or usual_resize(views['size'])
   facts = {
     'data': ', '.join([data['name'] or 'unknown', *([data['dir']] if data.get('dir') else []),
                        f'split {data["train"]!r}', *([f'{images:,} images'] if images else [])]),
     'method': config['method'],
     'training': _training(config),
-    'input': f'RGB in 0 … 1, less {tuple(mean)}, over {tuple(std)}; {views["size"]} × {views["size"]} pixels '
+    'input': f'RGB in 0 … 1, less {mean}, over {std}; {views["size"]} × {views["size"]} pixels '
              'in pretraining'}
   labelled = 'started_from' in config
   how = 'trained further by' if labelled else 'pretrained with'
-  return Origin(f'{how} {config["method"]}', facts, figures, settings, labelled, tuple(mean), tuple(std))
+  return Origin(f'{how} {config["method"]}', facts, figures, settings, labelled,
+                Preprocessing(views['size'], max(resize, views['size']), mean, std))
 
 
 def _training(config: Mapping[str, Any]) -> str:
@@ -140,18 +143,34 @@ def text(target: str, network: EncoderModule, origin: Origin, out: Path) -> str:
   facts = {**origin.facts, 'encoder': f'{described(network)}, without a head', 'output': _output(network)}
   figures = '\n'.join(f'| {file} | {figure} | {value:.6g} |'
                       for (file, figure), value in origin.figures.items())
-  name = _name(network)
+  name, library = _name(network), targets.find(target).library
   use = targets.find(target).use.format(
     name=name, file=out.name, depth=name.removeprefix('resnet'),
     channels=256 if getattr(network, 'bottleneck', False) else 64,
-    mean255=[round(255 * value, 3) for value in origin.mean],
-    std255=[round(255 * value, 3) for value in origin.std])
+    mean255=[round(255 * value, 3) for value in origin.preprocessing.mean],
+    std255=[round(255 * value, 3) for value in origin.preprocessing.std])
   return _CARD.format(
-    name=name, title=origin.title, use=use,
+    name=name, title=origin.title, use=use, index=_model_index(f'{name}, {origin.title}', origin),
+    library=f'library_name: {library}\npipeline_tag: image-feature-extraction\n' if library else '',
     tags='\n- self-supervised' if origin.labelled is False else '',
     facts='\n'.join(f'| {fact} | {value} |' for fact, value in facts.items()),
     figures=f'| file | figure | value |\n| --- | --- | --- |\n{figures}' if figures else 'There are none.',
     settings=f'```json\n{json.dumps(origin.settings, indent=2)}\n```' if origin.settings else 'Unknown.')
+
+
+def _model_index(name: str, origin: Origin) -> str:
+  """The accuracies as the lines of YAML that model hubs read; '' if there are none. JSON is YAML too."""
+  accuracies = [(file, figure, value) for (file, figure), value in origin.figures.items()
+                if re.fullmatch(r'(\w+_)?top[15]|miou|map', figure)]
+  if not accuracies:
+    return ''
+  data = origin.settings.get('data', {})
+  dataset = {'type': 'image-folder' if data.get('name') == 'folder' else str(data.get('name')),
+             'name': str(data.get('dir') or data.get('name')), 'split': str(data.get('test') or 'none')}
+  results = [{'task': {'type': 'image-classification', 'name': file}, 'dataset': dataset, 'metrics': [
+                {'type': 'accuracy' if 'top' in figure else figure, 'name': figure, 'value': value}]}
+             for file, figure, value in accuracies]
+  return f'model-index:\n- {json.dumps({"name": name, "results": results})}\n'
 
 
 def read_figures(run: Path) -> dict[tuple[str, str], float]:

@@ -14,6 +14,7 @@ from safetensors.numpy import save
 
 from conic_jax.errors import UserError
 from conic_jax.export import names
+from conic_jax.export.preprocessing import Preprocessing, transformers
 from conic_jax.extensions import own_part
 from conic_jax.models import EncoderModule, ResNet
 from conic_jax.models.resnet import ARCHITECTURES, EXPANSION
@@ -29,11 +30,15 @@ class Target:
     write: writes the weights of a network to a path: (network, {'params', 'batch_stats'}, path).
     use: lines of Python for the card that read them; `card.text` fills in {file}, {name}, {depth},
       {channels}, {mean255} and {std255}.
+    library: the library's name on model hubs; '' for none.
+    beside: texts of further files of a folder, by name, from how an image becomes an input.
   """
   suffix: str
   obstacle: Callable[[EncoderModule], str | None]
   write: Callable[[EncoderModule, Mapping[str, Any], Path], None]
   use: str
+  library: str = ''
+  beside: Callable[[Preprocessing], Mapping[str, str]] = lambda preprocessing: {}
 
 
 def find(name: str) -> Target:
@@ -80,8 +85,8 @@ def card_path(name: str, out: Path) -> Path:
   return out.with_name(f'{out.name}.md') if find(name).suffix else out / 'README.md'
 
 
-def write(name: str, network: EncoderModule, variables: Mapping[str, Any], card: str, out: Path
-          ) -> list[Path]:
+def write(name: str, network: EncoderModule, variables: Mapping[str, Any], card: str, out: Path,
+          preprocessing: Preprocessing | None = None) -> list[Path]:
   """Writes the weights and the card, each atomically.
 
   Args:
@@ -90,6 +95,7 @@ def write(name: str, network: EncoderModule, variables: Mapping[str, Any], card:
     variables: its {'params', 'batch_stats'}.
     card: text of the model card.
     out: the file or the folder.
+    preprocessing: how an image becomes an input; None leaves out what a folder says about it.
 
   Returns:
     Paths of the files written.
@@ -100,7 +106,9 @@ def write(name: str, network: EncoderModule, variables: Mapping[str, Any], card:
   target = find(name)
   def in_folder(folder: Path) -> None:
     folder.mkdir()
-    (folder / 'README.md').write_text(card)
+    texts = {'README.md': card, **(target.beside(preprocessing) if preprocessing else {})}
+    for file, text in texts.items():
+      (folder / file).write_text(text)
     target.write(network, variables, folder)
   def weights_then_card(path: Path) -> None:
     target.write(network, variables, path)
@@ -209,8 +217,16 @@ model.fc = torch.nn.Identity()
 model.load_state_dict(safetensors.torch.load_file('{file}'))
 features = model.eval()(images)'''),
   'transformers': Target('', _not_of_transformers, _write_transformers, '''\
-model = transformers.ResNetModel.from_pretrained('{file}')
-features = model.eval()(images).pooler_output.flatten(1)'''),
+import PIL.Image
+import torch
+import transformers
+
+processor = transformers.AutoImageProcessor.from_pretrained('{file}')
+model = transformers.AutoModel.from_pretrained('{file}').eval()
+image = PIL.Image.open('image.jpg')
+with torch.no_grad():
+  features = model(**processor(image, return_tensors='pt')).pooler_output.flatten(1)''', 'transformers',
+    lambda preprocessing: {'preprocessor_config.json': transformers(preprocessing)}),
   'detectron2': Target('.pkl', _not_of_torchvision, _write_detectron2, '''\
 cfg.MODEL.WEIGHTS = '{file}'
 cfg.MODEL.RESNETS.DEPTH = {depth}
