@@ -32,8 +32,8 @@ METHODS = {
   'conic_s, rows in memory': ('conic_s', {'classifier.store': 'host', 'classifier.window': 24}),
   'one_million': ('one_million', {'smoothing.k': 5}), 'pic': ('pic', {'classifier.window': 24}),
   'exemplar': ('exemplar', {}), 'moco': ('moco_v2', _QUEUE), 'co2': ('co2_moco_v2', _QUEUE),
-  'inscon': ('inscon', {**_QUEUE, 'batch_norm.groups': 2, 'head.norm': False, 'cell.hidden': 16, 'cell.features': 8,
-                        'cell.queue': 150}),
+  'inscon': ('inscon', {**_QUEUE, 'batch_norm.groups': 2, 'head.norm': False, 'cell.hidden': 16,
+                        'cell.features': 8, 'cell.queue': 150}),
   'byol': ('byol', {'predictor.hidden': 16}), 'simclr': ('simclr', {}),
   'instdisc': ('instdisc', {'loss.noise': 12}), 'align_uniform': ('align_uniform', _QUEUE)}
 # The wall clock jumps by up to a year in both directions, twenty times a second.
