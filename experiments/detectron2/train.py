@@ -7,9 +7,14 @@ commands. It needs nothing of conic_jax, so that it runs where that is not insta
 """
 # pyright: reportMissingImports=false
 import argparse
+import importlib.util
+import json
 import os
 import sys
+import types
 from typing import Any
+
+import numpy as np
 
 try:
   from detectron2 import evaluation
@@ -31,6 +36,58 @@ EVALUATORS = {
   'pascal_voc': lambda name, folder: evaluation.PascalVOCDetectionEvaluator(name),
   'cityscapes_instance': lambda name, folder: evaluation.CityscapesInstanceEvaluator(name),
 }
+# Packages that the kind needs besides.
+PACKAGES = {'coco': ('pycocotools',), 'lvis': ('pycocotools', 'lvis'),
+            'cityscapes_instance': ('cityscapesscripts', 'shapely')}
+# The name by which Detectron2 has imported Cityscapes' scripts since December 2024.
+CITYSCAPES = 'deeplearning.projects.cityscapesApi.cityscapesscripts'
+CITYSCAPES_PARTS = ('', '.helpers', '.helpers.labels', '.evaluation',
+                    '.evaluation.evalInstanceLevelSemanticLabeling')
+
+
+def mend_libraries() -> None:
+  """Gives the evaluations what they call by names that are gone: of Cityscapes' scripts, and of NumPy.
+
+  Without them Cityscapes does not start, and it and LVIS end in an error after the training.
+  """
+  if importlib.util.find_spec('cityscapesscripts') and CITYSCAPES not in sys.modules:
+    *parents, _ = CITYSCAPES.split('.')
+    for depth in range(1, len(parents) + 1):
+      name = '.'.join(parents[:depth])
+      sys.modules.setdefault(name, types.ModuleType(name)).__path__ = []
+    for part in CITYSCAPES_PARTS:
+      sys.modules[CITYSCAPES + part] = importlib.import_module(f'cityscapesscripts{part}')
+    sys.modules[CITYSCAPES + CITYSCAPES_PARTS[-1]].writeDict2JSON = write_json
+  if not hasattr(np, 'in1d'):
+    setattr(np, 'in1d', lambda first, second, **options: np.isin(np.ravel(first), second, **options))  # noqa: B010
+  for kind in (float, int, object):  # NumPy's own `bool` is of another kind, and is there.
+    if kind.__name__ not in np.__dict__:
+      setattr(np, kind.__name__, kind)
+
+
+def write_json(content: dict[str, Any], path: str) -> None:
+  """Writes what Cityscapes' scripts write, in which newer NumPy leaves numbers of its own."""
+  def plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else vars(value)
+  with open(path, 'w') as file:
+    json.dump(content, file, default=plain, sort_keys=True, indent=4)
+
+
+def check(config: CfgNode) -> None:
+  """Ends with a sentence, before the training, if the encoder or a package of the evaluation is missing."""
+  weights = config.MODEL.WEIGHTS
+  if weights and '://' not in weights and not os.path.exists(weights):
+    sys.exit(f"train.py: there is no encoder '{weights}' here: write one with python -m conic_jax.export RUN "
+             "--to=detectron2 --out=encoder.pkl, or give MODEL.WEIGHTS FILE, or MODEL.WEIGHTS '' to start "
+             'from scratch.')
+  kinds = {name: MetadataCatalog.get(name).evaluator_type for name in config.DATASETS.TEST}
+  for name, kind in kinds.items():
+    if kind not in EVALUATORS:
+      sys.exit(f"train.py: {name} is evaluated as '{kind}', which is not one of {', '.join(EVALUATORS)}.")
+    missing = [name for name in PACKAGES.get(kind, ()) if importlib.util.find_spec(name) is None]
+    if missing:
+      sys.exit(f'train.py: {name} is evaluated with packages that are not installed: pip install '
+               f'{" ".join(missing)}.')
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -74,6 +131,8 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
     The figures by task and name.
   """
   config = read_config(arguments)
+  check(config)
+  mend_libraries()
   default_setup(config, arguments)
   if arguments.eval_only:
     model = Trainer.build_model(config)

@@ -1,6 +1,7 @@
 """Detectron2's configs, and, where it is installed, that it computes what our encoders compute."""
 import argparse
 import importlib.util
+import json
 import os
 import pickle
 import re
@@ -178,6 +179,111 @@ def draw_voc(root, count=2):
     (root / f'VOC2007/ImageSets/Main/{split}.txt').write_text('\n'.join(map(str, range(count))))
 
 
+def draw_coco(root, images, annotations, categories, count=2):
+  """Images of noise with a square of the first category in each, in COCO's format; LVIS's is as that.
+
+  Args:
+    root, images: the folder of all data sets, and that of the images.
+    annotations: the file of annotations.
+    categories: their names by number.
+    count: the images.
+  """
+  (root / 'coco' / images).mkdir(parents=True, exist_ok=True)
+  for i in range(count):
+    pixels = np.random.default_rng(i).integers(0, 256, (80, 96, 3), np.uint8)
+    Image.fromarray(pixels).save(root / 'coco' / images / f'{i:012d}.jpg')
+  square = [[9.0, 9.0, 60.0, 9.0, 60.0, 60.0, 9.0, 60.0]]
+  content = {
+    'images': [{'id': i, 'file_name': f'{i:012d}.jpg', 'height': 80, 'width': 96, 'neg_category_ids': [],
+                'not_exhaustive_category_ids': [], 'coco_url': f'http://host/{images}/{i:012d}.jpg'}
+               for i in range(count)],
+    'annotations': [{'id': i + 1, 'image_id': i, 'category_id': next(iter(categories)), 'area': 2601,
+                     'bbox': [9, 9, 51, 51], 'iscrowd': 0, 'segmentation': square} for i in range(count)],
+    'categories': [{'id': id, 'name': name, 'synset': f'{name}.n.01', 'frequency': 'f', 'image_count': count,
+                    'instance_count': count} for id, name in categories.items()]}
+  annotations.parent.mkdir(parents=True, exist_ok=True)
+  annotations.write_text(json.dumps(content))
+
+
+def draw_cityscapes(root):
+  """Images of noise with a car in each, as Cityscapes has them."""
+  for split in ('train', 'val'):
+    images, truth = (root / 'cityscapes' / part / split / 'town' for part in ('leftImg8bit', 'gtFine'))
+    images.mkdir(parents=True)
+    truth.mkdir(parents=True)
+    for i in range(2):
+      name, pixels = f'town_{i:06d}_000019', np.random.default_rng(i).integers(0, 256, (80, 96, 3), np.uint8)
+      Image.fromarray(pixels).save(images / f'{name}_leftImg8bit.png')
+      ids = np.full((80, 96), 7, np.uint16)
+      ids[9:60, 9:60] = 26_000  # The first car.
+      Image.fromarray(ids).save(truth / f'{name}_gtFine_instanceIds.png')
+      labels = np.where(ids > 255, 26, ids).astype(np.uint8)
+      Image.fromarray(labels).save(truth / f'{name}_gtFine_labelIds.png')
+      polygon = [[9, 9], [60, 9], [60, 60], [9, 60]]
+      (truth / f'{name}_gtFine_polygons.json').write_text(json.dumps({
+        'imgHeight': 80, 'imgWidth': 96, 'objects': [{'label': 'car', 'polygon': polygon}]}))
+
+
+def draw_lvis(root):
+  """LVIS's two splits, with the categories that Detectron2 knows of it."""
+  from detectron2.data.datasets.lvis_v0_5_categories import LVIS_CATEGORIES
+  names = {category['id']: category['name'] for category in LVIS_CATEGORIES}
+  for split in ('train', 'val'):
+    draw_coco(root, f'{split}2017', root / 'lvis' / f'lvis_v0.5_{split}.json', names)
+
+
+def draw_coco_2017(root):
+  """COCO's two splits, with its eighty categories."""
+  from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
+  names = {category['id']: category['name'] for category in COCO_CATEGORIES if category['isthing']}
+  for split in ('train', 'val'):
+    draw_coco(root, f'{split}2017', root / 'coco' / 'annotations' / f'instances_{split}2017.json', names)
+
+
+QUICK = {
+  'MODEL.DEVICE': 'cpu', 'SOLVER.IMS_PER_BATCH': 2, 'SOLVER.MAX_ITER': 2, 'SOLVER.STEPS': '(1,)',
+  'SOLVER.WARMUP_ITERS': 0, 'INPUT.MIN_SIZE_TRAIN': '(96,)', 'INPUT.MIN_SIZE_TEST': 96,
+  'TEST.PRECISE_BN.NUM_ITER': 1, 'DATALOADER.NUM_WORKERS': 0, 'MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE': 8,
+  'MODEL.RPN.POST_NMS_TOPK_TEST': 8, 'OUTPUT_DIR': 'run'}
+
+
+def run_train(name, folder, *arguments, **options):
+  """Runs train.py with a config for two iterations in a folder."""
+  return subprocess.run(
+    [sys.executable, str(FOLDER / 'train.py'), f'--config-file={FOLDER}/{name}.yaml', *arguments,
+     *(str(word) for option in {**QUICK, **options}.items() for word in option)], cwd=folder,
+    env={**os.environ, 'DETECTRON2_DATASETS': str(folder)}, capture_output=True, text=True)
+
+
+@lenient
+@pytest.mark.parametrize(('name', 'draw', 'packages', 'printed'), [
+  ('coco_fpn_1x', draw_coco_2017, ('pycocotools',), 'copypaste: AP,AP50,AP75,APs,APm,APl'),
+  ('lvis_fpn_2x', draw_lvis, ('lvis',), 'copypaste: AP,AP50,AP75,APs,APm,APl,APr,APc,APf'),
+  ('cityscapes_fpn_24k', draw_cityscapes, ('cityscapesscripts', 'shapely'), 'copypaste: AP,AP50')])
+def test_train_evaluates_by_the_protocol_of_the_data(name, draw, packages, printed, tmp_path):
+  for package in ('detectron2', *packages):
+    pytest.importorskip(package, reason=f'{package} is not installed')
+  draw(tmp_path)
+  # Scores of an untrained detector are low: all of them count, so that something is evaluated.
+  done = run_train(name, tmp_path, **{'MODEL.WEIGHTS': '', 'MODEL.ROI_HEADS.SCORE_THRESH_TEST': 0.0})
+  assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+  assert printed in done.stdout
+  assert 'copypaste: Task: segm' in done.stdout
+
+
+@lenient
+def test_a_missing_encoder_and_a_missing_package_are_told_before_the_training(train, tmp_path, monkeypatch):
+  done = run_train('coco_fpn_1x', tmp_path)
+  assert done.returncode == 1
+  assert done.stderr.splitlines()[-1].startswith(
+    "train.py: there is no encoder 'encoder.pkl' here: write one with python -m conic_jax.export")
+  config = train.read_config(argparse.Namespace(
+    config_file=str(FOLDER / 'cityscapes_fpn_24k.yaml'), opts=['MODEL.WEIGHTS', '']))
+  monkeypatch.setattr(train.importlib.util, 'find_spec', lambda name: None if name == 'shapely' else True)
+  with pytest.raises(SystemExit, match='not installed: pip install shapely'):
+    train.check(config)
+
+
 @lenient
 def test_train_fine_tunes_every_layer_and_evaluates(tmp_path):
   pytest.importorskip('detectron2', reason='Detectron2 is not installed')
@@ -185,15 +291,7 @@ def test_train_fine_tunes_every_layer_and_evaluates(tmp_path):
   draw_voc(tmp_path)
   network = network_of('resnet50')
   targets.write('detectron2', network, draw_variables(network), 'card', tmp_path / 'encoder.pkl')
-  options = {
-    'MODEL.DEVICE': 'cpu', 'SOLVER.IMS_PER_BATCH': 2, 'SOLVER.MAX_ITER': 2, 'SOLVER.STEPS': '(1,)',
-    'SOLVER.WARMUP_ITERS': 0, 'INPUT.MIN_SIZE_TRAIN': '(96,)', 'INPUT.MIN_SIZE_TEST': 96,
-    'TEST.PRECISE_BN.NUM_ITER': 1, 'DATALOADER.NUM_WORKERS': 0, 'MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE': 8,
-    'MODEL.RPN.POST_NMS_TOPK_TEST': 8, 'OUTPUT_DIR': 'run'}
-  done = subprocess.run(
-    [sys.executable, str(FOLDER / 'train.py'), f'--config-file={FOLDER}/voc_c4_9k.yaml',
-     *(str(word) for option in options.items() for word in option)], cwd=tmp_path,
-    env={**os.environ, 'DETECTRON2_DATASETS': str(tmp_path)}, capture_output=True, text=True)
+  done = run_train('voc_c4_9k', tmp_path)
   assert done.returncode == 0, done.stderr
   assert 'copypaste: AP,AP50,AP75' in done.stdout
   before = pickle.loads((tmp_path / 'encoder.pkl').read_bytes())['model']
