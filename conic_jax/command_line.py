@@ -5,6 +5,7 @@ import functools
 import operator
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from conic_jax import fields
-from conic_jax.ending import process_ends_at_the_second_signal
+from conic_jax.ending import process_ends_at_the_second_signal, stopped_by_signals
 from conic_jax.errors import Help, Stopped, UserError
 from conic_jax.home import expand_argument
 from conic_jax.terminal import print_line
@@ -48,11 +49,12 @@ def local_path(flag: str) -> Callable[[str], Path]:
   return parse_path
 
 
+# Seconds until a signal has been counted.
+_HEARD = 0.1
 # What Python says where /tmp and the like are full; some libraries ask for a folder while they are imported.
 _NO_ROOM = 'No usable temporary directory'
 
 
-@process_ends_at_the_second_signal()
 def guarded(action: Callable[[], None], interrupted: str = 'interrupted') -> None:
   """Runs a command and sets its exit code: 0, 1 for a user error, 128 + signal number when stopped.
 
@@ -62,6 +64,20 @@ def guarded(action: Callable[[], None], interrupted: str = 'interrupted') -> Non
     action: the command.
     interrupted: message after Ctrl-C if the command does not handle it.
   """
+  with process_ends_at_the_second_signal() as signals, stopped_by_signals():
+    try:
+      _answered(action, interrupted)
+    except Exception:
+      time.sleep(_HEARD)
+      if signals.last is None:
+        raise
+      # What a signal raises may come out as any error, as of a library that was being imported.
+      print_line(f'conic_jax: {signals.last.name}: stopped at once; what was saved is kept.', sys.stderr)
+      sys.exit(128 + signals.last)
+
+
+def _answered(action: Callable[[], None], interrupted: str) -> None:
+  """Runs a command, with an answer to every error that a user can cause."""
   try:
     action()
   except Help as text:

@@ -5,7 +5,9 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
+
+from conic_jax.errors import Stopped
 
 # Signals that ask a process to stop; a terminal that closes sends SIGHUP, which not every system has.
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP')
@@ -42,10 +44,12 @@ class SecondSignal:
 
   Attributes:
     count: stop signals received.
+    last: the last of them.
   """
 
   def __init__(self, closing: float = _CLOSING):
     self.count, self._closing = 0, closing
+    self.last: signal.Signals | None = None
     self._closed = threading.Event()
     self._before = self._writer = -1
 
@@ -69,7 +73,8 @@ class SecondSignal:
   def _listen(self, reader: int) -> None:
     while numbers := os.read(reader, 64):
       for number in numbers:
-        self.count += number in STOP_SIGNALS
+        if number in STOP_SIGNALS:
+          self.count, self.last = self.count + 1, signal.Signals(number)
         if self.count == 2:
           threading.Thread(target=self._end, args=(number,), name='end', daemon=True).start()
       if self._before != -1:
@@ -85,12 +90,28 @@ class SecondSignal:
 
 
 @contextlib.contextmanager
-def process_ends_at_the_second_signal() -> Iterator[None]:
+def stopped_by_signals() -> Iterator[None]:
+  """Raises `Stopped` for SIGTERM and SIGHUP, which end Python without a word, unless they are ignored."""
+  def stop(number: int, frame: Any) -> NoReturn:
+    raise Stopped(signal.Signals(number), 'stopped')
+  before = {}
+  if threading.current_thread() is threading.main_thread():
+    before = {number: signal.signal(number, stop) for number in STOP_SIGNALS
+              if signal.getsignal(number) == signal.SIG_DFL}
+  try:
+    yield
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def process_ends_at_the_second_signal() -> Iterator[SecondSignal]:
   """`SecondSignal` for a command; once a signal has come, until the process ends."""
   second = SecondSignal(_CLOSING_COMMAND)
   second.__enter__()
   try:
-    yield
+    yield second
   finally:
     if not second.count:
       second.__exit__()

@@ -1,0 +1,63 @@
+"""A command that is told to stop, wherever it is."""
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+import sys, time
+from conic_jax.command_line import guarded
+from conic_jax.errors import UserError
+def action():
+  try:
+    print('ready', flush=True)
+    time.sleep(30)
+  except BaseException:
+    if sys.argv[1] == 'import':
+      raise ImportError('Encountered an error while initializing the extension.')
+    raise
+guarded(action)
+"""
+
+
+def start(*arguments, program=PROGRAM):
+  process = subprocess.Popen([sys.executable, '-c', program, *arguments], stdout=subprocess.PIPE, text=True,
+                             stderr=subprocess.PIPE, cwd=Path(__file__).parents[1],
+                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+  assert process.stdout.readline() == 'ready\n'
+  return process
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize('how', ['plainly', 'import'])
+def test_a_signal_is_answered_by_one_line_wherever_it_comes(number, how):
+  process = start(how)
+  process.send_signal(number)
+  _, errors = process.communicate(timeout=20)
+  assert process.returncode == 128 + number
+  assert len(errors.splitlines()) == 1
+  assert errors.startswith('conic_jax: interrupted' if how == 'plainly' and number == signal.SIGINT
+                           else f'conic_jax: {number.name}: stopped')
+
+
+@pytest.mark.slow
+def test_an_error_without_a_signal_keeps_its_traceback():
+  process = start('', program=PROGRAM.replace('time.sleep(30)', "raise ImportError('broken')"))
+  _, errors = process.communicate(timeout=20)
+  assert process.returncode == 1
+  assert errors.endswith('ImportError: broken\n')
+
+
+@pytest.mark.slow
+def test_what_is_ignored_stays_ignored():
+  before = 'import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n'
+  process = start('plainly', program=before + PROGRAM)
+  os.kill(process.pid, signal.SIGHUP)
+  with pytest.raises(subprocess.TimeoutExpired):
+    process.wait(timeout=1)
+  process.kill()
+  process.communicate()
