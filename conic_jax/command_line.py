@@ -31,10 +31,10 @@ class Parser(argparse.ArgumentParser):
     super().__init__(usage=usage, description=description, allow_abbrev=False,
                      formatter_class=argparse.RawDescriptionHelpFormatter)
 
-  def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+  def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
     """Parses the arguments, with ~ expanded."""
-    return super().parse_args([expand_argument(arg) for arg in (sys.argv[1:] if args is None else args)],
-                              namespace)
+    given = sys.argv[1:] if args is None else args
+    return super().parse_known_args([expand_argument(arg) for arg in given], namespace)
 
   def error(self, message: str) -> NoReturn:
     raise UserError(f'{message}; {self.format_usage().strip()}.')

@@ -97,7 +97,7 @@ def walk(root: str, skipped: list[str]) -> Iterator[tuple[str, bool]]:
           waiting.append((f'{above}{name}/', (*inside, identity)))
 
 
-def _identity(folder: str) -> tuple[int, int] | None:
+def _identity(folder: str | Path) -> tuple[int, int] | None:
   """The device and number of a local folder, equal for all links to it; None if it cannot be seen."""
   try:
     stat = os.stat(folder)

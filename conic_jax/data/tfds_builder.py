@@ -67,7 +67,8 @@ def _not_found(name, data_dir):
   base = _base(name)
   if found := _elsewhere(base, '', data_dir):
     return found
-  if data_dir and base in (there := files.folders(data_dir)):
+  there = files.folders(data_dir) if data_dir else set()
+  if base in there:
     folder = os.path.join(data_dir, base)
     prepared = sorted(files.folders(folder))
     if not prepared or name in (base, *(f'{base}:{version}' for version in prepared)):
@@ -75,7 +76,7 @@ def _not_found(name, data_dir):
               'missing there; prepare it again.')
     return (f"{data_dir} has no '{name}', but {base} with {listed(prepared)}: set config.data.name to one of "
             f"them, such as '{base}:{prepared[-1]}'.")
-  near = _near(base, there if data_dir else set())
+  near = _near(base, there)
   return f"There is no data set '{name}' in TFDS{_did_you_mean(near)}: {_OTHERS}"
 
 

@@ -193,8 +193,9 @@ def _is_image(feature):
 
 def _mask_of(features, image):
   """The key of the label map: a single-channel image, else any image other than the main one."""
-  maps = {key: feature for key, feature in features.items()
-          if isinstance(feature, tfds.features.Image) and feature.np_dtype == np.uint8 and key != image}
+  maps: dict[str, Any] = {
+    key: feature for key, feature in features.items()
+    if isinstance(feature, tfds.features.Image) and feature.np_dtype == np.uint8 and key != image}
   return next((key for key, feature in maps.items() if feature.shape[-1] == 1), next(iter(maps), None))
 
 
