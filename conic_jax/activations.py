@@ -135,11 +135,15 @@ def run(names: list[str], folder: str, count: int, size: int, out: Path, say: Ca
 
 def _arguments() -> argparse.Namespace:
   parser = command_line.Parser(_USAGE, __doc__)
-  parser.add_argument('encoders', metavar='ENCODER', nargs='+')
-  parser.add_argument('--images', metavar='FOLDER', required=True)
-  parser.add_argument('--count', type=int, default=6)
-  parser.add_argument('--size', type=int, default=224)
-  parser.add_argument('--out', type=command_line.local_path('--out'), default=Path('maps.png'))
+  parser.add_argument('encoders', metavar='ENCODER', nargs='+',
+                      help='folder of a run, a file of weights, or random; one or two')
+  parser.add_argument('--images', metavar='FOLDER', required=True, help='folder of images')
+  parser.add_argument('--count', metavar='N', type=int, default=6,
+                      help='images to show, 50 at most (default: %(default)s)')
+  parser.add_argument('--size', metavar='PIXELS', type=int, default=224,
+                      help='side of the square that an encoder sees (default: %(default)s)')
+  parser.add_argument('--out', metavar='FILE', type=command_line.local_path('--out'),
+                      default=Path('maps.png'), help='the picture, a PNG (default: %(default)s)')
   return parser.parse_args()
 
 

@@ -4,11 +4,12 @@
   python -m conic_jax.embed runs/conic photos --neighbours=cat.jpg -k 5 --sheet=nearest.png
   python -m conic_jax.embed runs/conic features.parquet --neighbours=cat.jpg
 
-The encoder is that of a run, or of a file: ResNets in .safetensors or of torch.save, MoCo's checkpoints. The
-images are a folder, or what --out wrote of one: a table, .parquet, with the columns id, path and vector, or
-arrays, .npz, with the names ids, paths and vectors. Paths are from the folder, and ids are their order; an
-image that cannot be decoded is left out. Encoded is the centre crop of --size pixels of the image with a
-short side of --resize, by default as in the run's own evaluations, or those of the file; else 224 of 256.
+The encoder is that of a run, or of a file: a ResNet in .safetensors or of torch.save, as torchvision, MoCo,
+solo-learn, lightly, VISSL, DINO and others write it. The images are a folder, or what --out wrote of one: a
+table, .parquet, with the columns id, path and vector, or arrays, .npz, with the names ids, paths and
+vectors. Paths are from the folder, and ids are their order; an image that cannot be decoded is left out.
+Encoded is the centre crop of --size pixels of the image with a short side of --resize, by default as in the
+run's own evaluations, or those of the file; else 224 of 256.
 A file is searched with the encoder that its features are of.
 """
 import argparse
@@ -187,14 +188,18 @@ def _whole_number(text: str) -> int:
 
 def _arguments() -> argparse.Namespace:
   parser = command_line.Parser(_USAGE, __doc__)
-  parser.add_argument('encoder', metavar='RUN_OR_FILE')
-  parser.add_argument('images', metavar='FOLDER')
-  parser.add_argument('--out', type=command_line.local_path('--out'))
-  parser.add_argument('--neighbours', metavar='IMAGE')
-  parser.add_argument('-k', type=_whole_number, default=8)
-  parser.add_argument('--sheet', type=command_line.local_path('--sheet'))
-  for name in ('--size', '--resize', '--batch_size'):
-    parser.add_argument(name, type=_whole_number)
+  parser.add_argument('encoder', metavar='RUN_OR_FILE', help='folder of a run, or a file of weights')
+  parser.add_argument('images', metavar='FOLDER', help='folder of images, or a file that --out wrote')
+  parser.add_argument('--out', metavar='FILE', type=command_line.local_path('--out'),
+                      help='where to write the features, .parquet or .npz')
+  parser.add_argument('--neighbours', metavar='IMAGE', help='find the images nearest to this one')
+  parser.add_argument('-k', metavar='N', type=_whole_number, default=8,
+                      help='how many of them (default: %(default)s)')
+  parser.add_argument('--sheet', metavar='FILE', type=command_line.local_path('--sheet'),
+                      help='a picture of them, a PNG')
+  for name, meaning in (('--size', 'side of the crop in pixels'), ('--resize', 'short side before the crop'),
+                        ('--batch_size', 'images encoded at a time')):
+    parser.add_argument(name, metavar='N', type=_whole_number, help=meaning)
   return parser.parse_args()
 
 

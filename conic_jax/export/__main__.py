@@ -2,7 +2,8 @@
 
   python -m conic_jax.export runs/conic --to=torchvision --out=conic.safetensors
 
-The encoder is that of a run, or of a file: ResNets in .safetensors or of torch.save, MoCo's checkpoints.
+The encoder is that of a run, or of a file: a ResNet in .safetensors or of torch.save, as torchvision, MoCo,
+solo-learn, lightly, VISSL, DINO and others write it.
 --to is torchvision, transformers (a folder), detectron2 (a pickle of arrays), safetensors (torchvision's
 names for any ResNet, those with another stem or width included), flax (any encoder, by its own names), or a
 module of yours such as mine.arrays.
@@ -53,9 +54,12 @@ def command() -> None:
   """Runs the command and sets its exit code."""
   def action():
     parser = command_line.Parser(_USAGE, __doc__)
-    parser.add_argument('source', metavar='RUN_OR_FILE', type=Path)
-    parser.add_argument('--to', required=True)
-    parser.add_argument('--out', type=Path, required=True)
+    parser.add_argument('source', metavar='RUN_OR_FILE', type=Path,
+                        help='folder of a run, whose newest checkpoint is taken, or a file of weights')
+    parser.add_argument('--to', metavar='TARGET', required=True,
+                        help=f'{", ".join(targets.TARGETS)}, or a module of yours')
+    parser.add_argument('--out', metavar='FILE', type=Path, required=True,
+                        help='what to write: a folder for transformers, else a file')
     arguments = parser.parse_args()
     print_line('\n'.join(map(str, export(arguments.source, arguments.to, arguments.out))))
   command_line.guarded(action)

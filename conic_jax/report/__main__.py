@@ -47,8 +47,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _arguments() -> argparse.Namespace:
   parser = command_line.Parser(_USAGE, __doc__)
-  parser.add_argument('run', metavar='RUN', type=Path)
-  parser.add_argument('--out', type=command_line.local_path('--out'))
+  parser.add_argument('run', metavar='RUN', type=Path, help='folder of the run')
+  parser.add_argument('--out', metavar='FILE', type=command_line.local_path('--out'),
+                      help='the page; report.html in the folder of the run by default')
   return parser.parse_args()
 
 
