@@ -2,6 +2,7 @@
 
   python -m conic_jax.main --config=configs/conic.py:photos
 """
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -63,11 +64,17 @@ def place_of(values: flags.FlagValues) -> Place | None:
 
 def task_of(config: Any) -> Callable[[Any], Any]:
   """What runs `config.task`."""
-  if config.task == 'pretrain':
-    from conic_jax.pretraining import training
-    return training.pretrain
-  from conic_jax.evals import standalone
-  return standalone.evaluate
+  # What is imported stays: looking for garbage in it takes a good part of the time of an import.
+  gc.disable()
+  try:
+    if config.task == 'pretrain':
+      from conic_jax.pretraining import training
+      return training.pretrain
+    from conic_jax.evals import standalone
+    return standalone.evaluate
+  finally:
+    gc.freeze()
+    gc.enable()
 
 
 def last_checkpoint(config: Any) -> str | None:
