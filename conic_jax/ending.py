@@ -89,6 +89,17 @@ class SecondSignal:
                   'kept.', 128 + number)
 
 
+def end_while_starting() -> None:
+  """Ends the process with a line at a stop signal, until a command begins: for the seconds of its imports."""
+  for number in STOP_SIGNALS:
+    if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+      signal.signal(number, _end_while_starting)
+
+
+def _end_while_starting(number: int, frame: Any) -> NoReturn:
+  end_at_once(f'conic_jax: {signal.Signals(number).name}: stopped before anything began.', 128 + number)
+
+
 @contextlib.contextmanager
 def stopped_by_signals() -> Iterator[None]:
   """Raises `Stopped` for SIGTERM and SIGHUP, which end Python without a word, unless they are ignored."""
@@ -96,13 +107,15 @@ def stopped_by_signals() -> Iterator[None]:
     raise Stopped(signal.Signals(number), 'stopped')
   before = {}
   if threading.current_thread() is threading.main_thread():
+    if signal.getsignal(signal.SIGINT) is _end_while_starting:
+      signal.signal(signal.SIGINT, signal.default_int_handler)
     before = {number: signal.signal(number, stop) for number in STOP_SIGNALS
-              if signal.getsignal(number) == signal.SIG_DFL}
+              if signal.getsignal(number) in (signal.SIG_DFL, _end_while_starting)}
   try:
     yield
   finally:
     for number, handler in before.items():
-      signal.signal(number, handler)
+      signal.signal(number, signal.SIG_DFL if handler is _end_while_starting else handler)
 
 
 @contextlib.contextmanager

@@ -9,11 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from absl import flags
-from ml_collections import config_flags
+from conic_jax.ending import end_while_starting
 
+if __name__ == '__main__':
+  end_while_starting()
 # Read when jaxlib is loaded: what its services log means nothing to the user.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+
+from absl import flags
+from ml_collections import config_flags
 
 from conic_jax import command_line
 from conic_jax.errors import UserError

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from conic_jax.ending import STOP_SIGNALS, end_while_starting, stopped_by_signals
+from conic_jax.errors import Stopped
+
 PROGRAM = """
 import sys, time
 from conic_jax.command_line import guarded
@@ -61,3 +64,30 @@ def test_what_is_ignored_stays_ignored():
     process.wait(timeout=1)
   process.kill()
   process.communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_a_command_is_imported_is_one_line_too(number):
+  begin = "from conic_jax import ending; ending.end_while_starting(); print('ready', flush=True)"
+  process = start(program=f'{begin}\nimport jax, time; time.sleep(30)')
+  process.send_signal(number)
+  _, errors = process.communicate(timeout=20)
+  assert process.returncode == 128 + number
+  assert errors == f'conic_jax: {number.name}: stopped before anything began.\n'
+
+
+def test_a_command_takes_over_from_its_start():
+  before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+  try:
+    for number in STOP_SIGNALS:
+      signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    end_while_starting()
+    with stopped_by_signals():
+      assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+      with pytest.raises(Stopped):
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)

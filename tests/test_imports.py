@@ -31,7 +31,7 @@ ALLOWED = {
   'embed': {'command_line', 'data', 'evals', 'hardware', 'views', 'visualise'},
   'activations': {'command_line', 'data', 'evals', 'models', 'views', 'visualise'},
   'report': {'command_line', 'export', 'models', 'run', 'visualise'},
-  'main': {'command_line', 'evals', 'hardware', 'pretraining', 'run'},
+  'main': {'command_line', 'ending', 'evals', 'hardware', 'pretraining', 'run'},
 }
 ONLY_IN = {'tensorflow': 'data', 'tensorflow_datasets': 'data', 'orbax': 'run/checkpoints',
            'matplotlib': 'visualise', 'flax.linen': 'models'}
