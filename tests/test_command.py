@@ -76,6 +76,13 @@ def long_config(tiny_config):
   (['--config=configs/conic.py', '--config.eval.xyz=3'], r'no config\.eval\.xyz; available: baseline_weig'),
   (['--config=configs/conic.py', '--config.batch_size=many'],
    r"config\.batch_size takes a whole number such as 512, not 'many'"),
+  (['--config=configs/conic.py', '--config.batch_size=1', '--config.batch_size=1.5'],
+   r"config\.batch_size takes a whole number such as 512, not '1\.5'"),
+  (['--config=configs/conic.py', '--config.views.size=x1', '--config.views.size=x'],
+   r"config\.views\.size takes a whole number such as 224, not 'x1'"),
+  (['--config=configs/conic.py:photos', '--config.views.crop=(0.2,)'],
+   r'config\.views\.crop is \(0\.2,\): it must have two values above 0 and at most 1, the smaller'),
+  (['--config=configs/conic.py:photos', '--config.max_steps=-5'], r'max_steps is -5: it must be at least 0\.$'),
   (['--config=configs/conic.py', '--config.encoder=resnet18'],
    r'config\.encoder is a group of settings: set one of config\.encoder\.\{blocks, name'),
   (['--config=configs/conic.py', '--batch_size=3'], r'no flag --batch_size; .*mean --config\.batch_size'),
@@ -98,6 +105,21 @@ def test_a_mistake_is_answered_in_one_line(arguments, answer, tmp_path, monkeypa
   assert str(exit.value).startswith('conic_jax: ')
   assert len(str(exit.value).splitlines()) == 1
   assert re.search(answer, str(exit.value)), exit.value
+
+
+def test_help_prints_every_field_with_its_value_range_and_meaning(monkeypatch, capsys):
+  monkeypatch.setattr(sys, 'argv', ['conic_jax', '--config=configs/conic.py:photos', '--help'])
+  main.command()
+  shown = capsys.readouterr().out
+  size = r'^--config\.views\.size=\d+ +whole number, at least 1 +pixels per side$'
+  assert re.search(size, shown, re.MULTILINE)
+  assert re.search(r"^--config\.optimizer\.name='sgd' +sgd \| lars +the optimizer$", shown, re.MULTILINE)
+  assert re.search(r'^  --lost_after +Seconds', shown, re.MULTILINE)
+  monkeypatch.setattr(sys, 'argv', ['conic_jax', '--help'])
+  main.command()
+  shown = capsys.readouterr().out
+  assert 'configs/conic.py' in shown
+  assert 'Add --config=FILE[:PRESET] to see all fields' in shown
 
 
 def test_a_mistake_prints_no_traceback_and_fails():

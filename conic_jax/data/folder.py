@@ -78,7 +78,8 @@ class Folder:
     whole = copy.copy(self)
     whole._paths = sorted([*self._paths, *paths])
     whole.num_images = len(whole._paths)
-    whole.absent = frozenset(map(whole._paths.index, paths))
+    absent = set(paths)
+    whole.absent = frozenset(id for id, path in enumerate(whole._paths) if path in absent)
     return whole
 
   def paths(self) -> list[str]:

@@ -148,6 +148,7 @@ class UndecodableImages:
   def __init__(self, source: Named, listing: Path | None = None):
     self._source, self._listing = source, listing
     self._ids: set[int] = set()
+    self._listed_ids = 0
 
   def add(self, batch: dict) -> None:
     """Records the undecodable images in this process's rows of a batch."""
@@ -188,7 +189,7 @@ class UndecodableImages:
 
   def _write(self):
     """Adds to the listing what it lacks; a disk that is full stops no training."""
-    if self._listing is None or not self._ids or jax.process_index():
+    if self._listing is None or len(self._ids) == self._listed_ids or jax.process_index():
       return
     with contextlib.suppress(OSError):
       before = self._listing.read_text().splitlines() if self._listing.exists() else []
@@ -197,6 +198,7 @@ class UndecodableImages:
         temporary = self._listing.with_suffix('.tmp')
         temporary.write_text(''.join(f'{name}\n' for name in (*before, *new)))
         temporary.replace(self._listing)
+      self._listed_ids = len(self._ids)
 
   def _share(self):
     if jax.process_count() == 1:
