@@ -82,7 +82,7 @@ def long_config(tiny_config):
    r"config\.views\.size takes a whole number such as 224, not 'x1'"),
   (['--config=configs/conic.py:photos', '--config.views.crop=(0.2,)'],
    r'config\.views\.crop is \(0\.2,\): it must have two values above 0 and at most 1, the smaller'),
-  (['--config=configs/conic.py:photos', '--config.max_steps=-5'], r'max_steps is -5: it must be at least 0\.$'),
+  (['--config=configs/conic.py:photos', '--config.max_steps=-5'], r'max_steps is -5: it must be at least 0'),
   (['--config=configs/conic.py', '--config.encoder=resnet18'],
    r'config\.encoder is a group of settings: set one of config\.encoder\.\{blocks, name'),
   (['--config=configs/conic.py', '--batch_size=3'], r'no flag --batch_size; .*mean --config\.batch_size'),
