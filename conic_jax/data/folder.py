@@ -57,7 +57,8 @@ class Folder:
                if is_folder and '/' not in path and not reason}
     self.class_names = tuple(sorted(set(folders.values())))
     self.num_images, self.num_classes = len(self._paths), len(self.class_names)
-    self._labels = {path: self.class_names.index(name) for path, name in folders.items()}
+    numbers = {name: number for number, name in enumerate(self.class_names)}
+    self._labels = {path: numbers[name] for path, name in folders.items()}
     self.description = (reason or f'{self.num_classes} classes') + _left_out(skipped)
 
   def read(self, ids: np.ndarray) -> tuple[list[bytes], np.ndarray]:
