@@ -109,9 +109,10 @@ class ManifestWriter:
     self._ended.set()
 
   def close(self) -> None:
-    """Waits for the last manifest."""
+    """Waits for the last manifest, and removes those of checkpoints that are gone."""
     self._ended.set()
     self._worker.shutdown(wait=True)
+    self._forget()
 
   def _write(self, step: int, ended: threading.Event) -> None:
     checkpoint = self._folder / str(step)
@@ -120,6 +121,11 @@ class ManifestWriter:
     with contextlib.suppress(OSError):  # A checkpoint without a manifest is read, too.
       if checkpoint.exists():
         manifest.write(checkpoint, manifest_path(self._folder, step))
-      for path in manifest_path(self._folder, step).parent.glob(f'{self._folder.name}-*.json'):
+    self._forget()
+
+  def _forget(self) -> None:
+    """Removes the manifests of checkpoints that are gone: Orbax deletes one after its successor appeared."""
+    with contextlib.suppress(OSError):
+      for path in manifest_path(self._folder, 0).parent.glob(f'{self._folder.name}-*.json'):
         if not (self._folder / path.stem.rpartition('-')[2]).exists():
           path.unlink()

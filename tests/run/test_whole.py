@@ -74,6 +74,14 @@ def test_each_save_has_a_manifest_and_goes_with_it(saved, tmp_path, mesh8):
     'checkpoints-2.json', 'checkpoints-3.json']
 
 
+def test_a_manifest_goes_although_its_checkpoint_went_late(run):
+  """Orbax may delete a checkpoint after the manifest of its successor was written."""
+  (run / 'checksums' / 'checkpoints-0.json').write_text('{}')
+  Checkpoints(run / 'checkpoints', keep=2).close()
+  assert sorted(path.name for path in (run / 'checksums').iterdir()) == [
+    'checkpoints-1.json', 'checkpoints-2.json']
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('how', DAMAGES)
 @pytest.mark.parametrize('name', CHECKPOINT_FILES)
