@@ -26,10 +26,17 @@ guarded(action)
 """
 
 
+# In the background a shell lets children ignore SIGINT, and nohup SIGHUP.
+HEED = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+"""
+
+
 def start(*arguments, program=PROGRAM):
-  process = subprocess.Popen([sys.executable, '-c', program, *arguments], stdout=subprocess.PIPE, text=True,
-                             stderr=subprocess.PIPE, cwd=Path(__file__).parents[1],
-                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+  process = subprocess.Popen([sys.executable, '-c', HEED + program, *arguments], stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
   assert process.stdout.readline() == 'ready\n'
   return process
 
