@@ -64,6 +64,10 @@ def test_a_method_can_be_made_and_trained_with_what_is_chosen(name, facts, mesh8
        devices=st.integers(1, 64), accelerator=st.booleans(), speed=st.floats(1e-5, 1e-3))
 def test_what_is_chosen_is_sound_for_any_images(num_images, short, aspect, devices, accelerator, speed):
   facts = Facts(num_images, short, aspect, accelerator=accelerator, devices=devices, seconds_per_image=speed)
+  if not accelerator and num_images * speed > 60 * MINUTES_ON_A_CPU:
+    with pytest.raises(UserError, match='one epoch takes'):
+      resolved(facts=facts)
+    return
   config, _ = resolved(facts=facts)
   assert config.batch_size % devices == 0
   assert config.epochs >= 1
