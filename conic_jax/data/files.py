@@ -74,6 +74,8 @@ def walk(root: str, skipped: list[str]) -> Iterator[tuple[str, bool]]:
     OSError: if the root itself cannot be listed.
   """
   listing = _list_remote if is_remote(root) else _list_local
+  if is_remote(root):
+    _check_scheme(root)
   above_root = () if is_remote(root) else tuple(map(_identity, Path(root).resolve().parents))
   waiting: list[tuple[str, tuple[Any, ...]]] = [('', above_root)]
   while waiting:
@@ -119,13 +121,17 @@ def _list_local(folder):
     yield from ((entry.name, entry.is_dir()) for entry in entries)
 
 
-def _list_remote(folder):
+def _check_scheme(root):
+  """Raises an OSError if TensorFlow does not know the scheme, of which `walk` would find nothing."""
   try:
-    tf.io.gfile.stat(folder)
+    tf.io.gfile.stat(root)
   except tf.errors.UnimplementedError as error:
-    raise OSError(errno.EPROTONOSUPPORT, _NO_SCHEME.format(folder.partition('://')[0])) from error
+    raise OSError(errno.EPROTONOSUPPORT, _NO_SCHEME.format(root.partition('://')[0])) from error
   except tf.errors.OpError:
     pass  # A bucket's folder need not be an object of its own: what matters is what is listed in it.
+
+
+def _list_remote(folder):
   _, folders, names = next(iter(tf.io.gfile.walk(folder)), ('', [], []))
   yield from ((name.rstrip('/'), True) for name in folders)
   yield from ((name, False) for name in names)
