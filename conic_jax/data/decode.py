@@ -66,7 +66,11 @@ def decode(data: bytes, least_side: int = 0) -> np.ndarray | None:
   Returns:
     uint8 [H, W, 3]; None if the image cannot be decoded.
   """
-  prepared, height, width = prepare(data)
+  return decode_prepared(*prepare(data), least_side)
+
+
+def decode_prepared(prepared: bytes, height: int, width: int, least_side: int = 0) -> np.ndarray | None:
+  """As `decode`, of what `prepare` returns."""
   if not prepared:
     return None
   try:

@@ -117,8 +117,8 @@ class _Image:
 
 
 def _glance(data: bytes) -> _Image | None:
-  _, height, width = decode.prepare(data)
-  image = decode.decode(data, least_side=4 * _THUMBNAIL)
+  prepared, height, width = decode.prepare(data)
+  image = decode.decode_prepared(prepared, height, width, least_side=4 * _THUMBNAIL)
   if image is None:
     return None
   small = PIL.Image.fromarray(image).convert('L').resize((_THUMBNAIL, _THUMBNAIL), PIL.Image.Resampling.BOX)
