@@ -22,7 +22,6 @@ from conic_jax.views import Views
 _CHUNK = 16  # Images decoded by one call of the graph: 16 hide the cost of guarding against errors.
 _READERS = 4  # Batches whose bytes are read at the same time.
 _TRAIN_ANTIALIAS = 2.0  # Up to this factor bilinear interpolation still weighs every pixel, at half the cost.
-_EVAL_ANTIALIAS = 1.0  # As torchvision evaluates.
 _REJECTED_SHARE, _REJECTED_COUNT, _LISTED = 0.01, 10, 20
 _MEASURED = 64  # Images whose size is looked at before training.
 
@@ -83,7 +82,7 @@ def whole_pass_batches(source: Source, groups: tuple[Views, ...], *, batch_size:
 
   forms = tuple((group.count, group.size, group.interpolation) for group in groups)
   steps = tf.data.Dataset.range(start_step, -(-source.num_images // batch_size))
-  return _batches(steps, read, forms, len(rows), 0, 2, _TRAIN_ANTIALIAS)
+  return _batches(steps, read, forms, len(rows))
 
 
 def eval_batches(source: Source, *, size: int, resize: int, batch_size: int,
@@ -107,7 +106,7 @@ def eval_batches(source: Source, *, size: int, resize: int, batch_size: int,
     return _read(source, ids, lambda shapes: (_central(shapes, size, resize), np.zeros((len(ids), 1), bool)))
 
   steps = tf.data.Dataset.range(-(-source.num_images // batch_size))
-  return _batches(steps, read, ((1, size, decode.CENTRAL),), len(rows), 0, 2, _EVAL_ANTIALIAS)
+  return _batches(steps, read, ((1, size, decode.CENTRAL),), len(rows))
 
 
 def _central(shapes, size, resize):
@@ -237,8 +236,8 @@ def _read(source, ids, draw):
 
 
 def _batches(steps: tf.data.Dataset, read: Callable[[int], list],
-             groups: tuple[tuple[int, int, str], ...], rows: int, threads: int, prefetch: int,
-             antialias_above: float) -> Generator[dict, None, None]:
+             groups: tuple[tuple[int, int, str], ...], rows: int, threads: int = 0, prefetch: int = 2,
+             antialias_above: float = _TRAIN_ANTIALIAS) -> Generator[dict, None, None]:
   """Runs `read` and the graph over `steps` in threads, and yields full batches in order."""
   threads = threads or parallel.cores()
   chunk = max(size for size in range(1, _CHUNK + 1) if rows % size == 0)
