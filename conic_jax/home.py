@@ -3,7 +3,7 @@ import os
 import re
 from typing import Any
 
-from ml_collections import ConfigDict
+from conic_jax.fields import leaves
 
 _PATH = re.compile(r'(--[\w.-]+=)?(~[^/]*(?:/.*)?)', re.DOTALL)
 
@@ -16,18 +16,10 @@ def expand_argument(argument: str) -> str:
 
 def expand_config(config: Any) -> Any:
   """A copy of a config in which ~ is expanded at the start of every text; the config if there is none."""
-  if not any(_leaves(config)):
+  expanded = {path: os.path.expanduser(value) for path, value in leaves(config)
+              if isinstance(value, str) and value.startswith('~')}
+  if not expanded:
     return config
   copy = config.copy_and_resolve_references()
-  for node, name in _leaves(copy):
-    node[name] = os.path.expanduser(node[name])
+  copy.update_from_flattened_dict(expanded)
   return copy
-
-
-def _leaves(node):
-  """(group, field) of every text that starts with ~."""
-  for name, value in node.items():
-    if isinstance(value, ConfigDict):
-      yield from _leaves(value)
-    elif isinstance(value, str) and value.startswith('~'):
-      yield node, name

@@ -99,7 +99,7 @@ def complete(config: Any, encoder: Encoder) -> Any:
         theirs = {name: value for name, value in (_BEFORE.get(part, {}) | pretraining[part].to_dict()).items()
                   if name in config[part]}
         config[part] = ConfigDict({**theirs, **given})
-  still_open = [name for name, value in _leaves(config) if value is None]
+  still_open = [f'config.{path}' for path, value in fields.leaves(config) if value is None]
   still_open += [] if config.data.name else ['config.data.name']
   if still_open:
     raise UserError(f'The encoder {encoder.name} has no run to take data and settings from, or it lacks '
@@ -113,14 +113,6 @@ def _write(action: Callable[[], None], path: Path) -> None:
     action()
   except OSError as error:
     raise UserError(f'{path} cannot be written ({error}): make room, or set config.run.') from error
-
-
-def _leaves(node: Any, prefix: str = 'config'):
-  for name, value in node.items():
-    if isinstance(value, ConfigDict):
-      yield from _leaves(value, f'{prefix}.{name}')
-    else:
-      yield f'{prefix}.{name}', value
 
 
 def _frozen(encoder: Encoder, mesh: Mesh) -> FrozenEncoder:
