@@ -160,8 +160,8 @@ def parse(argv: list[str], flag_values: flags.FlagValues, usage: str) -> None:
 
 def _help(usage: str, path: str | None, flag_values: flags.FlagValues) -> str:
   """The usage, the command's own flags and, of a config that is named, every field."""
-  own = '\n'.join(f'  --{name}  {flag_values[name].help}' for name in flag_values
-                  if not name.startswith(('config', 'help')))
+  own = '\n'.join(f'  {flag}  {flag_values[flag.removeprefix("--")].help}'
+                  for flag in _own_flags(flag_values))
   settings = 'Add --config=FILE[:PRESET] to see all fields of a config.' if path is None else (
     f'Fields of {path}, as --config.FIELD=VALUE:\n{fields.describe(load(path))}')
   return f'{usage} Configs: {_configs()}.\n\nFlags:\n{own}\n\n{settings}'

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from conic_jax.errors import UserError
 
 _SEED = 2**32 - 1
+_WIDEST = 52  # Of a column of the description.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,17 +22,17 @@ class Rule:
 
   Attributes:
     kind: the type, as in 'a whole number'; is_kind: whether a value is of it.
-    range: the range, as in 'at least 1', or what a tuple must have; '' if every value of the type will do.
+    range: the range, as in 'at least 1'; '' if every value of the type will do.
     holds: whether a value of the type is in the range.
     choices: the only values of a word; () if it may be any.
-    verb: what stands before the range in a message, 'be' or 'have'.
+    demand: the range in a message; '' for 'it must be' and the range.
   """
   kind: str
   is_kind: Callable[[Any], bool]
   range: str = ''
   holds: Callable[[Any], bool] = lambda value: True
   choices: tuple[str, ...] = ()
-  verb: str = 'be'
+  demand: str = ''
 
   def mistake(self, value: Any) -> str | None:
     """What is wrong with a value, to follow 'config.FIELD is VALUE'; None if nothing is."""
@@ -39,16 +40,14 @@ class Rule:
       return f': it must be {self.kind}.'
     if self.choices and value not in self.choices:
       return f'; available: {", ".join(self.choices)}.'
-    if self.holds(value):
-      return None
-    return f': {self.range}.' if self.range.startswith('each ') else f': it must {self.verb} {self.range}.'
+    return None if self.holds(value) else f': {self.demand or f"it must be {self.range}"}.'
 
   def in_words(self) -> str:
     """Type and range, as in 'whole number, at least 1'."""
     if self.choices:
       return ' | '.join(self.choices)
-    kind, words = self.kind.removeprefix('a '), self.range.replace('each must be', 'each')
-    return f'{kind}, {words}' if words else kind
+    kind = self.kind.removeprefix('a ')
+    return f'{kind}, {self.range}' if self.range else kind
 
 
 class Field(NamedTuple):
@@ -97,19 +96,21 @@ def each(rule: Rule, least: int = 0, count: int | None = None) -> Rule:
   """A tuple of values, at least `least` (0 or 1) or exactly `count`, for each of which a rule holds."""
   amount = f'{count} values' if count else 'at least one value' if least else ''
   plural = rule.kind.removeprefix('a ') + 's'
-  words = ', '.join(filter(None, (amount, f'each must be {rule.range}' if rule.range else '')))
+  def joined(*parts: str) -> str:
+    return ', '.join(filter(None, parts))
   return Rule(
-    f'a tuple of {plural}', lambda value: _is_tuple(value) and all(map(rule.is_kind, value)), words,
+    f'a tuple of {plural}', lambda value: _is_tuple(value) and all(map(rule.is_kind, value)),
+    joined(amount, rule.range and f'each {rule.range}'),
     lambda value: (len(value) == count if count else len(value) >= least) and all(map(rule.holds, value)),
-    verb='have')
+    demand=joined(amount and f'it must have {amount}', rule.range and f'each must be {rule.range}'))
 
 
 def ascending(words: str, holds: Callable[[float], bool]) -> Rule:
   """Two finite numbers, the smaller first, for which `holds`."""
-  return Rule('a tuple of numbers', lambda value: _is_tuple(value) and all(map(_is_number, value)),
-              f'two values {words}, the smaller first',
+  pair = f'two values {words}, the smaller first'
+  return Rule('a tuple of numbers', lambda value: _is_tuple(value) and all(map(_is_number, value)), pair,
               lambda value: len(value) == 2 and all(math.isfinite(one) and holds(one) for one in value)
-              and value[0] <= value[1], verb='have')
+              and value[0] <= value[1], demand=f'it must have {pair}')
 
 
 def _is_tuple(value):
@@ -392,6 +393,3 @@ def describe(config: Any) -> str:
   widths = [min(_WIDEST, max(len(row[column]) for row in rows)) for column in range(2)]
   return '\n'.join('  '.join((setting.ljust(widths[0]), words.ljust(widths[1]), meaning)).rstrip()
                    for setting, words, meaning in rows)
-
-
-_WIDEST = 52
