@@ -126,9 +126,7 @@ def check_pairs(pairs: Pairs, table: np.ndarray) -> np.ndarray:
       break
     looked_at += 1
     try:
-      if looked_at <= len(spread):
-        read_pairs(pairs, np.array([id]), table)
-      pixels += _count_ids(pairs.masks, int(id), table)
+      pixels += _count_ids(pairs, int(id), table, with_image=looked_at <= len(spread))
     except UserError as error:
       mistakes.append(str(error))
   if mistakes:
@@ -207,19 +205,24 @@ def _decode(pairs, id, encoded_image, encoded_mask, table):
   if rgb is None or mask is None:
     return None
   image, name = PIL.Image.fromarray(rgb), pairs.masks.name(id)
+  _check_size(mask, image, name)
+  return image, PIL.Image.fromarray(table[_known_ids(mask, name, table)])
+
+
+def _count_ids(pairs, id, table, with_image):
+  """Pixels of each id in a mask, int64 [256], zeros if it cannot be decoded; checks its image if asked."""
+  name, mask = pairs.masks.name(id), _open_mask(pairs.masks.read(np.array([id]))[0][0])
+  if mask is None:
+    return np.zeros(256, np.int64)
+  if with_image and (rgb := decode.decode(pairs.images.read(np.array([id]))[0][0])) is not None:
+    _check_size(mask, PIL.Image.fromarray(rgb), name)
+  return np.bincount(_known_ids(mask, name, table).ravel(), minlength=256)
+
+
+def _check_size(mask, image, name):
   if mask.size != image.size:
     raise UserError('The mask {} has {}×{} pixels and its image {}×{}: make them the same.'.format(
       name, *mask.size, *image.size))
-  return image, PIL.Image.fromarray(_classes(mask, name, table))
-
-
-def _count_ids(source, id, table):
-  """Pixels of each id in a mask, int64 [256]; zeros if it cannot be decoded."""
-  mask = _open_mask(source.read(np.array([id]))[0][0])
-  if mask is None:
-    return np.zeros(256, np.int64)
-  _classes(mask, source.name(id), table)
-  return np.bincount(_ids(mask, source.name(id)).ravel(), minlength=256)
 
 
 def _open_mask(encoded):
@@ -231,17 +234,16 @@ def _open_mask(encoded):
     return None
 
 
-def _classes(mask, name, table):
-  """The class of each pixel of a mask, uint8 [h, w]."""
+def _known_ids(mask, name, table):
+  """The ids of a mask, uint8 [h, w]; each must be a class or ignored."""
   ids = _ids(mask, name)
-  classes = table[ids]
-  unknown = np.unique(ids[classes == _UNKNOWN])
+  unknown = np.unique(ids[table[ids] == _UNKNOWN])
   if len(unknown):
     lossy = ' (it is a JPEG, which changes ids: save masks as PNGs)' if mask.format == 'JPEG' else ''
     raise UserError(f'The mask {name} has {len(unknown)} ids that are none of the '
                     f'{(table < _UNKNOWN).sum()} classes ({listed(unknown.tolist())}){lossy}: add them to '
                     'config.segmentation.ignore, or set num_classes or ids.')
-  return classes
+  return ids
 
 
 def _ids(mask, name):
