@@ -65,7 +65,10 @@ def _undecodable(folder: Path) -> Callable[[str], bool]:
     names = (folder / UNDECODABLE).read_text().splitlines()
   except OSError:
     names = []
-  return lambda path: any(name == printable(path) or name.endswith(f'/{printable(path)}') for name in names)
+  # The folder of images may have moved since: any end of a name may be the path.
+  starts = {name: [0, *(place + 1 for place, letter in enumerate(name) if letter == '/')] for name in names}
+  ends = {name[start:] for name in names for start in starts[name]}
+  return lambda path: printable(path) in ends
 
 
 def check(source: Source, folder: Path) -> str | None:
@@ -80,12 +83,13 @@ def check(source: Source, folder: Path) -> str | None:
   found = entries(source)
   if found is None or not (folder / FILE).exists():
     return None
+  undecodable = _undecodable(folder)
   try:
     with gzip.open(folder / FILE, 'rt') as file:
       for index, (line, now) in enumerate(itertools.zip_longest(file, found)):
         if line != (None if now is None else json.dumps(now) + '\n'):
           before = None if line is None else json.loads(line)
-          if before and now and before[0] == now[0] and _undecodable(folder)(before[0]):
+          if before and now and before[0] == now[0] and undecodable(before[0]):
             continue
           raise UserError(f'The images are not those that this run began with: number {index} was '
                           f'{_words(before)} and is {_words(now)}. Bring them back, or give config.run '
