@@ -11,7 +11,7 @@ import safetensors.numpy
 
 from conic_jax.errors import UserError
 
-_ZIP, _LFS = b'PK', b'version https://git-lfs'
+_ZIP, _PICKLE, _LFS = b'PK', b'\x80', b'version https://git-lfs'
 _NO_WEIGHTS = {b'\x1f\x8b': 'a gzip archive: unpack it', b'\x89HDF': 'an HDF5 file, such as Keras writes',
                b'BZh': 'a bzip2 archive: unpack it', b'\xfd7zXZ': 'an xz archive: unpack it'}
 
@@ -40,9 +40,10 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 def _is_safetensors(start: bytes, path: Path) -> bool:
   """Whether a file is one of safetensors: the length of a JSON header, and the header."""
-  named = path.suffix.lower() == '.safetensors'
-  other = start.lstrip().startswith((_ZIP, b'<', _LFS, b'\x80', *_NO_WEIGHTS))
-  return start[8:9] == b'{' or (named and bool(start) and not other)
+  if start[8:9] == b'{':
+    return True
+  return (path.suffix.lower() == '.safetensors' and not start.startswith((_ZIP, _PICKLE))
+          and _no_weights(start, path) is None)
 
 
 def _no_weights(start: bytes, path: Path) -> str | None:
