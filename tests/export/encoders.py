@@ -1,10 +1,14 @@
-"""Encoders with random weights and statistics, for the tests of this folder."""
+"""Encoders with random weights and statistics, and a run of one, for the tests of this folder."""
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from conic_jax.models import ResNet
+from conic_jax.models import ResNet, build_encoder
 from conic_jax.models.resnet import ARCHITECTURES
+from conic_jax.run.checkpoints import Checkpoints
+from conic_jax.run.state import LossScale, TrainState
 
 
 def network_of(name='resnet18', **changes):
@@ -34,3 +38,19 @@ def difference(features, expected):
   features, expected = np.asarray(features), np.asarray(expected)
   assert features.shape == expected.shape
   return np.abs(features - expected).max() / np.abs(expected).max()
+
+
+def write_run(config, folder, summary):
+  """A run of the config's encoder with random weights, at step 6: the encoder and its variables."""
+  network = build_encoder(config.encoder, jnp.float32)
+  variables = draw_variables(network)
+  state = TrainState(
+    step=jnp.int32(6), updates=jnp.int32(6), params={'encoder': variables['params'], 'head': jnp.zeros(3)},
+    batch_stats={'encoder': variables['batch_stats']}, opt_state={}, memories={},
+    loss_scale=LossScale.create(jnp.float32), rng=jax.random.key(0))
+  checkpoints = Checkpoints(folder / 'checkpoints', keep=1)
+  checkpoints.save(jax.tree.map(jnp.asarray, state), 6, {})
+  checkpoints.close()
+  (folder / 'config.json').write_text(config.to_json())
+  (folder / 'summary.json').write_text(json.dumps(summary))
+  return network, variables

@@ -1,12 +1,10 @@
 """The command on a run, and the card that it writes."""
-import json
 import sys
 
 import jax
-import jax.numpy as jnp
 import pytest
 import torch
-from encoders import difference, draw_images, draw_variables
+from encoders import difference, draw_images, write_run
 from safetensors.torch import load_file
 from torch_resnet import ResNet as TorchResNet
 
@@ -15,9 +13,6 @@ from conic_jax.errors import UserError
 from conic_jax.evals import standalone
 from conic_jax.export import __main__ as main
 from conic_jax.export import card
-from conic_jax.models import build_encoder
-from conic_jax.run.checkpoints import Checkpoints
-from conic_jax.run.state import LossScale, TrainState
 
 FIGURES = {'step': 6, 'num_images': 48, 'knn_top1': 0.8125, 'random_init': {'knn_top1': 0.25}, 'note': 'none'}
 
@@ -25,19 +20,8 @@ FIGURES = {'step': 6, 'num_images': 48, 'knn_top1': 0.8125, 'random_init': {'knn
 @pytest.fixture
 def run(tiny_config, tmp_path):
   """A run of a tiny encoder with a stem for small images: (its folder, its encoder, the variables)."""
-  network = build_encoder(tiny_config.encoder, jnp.float32)
-  variables = draw_variables(network)
-  state = TrainState(
-    step=jnp.int32(6), updates=jnp.int32(6), params={'encoder': variables['params'], 'head': jnp.zeros(3)},
-    batch_stats={'encoder': variables['batch_stats']}, opt_state={}, memories={},
-    loss_scale=LossScale.create(jnp.float32), rng=jax.random.key(0))
   folder = tmp_path / 'run'
-  checkpoints = Checkpoints(folder / 'checkpoints', keep=1)
-  checkpoints.save(jax.tree.map(jnp.asarray, state), 6, {})
-  checkpoints.close()
-  (folder / 'config.json').write_text(tiny_config.to_json())
-  (folder / 'summary.json').write_text(json.dumps(FIGURES))
-  return folder, network, variables
+  return folder, *write_run(tiny_config, folder, FIGURES)
 
 
 @pytest.fixture

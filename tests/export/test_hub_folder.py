@@ -3,24 +3,19 @@ import re
 import sys
 import warnings
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import skimage.data
 import torch
 import yaml
-from encoders import draw_variables
+from encoders import write_run
 from PIL import Image
 from support import tiny
 
 from conic_jax import embed
 from conic_jax.export import __main__ as main
-from conic_jax.models import build_encoder
-from conic_jax.run.checkpoints import Checkpoints
-from conic_jax.run.state import LossScale, TrainState
 
-SUMMARY = '{"step": 6, "knn_top1": 0.8125, "knn_top1_k3": 0.8125, "random_init": {"knn_top1": 0.2}}'
+SUMMARY = {'step': 6, 'knn_top1': 0.8125, 'knn_top1_k3': 0.8125, 'random_init': {'knn_top1': 0.2}}
 # Real photographs at several sizes, wide, tall and square, larger and smaller than the input.
 PHOTOS = {'astronaut': (341, 256), 'chelsea': (451, 300), 'coffee': (256, 383), 'rocket': (97, 64),
           'cat': (120, 257)}
@@ -48,16 +43,7 @@ def exported(request, tmp_path_factory):
   config.encoder.stem, config.encoder.blocks, config.encoder.width = 'imagenet', (2, 1), 0.5
   config.views.size, config.eval.resize = request.param
   config.views.mean, config.views.std = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
-  variables = draw_variables(build_encoder(config.encoder, jnp.float32))
-  state = TrainState(
-    step=jnp.int32(6), updates=jnp.int32(6), params={'encoder': variables['params'], 'head': jnp.zeros(3)},
-    batch_stats={'encoder': variables['batch_stats']}, opt_state={}, memories={},
-    loss_scale=LossScale.create(jnp.float32), rng=jax.random.key(0))
-  checkpoints = Checkpoints(root / 'run' / 'checkpoints', keep=1)
-  checkpoints.save(jax.tree.map(jnp.asarray, state), 6, {})
-  checkpoints.close()
-  (root / 'run' / 'config.json').write_text(config.to_json())
-  (root / 'run' / 'summary.json').write_text(SUMMARY)
+  write_run(config, root / 'run', SUMMARY)
   main.export(root / 'run', 'transformers', root / 'hub')
   return root / 'run', root / 'hub'
 
