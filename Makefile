@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-# Processes that share the tests, a file at a time.
+# Processes that share the tests, a file at a time, in the order of tests/conftest.py.
 WORKERS ?= 2
+SHARED = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 export JAX_PLATFORMS ?= cpu
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
@@ -24,11 +25,11 @@ quickstart: $(VENV)/.installed
 
 ## The whole test suite, and its ten slowest.
 test: $(VENV)/.developed
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations=10
+	$(BIN)/python -m pytest $(SHARED) --durations=10
 
 ## What a developer runs while typing.
 test-quick: $(VENV)/.developed
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -q -m "not slow"
+	$(BIN)/python -m pytest $(SHARED) -q -m "not slow"
 
 ## Style and types.
 lint: $(VENV)/.developed

@@ -27,6 +27,17 @@ gc.set_threshold(100_000, 20, 100)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 
+# The files that take longest, begun first: no process is left with one of them at the end.
+_LONGEST = ('test_command', 'test_all', 'test_training', 'test_cluster', 'test_tuning', 'test_oracle_sampled',
+            'test_settings', 'test_oracle_conic', 'test_run', 'test_notebook', 'test_extending',
+            'test_one_million', 'test_oracle_momentum')
+
+
+def pytest_collection_modifyitems(items):
+  """Puts the tests of the longest files first."""
+  ranks = {name: rank for rank, name in enumerate(_LONGEST)}
+  items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
+
 
 @pytest.fixture(params=[1, 8], ids=['1 device', '8 devices'])
 def mesh(request):

@@ -17,7 +17,8 @@ ROOT = Path(__file__).parent.parent
 def test_the_notebook_runs(tmp_path, monkeypatch):
   notebook = nbformat.read(ROOT / 'experiments' / 'colab.ipynb', as_version=4)
   settings = next(cell for cell in notebook.cells if cell.source.startswith('EPOCHS ='))
-  settings.source = f'EPOCHS = 1\nRUNS = {str(tmp_path)!r}'
+  smaller = {'encoder.width': 0.25, 'probe.images': 200, 'linear.epochs': 1}
+  settings.source = f'EPOCHS = 1\nRUNS = {str(tmp_path)!r}\nSETTINGS = {smaller}'
   monkeypatch.setenv('JUPYTER_PLATFORM_DIRS', '1')
   monkeypatch.setenv('XLA_FLAGS', xla_flags(1))
   kernel = tmp_path / 'kernels' / 'kernels' / 'python3'
@@ -32,5 +33,5 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
               if 'image/png' in output.get('data', {})]
   assert len(pictures) == 4
   last = notebook.cells[-1].outputs[-1]
-  assert last['data']['text/plain'] == '(1, 96)'
+  assert last['data']['text/plain'] == '(1, 32)'
   shutil.rmtree(tmp_path / 'images')

@@ -37,6 +37,15 @@ def _split(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
   return model, {_STORED_NAMES.get(name, name): value for name, value in fields.items()}
 
 
+def _first_copy(leaf: jax.Array) -> jax.Array:
+  """One device's copy of an array that all devices of one process have; any other array as it is.
+
+  Orbax has each device write a part of such an array, and every part is a program to compile.
+  """
+  alone = jax.process_count() == 1 and leaf.is_fully_replicated
+  return leaf.addressable_data(0) if alone else leaf
+
+
 class _OrbaxLog(logging.Filter):
   """Keeps Orbax's log off the terminal, and the first error that its threads log after `error` was cleared.
 
@@ -170,7 +179,7 @@ class Checkpoints:
     if obstacle := self._obstacle(state):
       self._fail(obstacle)
       return
-    model, training = _split(state)
+    model, training = _split(jax.tree.map(_first_copy, state))
     self._guard(lambda manager: manager.save(step, args=ocp.args.Composite(
       model=ocp.args.StandardSave(model), training=ocp.args.StandardSave(training),
       identity=ocp.args.JsonSave(dict(identity))), force=True))

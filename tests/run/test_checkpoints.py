@@ -55,6 +55,20 @@ def test_the_last_ones_are_kept_and_the_newest_is_read(checkpoints, mesh8, tmp_p
   assert restored.memories['rows'].sharding == batch_sharding(mesh8)
 
 
+def test_a_save_compiles_nothing(checkpoints, mesh8, caplog):
+  """On eight devices, with sides that they could share."""
+  kernel = jax.device_put(jnp.ones((80, 72)), replicated(mesh8))
+  state = make_state(mesh8).replace(params={'encoder': {'kernel': kernel}})
+  with jax.log_compiles():
+    jax.block_until_ready(jax.jit(lambda x: x + 2)(kernel))
+    assert 'XLA compilation' in caplog.text  # So it is told.
+    caplog.clear()
+    checkpoints.save(state, 1, {})
+    checkpoints.wait()
+  assert checkpoints.failure is None
+  assert 'XLA compilation' not in caplog.text
+
+
 def test_a_run_without_checkpoints_begins_anew(checkpoints, mesh8):
   assert checkpoints.restore(shapes_of(make_state(mesh8)), {}) is None
   assert checkpoints.last_path() == 'none'
