@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from conic_jax import fields
+from conic_jax import config_files, fields
 from conic_jax.ending import process_ends_at_the_second_signal, stopped_by_signals
 from conic_jax.errors import Help, Stopped, UserError
 from conic_jax.home import expand_argument
@@ -113,6 +113,20 @@ def run_with_config(run: Callable[[flags.FlagValues], None], values: flags.FlagV
   guarded(action, interrupted)
 
 
+def arguments(argv: list[str]) -> list[str]:
+  """The command and its arguments, with ~ expanded, the config's file found, and fields joined to values."""
+  joined = _joined([expand_argument(arg) for arg in argv])
+  return [f'--config={config_files.find(arg.partition("=")[2])}' if arg.startswith('--config=') else arg
+          for arg in joined]
+
+
+def define_config(values: flags.FlagValues, argv: list[str]) -> None:
+  """Defines the flag --config, and those of its fields that `argv` gives."""
+  config_flags.DEFINE_config_file(
+    'config', None, 'A file of configs/ or the name of one, with a preset after a colon.',
+    flag_values=values, sys_argv=arguments(argv))
+
+
 def parse(argv: list[str], flag_values: flags.FlagValues, usage: str) -> None:
   """Parses the flags, 'config' among them, into `flag_values`.
 
@@ -125,7 +139,7 @@ def parse(argv: list[str], flag_values: flags.FlagValues, usage: str) -> None:
     Help: if --help is given.
     UserError: if a config, preset, field, value or flag is wrong; lists the valid ones.
   """
-  argv = _joined([expand_argument(arg) for arg in argv])
+  argv = arguments(argv)
   path = next((arg.split('=', 1)[1] for arg in argv if arg.startswith('--config=')), None)
   if '--help' in argv or '--helpfull' in argv:
     raise Help(_help(usage, path, flag_values))
@@ -168,11 +182,9 @@ def _help(usage: str, path: str | None, flag_values: flags.FlagValues) -> str:
 
 
 def load(path: str) -> ConfigDict:
-  """Loads FILE[:PRESET], ignoring all other flags."""
-  # Configs import each other as `configs.NAME`, whatever the working directory.
-  root = str(Path(path.split(':')[0]).resolve().parent.parent)
-  if root not in sys.path:
-    sys.path.append(root)
+  """Loads FILE[:PRESET], or NAME[:PRESET] of the library's configs, ignoring all other flags."""
+  path = config_files.find(path)
+  config_files.let_import(Path(path.partition(':')[0]))
   values = flags.FlagValues()
   holder = config_flags.DEFINE_config_file('config', None, flag_values=values,
                                            sys_argv=['', f'--config={path}'])
@@ -186,7 +198,7 @@ def load(path: str) -> ConfigDict:
       raise
     raise UserError(str(errors[-1])) from error
   if not isinstance(holder.value, ConfigDict):
-    raise UserError(f"There is no config file '{path.split(':')[0]}'; available: {_configs()}.")
+    raise UserError(f"There is no config file '{path.partition(':')[0]}'; available: {_configs()}.")
   return holder.value
 
 
@@ -216,9 +228,7 @@ def _wrong_in_file(error: BaseException) -> str | None:
 
 
 def _configs() -> str:
-  files = sorted(str(path) for path in Path('configs').glob('*.py')
-                 if 'def get_config(' in path.read_text(errors='ignore'))
-  return ', '.join(files) or 'none in configs/ here (run from the root of the repository)'
+  return ', '.join(config_files.available())
 
 
 def _own_flags(flag_values: flags.FlagValues) -> list[str]:

@@ -17,7 +17,6 @@ if __name__ == '__main__':
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
 from absl import flags
-from ml_collections import config_flags
 
 from conic_jax import command_line
 from conic_jax.errors import UserError
@@ -33,9 +32,7 @@ _USAGE = 'usage: python -m conic_jax.main --config=FILE[:PRESET] [--config.FIELD
 def define_flags(argv: list[str]) -> flags.FlagValues:
   """Defines the command's flags without parsing them; config-field flags come from `argv`."""
   values = flags.FlagValues()
-  config_flags.DEFINE_config_file(
-    'config', None, 'A file of configs/, with a preset after a colon.', flag_values=values,
-    sys_argv=argv)
+  command_line.define_config(values, argv)
   flags.DEFINE_bool(
     'distributed', False, 'Join the cluster that the environment describes (Slurm, a TPU pod).',
     flag_values=values)

@@ -21,7 +21,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from absl import flags
-from ml_collections import config_flags
 
 from conic_jax import command_line, methods, optim, recipe
 from conic_jax.data import sources
@@ -352,8 +351,7 @@ def num_instances(config: Any) -> int:
 def define_flags(argv: list[str]) -> flags.FlagValues:
   """Defines the command's flags without parsing them."""
   values = flags.FlagValues()
-  config_flags.DEFINE_config_file(
-    'config', None, 'A file of configs/, with a preset after a colon.', flag_values=values, sys_argv=argv)
+  command_line.define_config(values, argv)
   flags.DEFINE_string('topology', None, 'The hardware.', flag_values=values)
   flags.DEFINE_string('json', None, 'Where to write the plan.', flag_values=values)
   flags.DEFINE_bool('largest-n', False, 'Search for the most instances that fit.', flag_values=values)

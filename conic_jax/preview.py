@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
 
 from conic_jax import command_line, methods, visualise
 from conic_jax.data import decode, pipeline, sources
@@ -116,8 +115,7 @@ def _grid(boxes, size):
 def define_flags(argv: list[str]) -> flags.FlagValues:
   """Defines the command's flags without parsing them."""
   values = flags.FlagValues()
-  config_flags.DEFINE_config_file(
-    'config', None, 'A file of configs/, with a preset after a colon.', flag_values=values, sys_argv=argv)
+  command_line.define_config(values, argv)
   flags.DEFINE_string('out', 'views.png', 'The picture to write.', flag_values=values)
   flags.DEFINE_integer('images', 8, 'Images of the first batch to draw.', flag_values=values)
   return values

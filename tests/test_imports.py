@@ -10,8 +10,9 @@ ROOT = Path(__file__).parent.parent / 'conic_jax'
 # everywhere.
 ALLOWED = {
   '__init__': set(), 'errors': set(), 'extensions': set(), 'fields': set(), 'home': {'fields'},
-  'views': set(), 'measures': set(), 'permutation': set(), 'optim': set(), 'terminal': set(), 'ending': set(),
-  'command_line': {'ending', 'fields'},
+  'config_files': set(), 'views': set(), 'measures': set(), 'permutation': set(), 'optim': set(),
+  'terminal': set(), 'ending': set(),
+  'command_line': {'config_files', 'ending', 'fields'},
   'hardware': {'ending'},
   'losses': {'hardware', 'permutation'},
   'memories': {'hardware', 'losses', 'permutation'},
@@ -32,6 +33,7 @@ ALLOWED = {
   'activations': {'command_line', 'data', 'evals', 'models', 'views', 'visualise'},
   'report': {'command_line', 'export', 'models', 'run', 'visualise'},
   'main': {'command_line', 'ending', 'evals', 'hardware', 'pretraining', 'run'},
+  'console': {'command_line', 'ending', 'fields'}, '__main__': {'console'},
 }
 ONLY_IN = {'tensorflow': 'data', 'tensorflow_datasets': 'data', 'orbax': 'run/checkpoints',
            'matplotlib': 'visualise', 'flax.linen': 'models'}

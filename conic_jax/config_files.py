@@ -1,0 +1,60 @@
+"""Where configs are: files that a path names, and those of the library, by name."""
+import sys
+import types
+from pathlib import Path
+
+_PACKAGE = 'configs'
+
+
+def own_folder() -> Path:
+  """The library's configs: inside the package once installed, beside it in a checkout."""
+  package = Path(__file__).parent
+  inside = package / _PACKAGE
+  return inside if inside.is_dir() else package.parent / _PACKAGE
+
+
+def find(path: str) -> str:
+  """The file of a config, with the preset after its colon if there is one.
+
+  Args:
+    path: FILE[:PRESET], or NAME[:PRESET] of a config of the library, such as conic:folder. configs/NAME.py
+      is the library's too where there is no such file.
+
+  Returns:
+    FILE[:PRESET]; `path` itself if it names no config.
+  """
+  file, colon, preset = path.partition(':')
+  if Path(file).is_file():
+    return path
+  named = Path(file)
+  if named.parent in (Path(), Path(_PACKAGE)):
+    own = own_folder() / f'{named.name.removesuffix(".py")}.py'
+    if is_config(own):
+      return f'{own}{colon}{preset}'
+  return path
+
+
+def is_config(path: Path) -> bool:
+  """Whether a file has a `get_config`."""
+  return path.is_file() and 'def get_config(' in path.read_text(errors='ignore')
+
+
+def available() -> list[str]:
+  """The configs that can be given: files of configs/ here, or else the names of the library's."""
+  here = sorted(str(path) for path in Path(_PACKAGE).glob('*.py') if is_config(path))
+  return here or sorted(path.stem for path in own_folder().glob('*.py') if is_config(path))
+
+
+def let_import(path: Path) -> None:
+  """Lets a config import others as `configs.NAME`, whatever the working directory.
+
+  Those beside it come before the library's if its folder is named configs, and its project can be imported.
+  """
+  package = sys.modules.setdefault(_PACKAGE, types.ModuleType(_PACKAGE))
+  folders = list(getattr(package, '__path__', ()))
+  beside = path.resolve().parent
+  wanted = [beside, own_folder()] if beside.name == _PACKAGE else [own_folder()]
+  package.__path__ = [*folders, *(str(folder) for folder in wanted if str(folder) not in folders)]
+  project = str(beside.parent)
+  if beside != own_folder() and project not in sys.path:
+    sys.path.append(project)
