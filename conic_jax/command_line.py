@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -245,6 +245,30 @@ def _check_field(config: ConfigDict, path: str) -> None:
     node, prefix = node[name], f'{prefix}{name}.'
 
 
+def set_fields(config: ConfigDict, given: Mapping[str, Any]) -> None:
+  """Sets fields by name, 'optimizer.learning_rate'; 'auto' leaves one open that is not a word.
+
+  Raises:
+    UserError: if there is no such field, or the value is of another type.
+  """
+  for path, value in given.items():
+    _check_field(config, path)
+    *groups, name = path.split('.')
+    node = functools.reduce(getattr, groups, config)
+    if isinstance(group := node[name], ConfigDict):
+      raise UserError(_is_group(f'config.{path}', group))
+    try:
+      opened = value == 'auto' and not isinstance(node[name], str)
+      node[name] = None if opened else tuple(value) if isinstance(value, list) else value
+    except TypeError as error:
+      kind = node.get_type(name)
+      raise UserError(f'config.{path} takes {_a(kind)}, not {value!r}.') from error
+
+
+def _is_group(field: str, node: ConfigDict) -> str:
+  return f'{field} is a group of settings: set one of {field}.{{{", ".join(sorted(node))}}}.'
+
+
 def _groups(node: ConfigDict, prefix: str = 'config.') -> dict[str, ConfigDict]:
   """A config and all groups in it, by the prefix of their fields."""
   inner = (_groups(value, f'{prefix}{name}.') for name, value in node.items()
@@ -297,7 +321,7 @@ def _wrong_value(config: Any, argv: list[str], error: flags.Error) -> str:
       parent = functools.reduce(getattr, groups, config)
       node = parent[last]
       if isinstance(node, ConfigDict):
-        return f'{field} is a group of settings: set one of {field}.{{{", ".join(sorted(node))}}}.'
+        return _is_group(field, node)
       if node is None:
         return f'{field} takes {_a(parent.get_type(last))}, or auto, not {value!r}.'
       return f'{field} takes {_a(type(node))} such as {node!r}, not {value!r}.'

@@ -25,9 +25,7 @@ from conic_jax.errors import Help, UserError
 from conic_jax.home import expand_argument
 
 PROTOCOLS = ('knn', 'linear', 'semi', 'finetune', 'svm', 'segment')
-# Short names of fields.
-_SHORT = {'size': 'views.size', 'out': 'run', 'batch': 'batch_size', 'encoder': 'encoder.name',
-          'lr': 'optimizer.learning_rate', 'n': 'num_instances'}
+_SHORT = {**fields.SHORT, 'out': 'run'}
 _OF_CLUSTER = ('distributed', 'coordinator', 'num_processes', 'process_id', 'lost_after', 'start_within')
 _SWITCHES = ('help', 'distributed', 'largest-n')
 

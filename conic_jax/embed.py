@@ -23,12 +23,12 @@ from tqdm import tqdm
 
 from conic_jax import command_line, visualise
 from conic_jax.data import files, folder, pipeline
+from conic_jax.data.given_images import GivenImages
 from conic_jax.errors import UserError
 from conic_jax.evals import embeddings, encoders, protocols
 from conic_jax.evals.embeddings import Embeddings
 from conic_jax.hardware import mesh as meshes
 from conic_jax.terminal import file_name, print_line
-from conic_jax.views import usual_resize
 
 _USAGE = (f'python -m conic_jax.embed RUN_OR_FILE FOLDER [--out=FILE{"|".join(embeddings.SUFFIXES)}] '
           '[--neighbours=IMAGE [-k N] [--sheet=FILE.png]] [--size=N] [--resize=N] [--batch_size=N]')
@@ -36,32 +36,6 @@ _BATCH_OF_DEVICE = 32
 _MOST_ON_SHEET = 100
 
 Embed = Callable[..., Iterator[Embeddings]]
-
-
-class Files:
-  """A `Source` of the images at given paths, without labels."""
-  num_classes, class_names = 0, ()
-
-  def __init__(self, paths: list[str]):
-    self._paths, self.num_images = paths, len(paths)
-
-  def read(self, ids: np.ndarray) -> tuple[list[bytes], np.ndarray]:
-    """Reads images; see `sources.Source`."""
-    return [self._read(self._paths[i]) for i in ids], self.labels()[ids]
-
-  def labels(self) -> np.ndarray:
-    """-1 for all images."""
-    return np.full(self.num_images, -1, np.int32)
-
-  def name(self, id: int) -> str:
-    """Path of the image."""
-    return self._paths[id]
-
-  def _read(self, path):
-    try:
-      return files.read(path)
-    except OSError:
-      return b''
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -128,23 +102,15 @@ def _check(arguments):
 
 def _sizes(arguments, metadata, encoder):
   size = arguments.size or int(metadata.get('size', encoder.views.size))
-  resize = arguments.resize or int(metadata.get('resize', _resize(encoder, size)))
+  resize = arguments.resize or int(metadata.get('resize', embeddings.sizes(encoder, size)[1]))
   if size > resize:
     raise UserError(f'--size={size} is larger than --resize={resize}, the short side of the image that the '
                     'crop is of.')
   return size, resize
 
 
-def _resize(encoder: encoders.Encoder, size: int) -> int:
-  """The short side in the run's own evaluations, or ImageNet's ratio for any other size."""
-  settings = encoder.pretraining
-  if settings is not None and 'eval' in settings and size == encoder.views.size:
-    return protocols.resize_of(settings)
-  return usual_resize(size)
-
-
 def _vector(embed: Embed, image: str) -> np.ndarray:
-  source = Files([image])
+  source = GivenImages([image])
   for block in embed(source, '.', undecodable=pipeline.UndecodableImages(source)):
     if len(block.ids):
       return block.vectors[0]
@@ -170,13 +136,13 @@ def _of_folder(embed: Embed, images: str, batch_size: int) -> Iterator[Embedding
 
 def _draw(query: str, root: str, paths: list[str], similarities: np.ndarray, out: Path) -> None:
   named = [os.path.join(os.path.expanduser(root), path) for path in paths]
-  found = Files([path if os.path.exists(path) else file_name(path) for path in named])
+  found = GivenImages([path if os.path.exists(path) else file_name(path) for path in named])
   places = np.arange(len(paths))
   if not any(found.read(places)[0]):
     raise UserError(f"The images are not in '{root}' any more, where --sheet looks for them: give the folder "
                     'in place of the file.')
   visualise.insist(
-    functools.partial(visualise.neighbours_grid, protocols.thumbnails(Files([query]), np.arange(1)),
+    functools.partial(visualise.neighbours_grid, protocols.thumbnails(GivenImages([query]), np.arange(1)),
                       protocols.thumbnails(found, places)[None], similarities[None], None), out, '--sheet')
 
 

@@ -5,7 +5,7 @@ A field that is not listed, as those that a method of your own adds, is checked 
 import dataclasses
 import math
 import numbers
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -355,6 +355,22 @@ def field_of(path: str) -> Field | None:
   """The field of a path such as 'views.size'; None if it is not listed."""
   group, _, name = path.rpartition('.')
   return _AXIS if group == 'mesh' else FIELDS.get(group, {}).get(name)
+
+
+# Short names of fields, for commands and programs.
+SHORT = {'size': 'views.size', 'batch': 'batch_size', 'encoder': 'encoder.name',
+         'lr': 'optimizer.learning_rate', 'n': 'num_instances'}
+
+
+def full_names(settings: Mapping[str, Any]) -> dict[str, Any]:
+  """Settings by the whole name of their field: {'size': 96, 'linear': {'epochs': 5}} has 'views.size'."""
+  named = {}
+  for name, value in settings.items():
+    if isinstance(value, Mapping):
+      named |= {f'{name}.{field}': setting for field, setting in value.items()}
+    else:
+      named[SHORT.get(name, name)] = value
+  return named
 
 
 def leaves(config: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:

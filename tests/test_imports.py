@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent / 'conic_jax'
 # What each room may import of the others; `errors`, `extensions`, `home` and `terminal` may be imported
 # everywhere.
 ALLOWED = {
-  '__init__': set(), 'errors': set(), 'extensions': set(), 'fields': set(), 'home': {'fields'},
+  '__init__': {'api'}, 'errors': set(), 'extensions': set(), 'fields': set(), 'home': {'fields'},
   'config_files': set(), 'views': set(), 'measures': set(), 'permutation': set(), 'optim': set(),
   'terminal': set(), 'ending': set(),
   'command_line': {'config_files', 'ending', 'fields'},
@@ -34,6 +34,7 @@ ALLOWED = {
   'report': {'command_line', 'export', 'models', 'run', 'visualise'},
   'main': {'command_line', 'ending', 'evals', 'hardware', 'pretraining', 'run'},
   'console': {'command_line', 'ending', 'fields'}, '__main__': {'console'},
+  'api': {'command_line', 'data', 'evals', 'export', 'fields', 'hardware', 'pretraining', 'report', 'run'},
 }
 ONLY_IN = {'tensorflow': 'data', 'tensorflow_datasets': 'data', 'orbax': 'run/checkpoints',
            'matplotlib': 'visualise', 'flax.linen': 'models'}

@@ -22,9 +22,11 @@ from conic_jax import measures
 from conic_jax.data import augment, pipeline
 from conic_jax.data.sources import Source
 from conic_jax.errors import UserError
+from conic_jax.evals import protocols
 from conic_jax.evals.encoders import Encoder
 from conic_jax.hardware.mesh import process_rows, replicated, to_global
 from conic_jax.terminal import printable
+from conic_jax.views import usual_resize
 
 SUFFIXES = ('.parquet', '.npz')
 _ROWS = 4096  # Minimum rows per row group: tables with small groups are slow to read.
@@ -69,6 +71,19 @@ def embed(encoder: Encoder, source: Source, root: str, *, size: int, resize: int
     ids = batch['id'][valid].astype(np.int64)
     yield Embeddings(ids, [printable(os.path.relpath(source.name(int(i)), root)) for i in ids],
                      vectors[valid])
+
+
+def sizes(encoder: Encoder, size: int | None = None) -> tuple[int, int]:
+  """Pixels of the crop that is encoded, and of the short side of the image that it is cut from.
+
+  Args:
+    encoder: gives both as in its run's own evaluations; a file or a random encoder, 224 of 256.
+    size: another crop, whose image has ImageNet's ratio to it.
+  """
+  settings, own = encoder.pretraining, encoder.views.size
+  if settings is not None and 'eval' in settings and size in (None, own):
+    return own, protocols.resize_of(settings)
+  return size or own, usual_resize(size or own)
 
 
 def fingerprint(encoder: Encoder) -> str:
@@ -176,13 +191,14 @@ def _grouped(blocks):
     waiting.append(block)
     rows += len(block.ids)
     if rows >= _ROWS:
-      yield _joined(waiting)
+      yield joined(waiting)
       waiting, rows = [], 0
   if rows:
-    yield _joined(waiting)
+    yield joined(waiting)
 
 
-def _joined(blocks):
+def joined(blocks: list[Embeddings]) -> Embeddings:
+  """One block of several, at least one."""
   return Embeddings(np.concatenate([block.ids for block in blocks]),
                     [path for block in blocks for path in block.paths],
                     np.concatenate([block.vectors for block in blocks]))
@@ -209,7 +225,7 @@ def _write_parquet(groups: Iterator[Embeddings], metadata: dict[str, str], file:
 
 
 def _write_npz(groups: Iterator[Embeddings], metadata: dict[str, str], file: BinaryIO) -> int:
-  whole = _joined([_first(groups), *groups])
+  whole = joined([_first(groups), *groups])
   np.savez(file, ids=whole.ids, paths=np.array(whole.paths), vectors=whole.vectors,
            metadata=np.array(json.dumps(metadata)))
   return len(whole.ids)

@@ -46,7 +46,7 @@ def read_run(folder: Path) -> Run:
   config = read_config(folder)
   origin = card.of_run(folder, config)
   evaluations = {name: card.public(content) for name, content in card.read_results(folder).items()}
-  reports = _read_reports(folder / 'metrics.jsonl')
+  reports = read_reports(folder / 'metrics.jsonl')
   network = models.build_encoder(types.SimpleNamespace(**config['encoder']), jnp.float32)
   data, encoder = origin.settings['data'], config['encoder']
   images = data['dir'] if data['name'] == 'folder' else data['name']
@@ -62,7 +62,7 @@ def read_run(folder: Path) -> Run:
     targets=[target for target in targets.TARGETS if _expresses(target, network)])
 
 
-def _read_reports(path: Path) -> list[dict[str, Any]]:
+def read_reports(path: Path) -> list[dict[str, Any]]:
   """The reports so far; the last line may be incomplete during a run or after a crash."""
   lines = path.read_text(errors='replace').splitlines() if path.is_file() else []
   reports = []
