@@ -91,7 +91,15 @@ def views(**given) -> ConfigDict:
 
 
 def encoder(**given) -> ConfigDict:
-  """The network that is kept after pretraining."""
+  """The network that is kept after pretraining, and what it starts from."""
+  return group({
+    **network(),
+    'weights': '',                # a file or a run that training starts from; '' is a random encoder
+  }, given)
+
+
+def network(**given) -> ConfigDict:
+  """The network of an encoder."""
   return group({
     'name': 'resnet50',           # a ResNet: resnet18, resnet34, resnet50, resnet101, resnet152
     'blocks': (),                 # blocks per stage; () is the network's own
@@ -270,7 +278,7 @@ def evaluation(task: str, result: str) -> ConfigDict:
     'seed': 0,                    # for everything random
     **hardware(),
     'data': data(name='', train='', test=''),   # '' takes the value of the encoder's run
-    'network': encoder(),         # of a random encoder
+    'network': network(),         # of a random encoder
   })
 
 

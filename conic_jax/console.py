@@ -182,7 +182,8 @@ COMMANDS = {
   'pretrain': Command(
     'conic_jax.main', 'Learn an encoder from a folder of images, or from those of a preset such as photos.',
     'conic pretrain FOLDER_OR_PRESET [--method=conic] [--epochs=100] [--minutes=30] [--size=96] '
-    '[--batch=256] [--encoder=resnet18] [--lr=0.06] [--seed=0] [--out=runs/x] [--FIELD=VALUE …]', pretrain),
+    '[--batch=256] [--encoder=resnet18] [--weights=FILE] [--lr=0.06] [--seed=0] [--out=runs/x] '
+    '[--FIELD=VALUE …]', pretrain),
   'evaluate': Command(
     'conic_jax.main', f'Measure the encoder of a run, a file or a random one: {", ".join(PROTOCOLS)}.',
     'conic evaluate PROTOCOL ENCODER [FOLDER_OR_PRESET] [--out=FOLDER] [--FIELD=VALUE …]', evaluate),

@@ -150,7 +150,7 @@ _VIEWS = {
   'mean': Field(each(number('', math.isfinite), count=3), 'subtracted from the channels, which are 0 to 1'),
   'std': Field(each(ABOVE_0, count=3), 'the channels are divided by this'),
 }
-_ENCODER = {
+_NETWORK = {
   'name': Field(TEXT, 'resnet18, resnet34, resnet50, resnet101, resnet152, or a module of yours'),
   'blocks': Field(each(at_least(1)), "blocks per stage; () is the network's own"),
   'stem': Field(one_of('imagenet', 'cifar'), 'first layers; cifar for small images'),
@@ -203,7 +203,9 @@ FIELDS: dict[str, dict[str, Field]] = {
   },
   'views': _VIEWS, 'small_views': {**_VIEWS, 'count': Field(at_least(0), 'small views per image')},
   'second_view': _VIEWS,
-  'encoder': _ENCODER, 'network': _ENCODER, 'head': _HEAD, 'predictor': _HEAD,
+  'network': _NETWORK, 'encoder': {
+    **_NETWORK, 'weights': Field(TEXT, "a file or a run that training starts from; '' is a random encoder")},
+  'head': _HEAD, 'predictor': _HEAD,
   'optimizer': {
     'name': Field(one_of('sgd', 'lars'), 'the optimizer'),
     'learning_rate': Field(NOT_NEGATIVE, 'for this batch size; never rescaled'),
@@ -359,7 +361,7 @@ def field_of(path: str) -> Field | None:
 
 # Short names of fields, for commands and programs.
 SHORT = {'size': 'views.size', 'batch': 'batch_size', 'encoder': 'encoder.name',
-         'lr': 'optimizer.learning_rate', 'n': 'num_instances'}
+         'lr': 'optimizer.learning_rate', 'n': 'num_instances', 'weights': 'encoder.weights'}
 
 
 def full_names(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from conic_jax.hardware import mesh as meshes
 from conic_jax.hardware import program_cost, topologies
 from conic_jax.hardware.topologies import Topology
 from conic_jax.methods import Method
-from conic_jax.pretraining import settings, train_step
+from conic_jax.pretraining import settings, train_step, warm_start
 from conic_jax.run.json_file import write_json
 from conic_jax.terminal import print_line
 
@@ -372,6 +372,7 @@ def run(values: flags.FlagValues) -> None:
   topologies.prepare(where)
   mesh = meshes.make_mesh(config.mesh, topologies.devices(where))
   config, _ = settings.choose_splits(config)
+  config, *_ = warm_start.open_start(config)
   if recipe.open_fields(config):
     count = config.num_instances or (_SEARCH_FROM if values['largest-n'].value else num_instances(config))
     facts = recipe.plain_facts(count, where.platform != 'cpu', mesh.size)

@@ -33,6 +33,8 @@ def images(tmp_path, monkeypatch):
   ('pretrain --batch=64 FOLDER --config.seed=3 --encoder resnet50 --lr 0.1', 'main',
    ['--config=conic:folder', '--config.data.dir=FOLDER', '--config.batch_size=64', '--config.seed=3',
     '--config.encoder.name=resnet50', '--config.optimizer.learning_rate=0.1', '--config.run=runs/my images']),
+  ('pretrain photos --weights=moco.pth', 'main',
+   ['--config=conic:photos', '--config.encoder.weights=moco.pth']),
   ('pretrain photos --epochs=1', 'main', ['--config=conic:photos', '--config.epochs=1']),
   ('pretrain --preset=imagenet --data.dir gs://b/tfds --distributed', 'main',
    ['--config=conic:imagenet', '--config.data.dir=gs://b/tfds', '--distributed']),

@@ -61,7 +61,7 @@ def settle(config: Any, source: Source, labelled: bool, mesh: Mesh, say: Say,
     labelled: whether accuracies can be measured.
     mesh: the mesh.
     say: shows a line.
-    splits: the choices of `choose_splits`.
+    splits: the choices made before, of folders and of the network that weights are of.
     timed: whether to time a trial of some seconds if the training's length must fit `config.minutes`.
 
   Returns:
@@ -71,7 +71,9 @@ def settle(config: Any, source: Source, labelled: bool, mesh: Mesh, say: Say,
     UserError: if the images or the given settings leave no choice.
   """
   if not recipe.open_fields(config):
-    return config, {}
+    if splits:
+      say(recipe.describe(list(splits)))
+    return config, _reasons(splits) if splits else {}
   kept = recipe.stored(Path(config.run), config)
   if kept:
     say(f'Settings chosen when this run began: {len(kept)}, in {config.run}/config.json. They stay, so that '
@@ -88,7 +90,11 @@ def settle(config: Any, source: Source, labelled: bool, mesh: Mesh, say: Say,
     if facts.seconds_per_image and not config.max_steps:
       minutes = config.epochs * facts.num_images * facts.seconds_per_image / 60
       say(f'Training takes about {minutes:.2g} minutes here; evaluation and pictures follow.')
-  return config, {'reasons': sorted([choice.field, choice.reason] for choice in (*splits, *kept, *chosen))}
+  return config, _reasons([*splits, *kept, *chosen])
+
+
+def _reasons(choices: Sequence[recipe.Choice]) -> dict[str, Any]:
+  return {'reasons': sorted([choice.field, choice.reason] for choice in choices)}
 
 
 def _resolve(config: Any, facts: Facts, source: Source, mesh: Mesh, timed: bool

@@ -15,6 +15,7 @@ from conic_jax.data.sampler import Sampler
 from conic_jax.errors import UserError, listed
 from conic_jax.evals import probe as probes
 from conic_jax.evals import protocols
+from conic_jax.evals.encoders import Encoder
 from conic_jax.evals.features import Encode, FrozenEncoder
 from conic_jax.hardware import mesh as meshes
 from conic_jax.hardware.processes import run_everywhere
@@ -22,7 +23,7 @@ from conic_jax.home import expand_config
 from conic_jax.memories.host import HostSettings, HostSide
 from conic_jax.methods import Method
 from conic_jax.methods.method import InitialPass
-from conic_jax.pretraining import settings
+from conic_jax.pretraining import settings, warm_start
 from conic_jax.pretraining.identity import changes, describe, json_value, run_identity
 from conic_jax.pretraining.train_step import (
   augment_batch,
@@ -69,6 +70,7 @@ class Task:
     last_step: steps done at its end.
     identity: what a resumed run must match.
     knn_encode: computes the features that kNN compares.
+    start: the encoder that training starts from; None for a random one.
   """
   config: Any
   description: dict[str, Any]
@@ -82,6 +84,7 @@ class Task:
   last_step: int
   identity: dict[str, Any]
   knn_encode: Encode
+  start: Encoder | None
 
   @property
   def shardings(self) -> TrainState:
@@ -103,8 +106,16 @@ class Task:
     return init_state(self.method, self.optimizer, self.config.seed, self.dtype)
 
   def begin(self) -> TrainState:
-    """The same, created with its shardings."""
-    return jax.jit(self.init, out_shardings=self.shardings)()
+    """The same, created with its shardings, with the weights that it starts from if there are any."""
+    state = jax.jit(self.init, out_shardings=self.shardings)()
+    return warm_start.begin_from(self.start, state, self.method, self.mesh) if self.start else state
+
+  def initial_statistics(self) -> dict[str, Any]:
+    """The batch-norm statistics of `begin`."""
+    everywhere = meshes.replicated(self.mesh)
+    initial = jax.jit(lambda: self.init().batch_stats, out_shardings=everywhere)()
+    own = {'encoder': jax.device_put(self.start.variables['batch_stats'], everywhere)} if self.start else {}
+    return initial | own
 
   def random_variables(self) -> dict[str, Any]:
     """The network's variables before training, replicated."""
@@ -164,12 +175,13 @@ def prepare(config: Any, session: Session) -> Task:
   """
   mesh = session.mesh
   config, splits = settings.choose_splits(config)
+  config, of_weights, start = warm_start.open_start(config)
   train = sources.open_source(config.data, config.data.train)
   if recipe.has_begun(session.folder):
     train = inventory.keep_places(train, session.folder, session.log)
   test = sources.open_source(config.data, config.data.test) if config.data.test else None
   labelled = protocols.has_labels(train, test)
-  config, chosen = settings.settle(config, train, labelled, mesh, session.log, splits)
+  config, chosen = settings.settle(config, train, labelled, mesh, session.log, splits + of_weights)
   meshes.check_batch_size(config.batch_size, mesh)
   protocols.check(train, test, config, mesh)
   if config.num_instances not in (0, train.num_images):
@@ -180,6 +192,9 @@ def prepare(config: Any, session: Session) -> Task:
   dtype = meshes.compute_dtype(config.dtype)
   method = methods.make(config, train.num_images, mesh, dtype)
   pipeline.check_views(train, method.views)
+  if start:
+    warm_start.check(start, method, config)
+    config = warm_start.compared(config)
   optimizer = optim.make_optimizer(config.optimizer)
   shapes = jax.eval_shape(lambda: init_state(method, optimizer, config.seed, dtype))
   return Task(
@@ -189,7 +204,8 @@ def prepare(config: Any, session: Session) -> Task:
     mesh=mesh, shapes=meshes.placed(shapes, state_shardings(shapes, method, mesh)),
     last_step=min(total_steps, config.max_steps or total_steps),
     identity=run_identity(config, sampler, dtype),
-    knn_encode=method.network.embed if protocols.features_name(config) == 'head' else method.network.encode)
+    knn_encode=method.network.embed if protocols.features_name(config) == 'head' else method.network.encode,
+    start=start)
 
 
 def open_reporter(task: Task, session: Session, resumed_at: int | None) -> Reporter:
@@ -203,7 +219,8 @@ def open_reporter(task: Task, session: Session, resumed_at: int | None) -> Repor
                f'{sampler.steps_per_epoch} steps an epoch, {task.mesh.size} '
                f'{jax.devices()[0].device_kind} device(s), {jnp.dtype(task.dtype).name}'
                + ('' if resumed_at is None else f', going on from step {resumed_at}'))
-  for notice in filter(None, (sampler.notice, task.method.notice)):
+  weights = warm_start.told(task.start) if task.start and resumed_at is None else ''
+  for notice in filter(None, (weights, sampler.notice, task.method.notice)):
     reporter.say(notice)
   return reporter
 
@@ -221,8 +238,7 @@ def begin(task: Task, checkpoints: Checkpoints, undecodable: pipeline.Undecodabl
   reporter.say(f'A pass over every image comes first: {phase.last_step} steps'
                + (f', from step {int(state.step)}' if int(state.step) else ''))
   state = run_steps(phase, state, session)
-  initial = jax.jit(lambda: task.init().batch_stats, out_shardings=meshes.replicated(task.mesh))()
-  state = initial_pass.finish(state.replace(step=jnp.zeros_like(state.step)), initial)
+  state = initial_pass.finish(state.replace(step=jnp.zeros_like(state.step)), task.initial_statistics())
   checkpoints.save(state, 0, task.identity)
   checkpoints.wait()
   return state
