@@ -5,7 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
-from conic_jax.data import folder, photos, tfds_source
+from conic_jax.data import folder, photos
 from conic_jax.extensions import own_part
 
 
@@ -63,6 +63,7 @@ def open_source(data, split: str) -> Source:
     return photos.Photos(split)
   if data.name == 'folder':
     return folder.Folder(data.dir, split)
+  from conic_jax.data import tfds_source  # Takes a while, and most images are in folders.
   return tfds_source.TfdsSource(data.name, data.dir, split, data.cache or cache_folder(),
                                 image=getattr(data, 'image', ''), label=getattr(data, 'label', ''))
 
