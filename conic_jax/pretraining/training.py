@@ -1,6 +1,7 @@
 """Pretraining: read `pretrain` from top to bottom. Its loop is `run.loop.run_steps`."""
 import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,8 @@ class Task:
     data: the images.
     method, optimizer, schedule, dtype: the settings of the training.
     mesh: the mesh.
+    init: creates the state before the first step; the same function wherever it is compiled, so that it is
+      traced once.
     shapes: the train state's shapes, with shardings.
     last_step: steps done at its end.
     identity: what a resumed run must match.
@@ -80,6 +83,7 @@ class Task:
   schedule: optim.Schedule
   dtype: jnp.dtype
   mesh: Mesh
+  init: Callable[[], TrainState]
   shapes: TrainState
   last_step: int
   identity: dict[str, Any]
@@ -101,25 +105,22 @@ class Task:
     """Steps between two checkpoints."""
     return max(1, round(self.config.checkpoint.every_epochs * self.data.sampler.steps_per_epoch))
 
-  def init(self) -> TrainState:
-    """The state before the first step."""
-    return init_state(self.method, self.optimizer, self.config.seed, self.dtype)
-
   def begin(self) -> TrainState:
-    """The same, created with its shardings, with the weights that it starts from if there are any."""
+    """The state before the first step, with the weights that it starts from if there are any."""
     state = jax.jit(self.init, out_shardings=self.shardings)()
     return warm_start.begin_from(self.start, state, self.method, self.mesh) if self.start else state
 
   def initial_statistics(self) -> dict[str, Any]:
     """The batch-norm statistics of `begin`."""
     everywhere = meshes.replicated(self.mesh)
-    initial = jax.jit(lambda: self.init().batch_stats, out_shardings=everywhere)()
+    initial = jax.jit(lambda: jax.jit(self.init)().batch_stats, out_shardings=everywhere)()
     own = {'encoder': jax.device_put(self.start.variables['batch_stats'], everywhere)} if self.start else {}
     return initial | own
 
-  def random_variables(self) -> dict[str, Any]:
-    """The network's variables before training, replicated."""
-    return jax.jit(lambda: variables(self.init()), out_shardings=meshes.replicated(self.mesh))()
+  @functools.cached_property
+  def random_variables(self) -> Callable[[], dict[str, Any]]:
+    """Creates the variables of the random network, replicated."""
+    return jax.jit(lambda: variables(jax.jit(self.init)()), out_shardings=meshes.replicated(self.mesh))
 
   def encoder(self, variables: dict[str, Any]) -> FrozenEncoder:
     """The encoder with these variables, to evaluate."""
@@ -196,12 +197,13 @@ def prepare(config: Any, session: Session) -> Task:
     warm_start.check(start, method, config)
     config = warm_start.compared(config)
   optimizer = optim.make_optimizer(config.optimizer)
-  shapes = jax.eval_shape(lambda: init_state(method, optimizer, config.seed, dtype))
+  init = functools.partial(init_state, method, optimizer, config.seed, dtype)
+  shapes = jax.eval_shape(init)
   return Task(
     config=config, description={**describe(config), **({'recipe': chosen} if chosen else {})},
     data=Data(train, test, sampler), method=method, optimizer=optimizer,
     schedule=optim.make_schedule(config.optimizer, config.epochs, sampler.steps_per_epoch), dtype=dtype,
-    mesh=mesh, shapes=meshes.placed(shapes, state_shardings(shapes, method, mesh)),
+    mesh=mesh, init=init, shapes=meshes.placed(shapes, state_shardings(shapes, method, mesh)),
     last_step=min(total_steps, config.max_steps or total_steps),
     identity=run_identity(config, sampler, dtype),
     knn_encode=method.network.embed if protocols.features_name(config) == 'head' else method.network.encode,
