@@ -169,3 +169,11 @@ def test_loss_scale_has_a_floor_and_a_ceiling():
   assert low.next(jnp.array(False)).scale == 1.0
   high = LossScale(jnp.float32(LossScale.LARGEST), jnp.int32(LossScale.GROWTH_STEPS - 1))
   assert high.next(jnp.array(True)).scale == LossScale.LARGEST
+
+
+def test_good_steps_are_counted_until_the_loss_scale_grows():
+  scale = LossScale.create(jnp.float16)
+  for done in (1, 2, 3):
+    scale = scale.next(jnp.array(True))
+    assert (scale.scale, scale.good_steps) == (2.0**15, done)
+  assert scale.next(jnp.array(False)).good_steps == 0

@@ -15,6 +15,7 @@ from conic_jax.data import augment as augment_lib
 from conic_jax.data.augment import augment, normalise, view_keys
 from conic_jax.errors import UserError
 from conic_jax.hardware import mesh as meshes
+from conic_jax.views import evaluated
 
 NOTHING = views_of(size=12, jitter=0.0, grayscale=0.0, blur=0.0)
 EVERYTHING = views_of(size=12, blur_kernel=0.4, solarise=0.5)
@@ -41,6 +42,13 @@ def batch(images=6, views=2, side=12, seed=0):
 
 
 run = jax.jit(augment, static_argnums=3)
+
+
+def test_of_an_encoder_without_a_run_views_are_imagenets():
+  """Fine-tuning crops by the aspect, as torchvision does."""
+  views = evaluated({})
+  assert (views.size, views.aspect) == (224, (3 / 4, 4 / 3))
+  assert (views.mean, views.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def draws_of(keys):

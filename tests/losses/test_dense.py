@@ -184,6 +184,11 @@ def test_feature_std_is_the_mean_over_dimensions_of_deviations(x64):
   np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
+def test_one_image_has_no_deviation():
+  valid = jnp.arange(5) == 3
+  assert losses.feature_std(jnp.float32(vectors(0, 5, 16)), valid) < 1e-6
+
+
 def test_feature_std_tells_collapse_from_spread():
   valid = jnp.ones(4096, bool)
   spread = losses.feature_std(jnp.float32(vectors(0, 4096, 16)), valid)

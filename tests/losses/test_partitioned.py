@@ -1,4 +1,5 @@
 """The partitioned, chunked classifier equals the dense softmax with SGD in float64."""
+import contextlib
 from types import SimpleNamespace
 
 import jax
@@ -289,6 +290,23 @@ def test_rows_are_written_by_id(mesh):
   np.testing.assert_array_equal(new.momentum, momentum)
 
 
+@pytest.mark.parametrize(('settings', 'terms'), [
+  ({}, 61), ({'negative_weight': 0.5}, 1 + 0.5 * 60), ({'num_drawn': 7, 'negative_weight': 4.0}, 1 + 4 * 7)])
+def test_the_loss_at_chance_counts_the_terms(mesh8, settings, terms):
+  """The own class, and β for each negative."""
+  assert partitioned.Softmax(61, 0.1, mesh8, **settings).chance_loss == pytest.approx(np.log(terms), rel=1e-6)
+
+
+def test_smoothed_targets_of_other_numbers_of_features_are_refused():
+  targets = lambda *arrays: smoothing.targets(*arrays, jnp.int32(0), 0.1)
+  arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((61, 4), (8, 4))]
+  hardest = jax.ShapeDtypeStruct((4, 3), jnp.int32)
+  for count, refused in ((8, False), (7, True)):
+    shift = jax.ShapeDtypeStruct((count,), jnp.float32)
+    with pytest.raises(AssertionError, match='Chex') if refused else contextlib.nullcontext():
+      jax.eval_shape(targets, *arrays, hardest, shift)
+
+
 def test_smoothing_below_the_constant_maximum_is_refused(mesh8):
   with pytest.raises(UserError, match=r'config\.temperature is 0\.01'):
     partitioned.Softmax(64, 0.01, mesh8, smoothing=0.2)
@@ -325,8 +343,9 @@ def test_a_table_is_looked_up_wherever_its_entries_lie(mesh):
   assert found.sharding.is_equivalent_to(batch_sharding(mesh), 2)
 
 
-@pytest.mark.parametrize(('images', 'expected'), [(256, (1, 256)), (4096, (16, 256)), (7, (1, 7))])
+@pytest.mark.parametrize(('images', 'expected'), [
+  (256, (1, 256)), (4096, (16, 256)), (7, (1, 7)), (331, (331, 1))])
 def test_images_are_gathered_for_in_as_few_blocks_as_16_mib_allow(images, expected):
-  """Of 100 rows of 128 each 327 images fit; blocks are of equal size."""
+  """Of 100 rows of 128 each 327 images fit; blocks are of equal size, so that 331 are one by one."""
   blocks, = smoothing._blocks((jnp.zeros((images, 3)),), 100 * 128)
   assert blocks.shape == (*expected, 3)

@@ -307,6 +307,15 @@ def test_a_disk_that_is_too_small_is_told_with_the_size_needed(kind, tmp_path, m
       assert 'its disk has 1.0 MiB' in message
 
 
+@KINDS
+def test_a_disk_with_just_the_room_needed_will_do(kind, tmp_path, monkeypatch):
+  usage, layout = collections.namedtuple('usage', 'total used free'), Layout(10**6, 1, seed=0)
+  needed = {'disk': 88_000_000, 'host': 56_000_000}[kind]
+  for missing in (0, 1):
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path, free=needed - missing: usage(0, 0, free))
+    assert bool(shortage(tmp_path, kind, layout, 10**6, 10**6, keep=1)) == bool(missing)
+
+
 @pytest.mark.parametrize(('kind', 'needed'), [
   ('disk', 1e6 * (20 + 4 + 2 * 32)), ('host', 1e6 * 2 * 28)])  # Rows and two journals; two copies.
 def test_of_small_rows_the_places_are_counted_too(kind, needed, tmp_path, monkeypatch):

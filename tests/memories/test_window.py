@@ -34,6 +34,16 @@ def runs(draw):
   return num_instances, num_slots, batches
 
 
+def test_the_oldest_of_a_large_window_leave():
+  """In a window this large the oldest are found without sorting all."""
+  rng = np.random.default_rng(0)
+  for count in (1, 7, 400):
+    renewed = rng.permutation(5000)
+    window = WindowClasses(np.arange(5000), renewed, 10_000)
+    swaps = window.advance(5000, np.arange(5000, 5000 + count))
+    np.testing.assert_array_equal(swaps.leaving, np.argsort(renewed)[:count])
+
+
 def check_against_naive(classes, renewed, num_instances, batches):
   """The steps of these batches, after those in which the slots were renewed."""
   window = WindowClasses(classes, renewed, num_instances)

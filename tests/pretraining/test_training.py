@@ -24,7 +24,7 @@ from conic_jax.evals import encoders, standalone
 from conic_jax.hardware import mesh as meshes
 from conic_jax.pretraining import train_step, training
 from conic_jax.pretraining.identity import run_identity
-from conic_jax.run import loop
+from conic_jax.run import loop, verdict
 from conic_jax.run.signals import StopRequest
 from conic_jax.run.state import LossScale
 
@@ -68,6 +68,19 @@ def test_the_whole_road_leaves_figures_pictures_and_checkpoints(tiny_config, cap
   assert 'pretrained' in shown
   assert shown.count('The run is ') == len(set(words))
   assert summary['verdict_sentence'] in shown or words[0] == words[1]
+
+
+def test_the_verdict_is_of_the_epochs_that_are_over(tiny_config, monkeypatch):
+  seen, next_word = [], verdict.next_word
+
+  def keep(reports, step, epoch, *others):
+    seen.append((step, epoch))
+    return next_word(reports, step, epoch, *others)
+  monkeypatch.setattr(verdict, 'next_word', keep)
+  tiny_config.eval.knn = tiny_config.eval.linear = False
+  tiny_config.probe.images = 16
+  training.pretrain(tiny_config)
+  assert seen == [(1, pytest.approx(1 / 3)), (6, 2.0)]
 
 
 def test_the_images_per_second_are_those_since_the_last_pause(tiny_config, monkeypatch):
