@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 
-from conic_jax import command_line, fields
+from conic_jax import command_line, fields, models
 from conic_jax.data import pipeline
 from conic_jax.data.folder import Folder
 from conic_jax.data.given_images import GivenImages
@@ -56,8 +56,6 @@ def pretrain(data: str | Path, /, method: str = 'conic', *, out: str | Path | No
   Raises:
     UserError: for anything that the user can fix.
     Stopped: after Ctrl-C, once everything is saved.
-
-  >>> run = conic_jax.pretrain('photographs', out='runs/first', epochs=1)  # doctest: +SKIP
   """
   folder = Path(data).expanduser()
   is_folder = '://' in str(data) or folder.is_dir()
@@ -90,15 +88,18 @@ def load(encoder: 'str | Path | Run', **settings: Any) -> 'Encoder':
   name = str(encoder.folder) if isinstance(encoder, Run) else str(encoder)
   network = None
   if name == encoders.RANDOM:
-    network = types.SimpleNamespace(**{**_encoder_defaults(), **settings})
+    network = types.SimpleNamespace(**_network(settings))
   elif settings:
     raise UserError(f'{name} has its own network: leave out {", ".join(settings)}.')
   return Encoder(encoders.open_encoder(name, network))
 
 
-def _encoder_defaults() -> dict[str, Any]:
+def _network(settings: Mapping[str, Any]) -> dict[str, Any]:
+  """The settings of a random encoder's network: those given, else the paper's."""
+  if unknown := sorted(settings.keys() - set(models.ENCODER_FIELDS)):
+    raise UserError(f"A network has no {', '.join(unknown)}; it has {', '.join(models.ENCODER_FIELDS)}.")
   config: Any = command_line.load('conic')
-  return config.encoder.to_dict()
+  return {**config.encoder.to_dict(), **settings}
 
 
 class Encoder:

@@ -60,10 +60,10 @@ def read(given: Sequence[str], flags: Sequence[str] = ()) -> Arguments:
   words, own, passed, wants_help = [], {}, [], False
   for argument in _joined([expand_argument(argument) for argument in given]):
     name, equals, value = argument.removeprefix('--').partition('=')
-    if not argument.startswith('--'):
-      words.append(argument)
-    elif name == 'help':
+    if argument in ('-h', '--help'):
       wants_help = True
+    elif not argument.startswith('--'):
+      words.append(argument)
     elif name in ('method', 'preset', 'config'):
       own[name] = value
     elif name in flags or name.startswith('config.'):
@@ -93,7 +93,7 @@ def pretrain(given: Sequence[str]) -> list[str]:
   arguments = read(given, _OF_CLUSTER)
   flags = _pretraining('pretrain', arguments)
   word = arguments.words[0] if arguments.words else ''
-  if Path(word).is_dir() and word and not arguments.has('run'):
+  if word and Path(word).is_dir() and not arguments.has('run'):
     flags.append(f'--config.run=runs/{Path(word).resolve().name}')
   return flags
 

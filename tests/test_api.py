@@ -172,6 +172,13 @@ def test_settings_are_checked_as_on_the_command_line(image_folder, tmp_path, set
   assert message in str(error.value)
 
 
+def test_a_network_of_other_settings_is_refused():
+  with pytest.raises(UserError, match='A network has no depth; it has name, blocks'):
+    conic_jax.load('random', depth=3)
+  with pytest.raises(UserError, match='has its own network: leave out width'):
+    conic_jax.load('nowhere', width=0.5)
+
+
 def test_what_is_not_there_is_told(tmp_path):
   with pytest.raises(UserError, match='There is no encoder'):
     conic_jax.load(tmp_path / 'nowhere')

@@ -75,8 +75,9 @@ def test_mistakes_are_told(images, given, message):
   assert message in str(error.value)
 
 
-@pytest.mark.parametrize('given', ['', '--help', 'pretrain --help', 'evaluate --help', 'evaluate knn --help',
-                                   'preview --help --method inscon', 'plan --help'])
+@pytest.mark.parametrize('given', [
+  '', '--help', 'pretrain --help', 'pretrain -h', 'evaluate --help', 'evaluate knn --help',
+  'preview --help --method inscon', 'plan --help'])
 def test_help_shows_what_there_is(images, given):
   with pytest.raises(Help) as text:
     console.translate(given.split())

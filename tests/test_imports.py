@@ -36,7 +36,8 @@ ALLOWED = {
   'report': {'command_line', 'export', 'models', 'run', 'visualise'},
   'main': {'command_line', 'ending', 'evals', 'hardware', 'pretraining', 'run'},
   'console': {'command_line', 'ending', 'fields'}, '__main__': {'console'},
-  'api': {'command_line', 'data', 'evals', 'export', 'fields', 'hardware', 'pretraining', 'report', 'run'},
+  'api': {'command_line', 'data', 'evals', 'export', 'fields', 'hardware', 'models', 'pretraining', 'report',
+          'run'},
 }
 ONLY_IN = {'tensorflow': 'data', 'tensorflow_datasets': 'data', 'orbax': 'run/checkpoints',
            'matplotlib': 'visualise', 'flax.linen': 'models'}

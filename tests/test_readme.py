@@ -30,6 +30,13 @@ def test_commands_can_be_given(page):
         command_line._check_field(config, field)
 
 
+@pytest.mark.parametrize('page', [ROOT / 'README.md', *sorted(ROOT.glob('docs/*.md'))],
+                         ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+  for link in re.findall(r'\]\(([^)#\s]+)', page.read_text()):
+    assert '://' in link or (page.parent / link).exists(), link
+
+
 def test_the_readme_shows_every_evaluation_and_command():
   shown = ' '.join(' '.join(command) for command in commands(ROOT / 'README.md'))
   for name in ('knn', 'linear', 'semi', 'finetune', 'svm', 'segment', 'conic'):

@@ -102,7 +102,8 @@ def _draw_panel(axis, rows, title, factor, series):
     axis.axhline(factor * value, color=colour, linewidth=1.2, linestyle='--', label=legend)
   if len(series) > 1 or beside:
     axis.legend(handlelength=1.2, borderaxespad=0.1, columnspacing=1, fontsize=8 if beside else None,
-                labelspacing=0.2, ncols=1 + (len(axis.lines) > 2 + bool(beside)))
+                labelspacing=0.2, ncols=1 + (len(axis.lines) > 2 + bool(beside)),
+                frameon=True, edgecolor='none', framealpha=0.85)  # Over a line it can still be read.
   axis.set_title(title)
   axis.set_xlim(left=0)
   axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))

@@ -1,6 +1,16 @@
 """Faults that change nothing a user could see: (module, operator, line before, line after) -> why."""
 
 EQUIVALENT: dict[tuple[str, str, str, str], str] = {
+  ('evals/linear', 'ReplaceTrueWithFalse', '@dataclasses.dataclass(frozen=True)',
+   '@dataclasses.dataclass(frozen=False)'):
+    'nothing changes it',
+  ('methods/byol', 'NumberReplacer', 'self.network = Network(config, dtype, groups=2, norm_output=False)',
+   'self.network = Network(config, dtype, groups= 3, norm_output=False)'):
+    'no image belongs to the third group',
+  ('methods/byol', 'NumberReplacer',
+   "params, batch_stats = self.network.init(encoder_rng, head_rng, batch['views'][0][:, 0])",
+   "params, batch_stats = self.network.init(encoder_rng, head_rng, batch['views'][0][:, 1])"):
+    'the shape of a view is read alone',
   ('hardware/local_rows', 'ReplaceTrueWithFalse', 'is_split: bool = True) -> jax.Array:',
    'is_split: bool = False) -> jax.Array:'):
     'XLA splits the same scatter over the devices, and moves no row',
