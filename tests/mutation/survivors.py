@@ -1,6 +1,10 @@
 """Faults that change nothing a user could see: (module, operator, line before, line after) -> why."""
 
 EQUIVALENT: dict[tuple[str, str, str, str], str] = {
+  ('methods/momentum', 'NumberReplacer',
+   "params, batch_stats = self.network.init(encoder_rng, head_rng, batch['views'][0][:, 0])",
+   "params, batch_stats = self.network.init(encoder_rng, head_rng, batch['views'][0][:, 1])"):
+    'the shape of a view is read alone',
   ('evals/linear', 'ReplaceTrueWithFalse', '@dataclasses.dataclass(frozen=True)',
    '@dataclasses.dataclass(frozen=False)'):
     'nothing changes it',
