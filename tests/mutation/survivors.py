@@ -103,9 +103,6 @@ EQUIVALENT: dict[tuple[str, str, str, str], str] = {
     'a probability below 0 is as good as 0',
   ('memories/store', 'NumberReplacer', '_DUMP_BLOCK = 16384  # Rows.', '_DUMP_BLOCK = 16383  # Rows.'):
     'the file is the same in whatever blocks it is written',
-  ('memories/store', 'NumberReplacer', 'return np.zeros(0, self._record)',
-   'return np.zeros( 1, self._record)'):
-    'a process that keeps no row reads none',
   ('memories/delayed', 'NumberReplacer', '_BLOCKS_AT_ONCE = 4096', '_BLOCKS_AT_ONCE = 4097'):
     'the products are the same, however many are made at once',
   ('memories/delayed', 'NumberReplacer',
@@ -127,6 +124,3 @@ EQUIVALENT: dict[tuple[str, str, str, str], str] = {
   ('memories/host_rows', 'NumberReplacer', 'self._forget(step - HOST_LAG - 1)',
    'self._forget(step - HOST_LAG - 0)'):
     'what left so long ago is in the store by then, too',
-  ('evals/linear', 'NumberReplacer', "keys = augment.view_keys(seed, epoch, batch['id'], 1)",
-   "keys = augment.view_keys(seed, epoch, batch['id'], 0)"):
-    'of such a view nothing is drawn from the keys'}
