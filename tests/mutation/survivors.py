@@ -123,4 +123,4 @@ EQUIVALENT: dict[tuple[str, str, str, str], str] = {
     'where there is no swap, whatever would enter is dropped',
   ('memories/host_rows', 'NumberReplacer', 'self._forget(step - HOST_LAG - 1)',
    'self._forget(step - HOST_LAG - 0)'):
-    'what left so long ago is in the store by then, too',
+    'what left so long ago is in the store by then, too'}
