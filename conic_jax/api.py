@@ -9,14 +9,14 @@ import functools
 import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 
-from conic_jax import command_line, fields, models
+from conic_jax import command_line, config_files, fields, models
 from conic_jax.data import pipeline
 from conic_jax.data.folder import Folder
 from conic_jax.data.given_images import GivenImages
@@ -34,7 +34,6 @@ from conic_jax.run.run_config import read_config
 from conic_jax.terminal import print_line
 
 Pool = Literal['mean', 'max', 'none']
-_IMAGES_OF_DEVICE = 32
 
 
 def pretrain(data: str | Path, /, method: str = 'conic', *, out: str | Path | None = None,
@@ -57,15 +56,11 @@ def pretrain(data: str | Path, /, method: str = 'conic', *, out: str | Path | No
     UserError: for anything that the user can fix.
     Stopped: after Ctrl-C, once everything is saved.
   """
-  folder = Path(data).expanduser()
-  is_folder = '://' in str(data) or folder.is_dir()
-  config: Any = command_line.load(f'{method}:{"folder" if is_folder else data}')
-  if is_folder:
-    config.data.dir = str(data)
-    config.run = f'runs/{folder.resolve().name}'
-  if out is not None:
-    config.run = str(out)
-  command_line.set_fields(config, fields.full_names(settings))
+  path, given = config_files.with_images(method, str(data))
+  config: Any = command_line.load(path)
+  if run := out or config_files.run_of(str(data)):
+    given['run'] = str(run)
+  command_line.set_fields(config, given | fields.full_names(settings))
   training.pretrain(config)
   return Run(config.run)
 
@@ -195,12 +190,12 @@ class Encoder:
     undecodable = pipeline.UndecodableImages(source)
     blocks = embeddings.embed(
       self._of_layer(layer, pool), source, root, size=self.size, resize=self.resize,
-      batch_size=_IMAGES_OF_DEVICE * self._mesh.size, mesh=self._mesh, undecodable=undecodable)
+      batch_size=embeddings.IMAGES_OF_DEVICE * self._mesh.size, mesh=self._mesh, undecodable=undecodable)
     return embeddings.joined(list(blocks)), undecodable
 
   def _of_layer(self, layer: str, pool: Pool) -> encoders.Encoder:
     """The encoder whose features are those of a layer; the same object every time, as it is compiled once."""
-    if layer not in self.layers or pool not in ('mean', 'max', 'none'):
+    if layer not in self.layers or pool not in get_args(Pool):
       raise UserError(f"There is no layer '{layer}' with pool '{pool}': layers are {', '.join(self.layers)}; "
                       'pool is mean, max or none.')
     if layer == 'features':
@@ -227,7 +222,7 @@ def _layer(variables: Any, images: jax.Array, *, network: Any, layer: str, pool:
   return pools[pool](found, axis=(1, 2)) if pool in pools else found
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(init=False)
 class Run:
   """The folder of a run.
 
@@ -237,7 +232,7 @@ class Run:
   folder: Path
 
   def __init__(self, folder: str | Path):
-    object.__setattr__(self, 'folder', Path(folder))
+    self.folder = Path(folder)
     read_config(self.folder)
 
   @property
@@ -283,13 +278,10 @@ class Run:
     Raises:
       UserError: for anything that the user can fix.
     """
-    is_folder = data is not None and ('://' in str(data) or Path(data).expanduser().is_dir())
-    preset = 'folder' if is_folder else data
-    config: Any = command_line.load(protocol if preset is None else f'{protocol}:{preset}')
-    if is_folder:
-      config.data.dir = str(data)
-    config.encoder = str(self.folder)
-    command_line.set_fields(config, fields.full_names(settings))
+    path, given = (protocol, {}) if data is None else config_files.with_images(protocol, str(data))
+    config = command_line.load(path)
+    own = {'encoder': str(self.folder)}
+    command_line.set_fields(config, own | given | fields.full_names(settings))
     return standalone.evaluate(config)
 
   def export(self, target: str, out: str | Path) -> list[Path]:

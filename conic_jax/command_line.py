@@ -115,9 +115,9 @@ def run_with_config(run: Callable[[flags.FlagValues], None], values: flags.FlagV
 
 def arguments(argv: list[str]) -> list[str]:
   """The command and its arguments, with ~ expanded, the config's file found, and fields joined to values."""
-  joined = _joined([expand_argument(arg) for arg in argv])
+  expanded = joined([expand_argument(arg) for arg in argv], lambda flag: flag.startswith('--config.'))
   return [f'--config={config_files.find(arg.partition("=")[2])}' if arg.startswith('--config=') else arg
-          for arg in joined]
+          for arg in expanded]
 
 
 def define_config(values: flags.FlagValues, argv: list[str]) -> None:
@@ -167,8 +167,7 @@ def parse(argv: list[str], flag_values: flags.FlagValues, usage: str) -> None:
   for arg in opened:
     if (flag := arg.partition('=')[0]) in given:
       raise UserError(f'{flag} is given and left open too: give it once.')
-    *groups, name = arg.partition('=')[0].removeprefix('--config.').split('.')
-    node = functools.reduce(getattr, groups, flag_values['config'].value)
+    node, name = _place(flag_values['config'].value, flag.removeprefix('--config.'))
     node[name] = None
 
 
@@ -253,13 +252,12 @@ def set_fields(config: ConfigDict, given: Mapping[str, Any]) -> None:
   """
   for path, value in given.items():
     _check_field(config, path)
-    *groups, name = path.split('.')
-    node = functools.reduce(getattr, groups, config)
+    node, name = _place(config, path)
     if isinstance(group := node[name], ConfigDict):
       raise UserError(_is_group(f'config.{path}', group))
     try:
-      opened = value == 'auto' and not isinstance(node[name], str)
-      node[name] = None if opened else tuple(value) if isinstance(value, list) else value
+      node[name] = (None if value == 'auto' and _can_open(node, name)
+                    else tuple(value) if isinstance(value, list) else value)
     except TypeError as error:
       kind = node.get_type(name)
       raise UserError(f'config.{path} takes {_a(kind)}, not {value!r}.') from error
@@ -292,24 +290,34 @@ def _nearest(groups: dict[str, ConfigDict], prefix: str, name: str) -> list[str]
   return [f'{place}{field}' for field in wanted for place, node in groups.items() if field in node][:3]
 
 
-def _joined(argv: list[str]) -> list[str]:
-  """The arguments with '--config.FIELD VALUE' joined to '--config.FIELD=VALUE'."""
-  joined: list[str] = []
+def joined(argv: list[str], takes_value: Callable[[str], bool]) -> list[str]:
+  """The arguments with '--FLAG VALUE' joined to '--FLAG=VALUE', of flags that take one."""
+  whole: list[str] = []
   for arg in argv:
-    if joined and joined[-1].startswith('--config.') and '=' not in joined[-1] and not arg.startswith('--'):
-      joined[-1] += f'={arg}'
+    last = whole[-1] if whole else ''
+    waits = last.startswith('--') and '=' not in last and takes_value(last)
+    if waits and not arg.startswith('--'):
+      whole[-1] += f'={arg}'
     else:
-      joined.append(arg)
-  return joined
+      whole.append(arg)
+  return whole
 
 
 def _is_opened(config: ConfigDict, arg: str) -> bool:
   """Whether an argument, --config.FIELD=auto, leaves a field open; for string fields 'auto' is a value."""
   if not (arg.startswith('--config.') and arg.endswith('=auto')):
     return False
-  *groups, name = arg.partition('=')[0].removeprefix('--config.').split('.')
-  node = functools.reduce(getattr, groups, config)
+  return _can_open(*_place(config, arg.partition('=')[0].removeprefix('--config.')))
+
+
+def _can_open(node: ConfigDict, name: str) -> bool:
   return node[name] is None or not isinstance(node[name], (str, ConfigDict))
+
+
+def _place(config: Any, path: str) -> tuple[ConfigDict, str]:
+  """The group that a field is in, and its name there."""
+  *groups, name = path.split('.')
+  return functools.reduce(getattr, groups, config), name
 
 
 def _wrong_value(config: Any, argv: list[str], error: flags.Error) -> str:
@@ -317,8 +325,7 @@ def _wrong_value(config: Any, argv: list[str], error: flags.Error) -> str:
     name, _, value = arg.partition('=')
     if name.startswith('--config.') and str(error).startswith(f'flag {name}={value}:'):
       field = name.removeprefix('--')
-      *groups, last = field.split('.')[1:]
-      parent = functools.reduce(getattr, groups, config)
+      parent, last = _place(config, field.removeprefix('config.'))
       node = parent[last]
       if isinstance(node, ConfigDict):
         return _is_group(field, node)

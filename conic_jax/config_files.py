@@ -4,6 +4,8 @@ import types
 from pathlib import Path
 
 _PACKAGE = 'configs'
+# The preset for a folder of images, of configs that have no plain 'folder'.
+_OF_FOLDERS = {'semi': 'folder_1pct'}
 
 
 def own_folder() -> Path:
@@ -32,6 +34,28 @@ def find(path: str) -> str:
     if is_config(own):
       return f'{own}{colon}{preset}'
   return path
+
+
+def with_images(config: str, images: str, preset: str | None = None) -> tuple[str, dict[str, str]]:
+  """The config for some images, and the fields that name them.
+
+  Args:
+    config: FILE or NAME.
+    images: a folder, here or in a bucket; anything else is a preset that has its own images.
+    preset: the preset for a folder; None for the config's usual one.
+
+  Returns:
+    FILE:PRESET or NAME:PRESET, and values by field.
+  """
+  if '://' not in images and not Path(images).expanduser().exists():
+    return f'{config}:{images}', {}
+  return f'{config}:{preset or _OF_FOLDERS.get(config, "folder")}', {'data.dir': images}
+
+
+def run_of(images: str) -> str | None:
+  """The usual run of a local folder of images, named as it is; None for other images."""
+  folder = Path(images).expanduser()
+  return f'runs/{folder.resolve().name}' if images and folder.is_dir() else None
 
 
 def is_config(path: Path) -> bool:

@@ -14,12 +14,11 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 # Before jaxlib is loaded: what its services log means nothing to the user.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
-from conic_jax import command_line, fields
+from conic_jax import command_line, config_files, fields
 from conic_jax.ending import end_while_starting
 from conic_jax.errors import Help, UserError
 from conic_jax.home import expand_argument
@@ -58,7 +57,8 @@ def read(given: Sequence[str], flags: Sequence[str] = ()) -> Arguments:
     flags: the command's own flags, which take precedence over short names of fields.
   """
   words, own, passed, wants_help = [], {}, [], False
-  for argument in _joined([expand_argument(argument) for argument in given]):
+  expanded = [expand_argument(argument) for argument in given]
+  for argument in command_line.joined(expanded, lambda flag: flag.removeprefix('--') not in _SWITCHES):
     name, equals, value = argument.removeprefix('--').partition('=')
     if argument in ('-h', '--help'):
       wants_help = True
@@ -73,18 +73,6 @@ def read(given: Sequence[str], flags: Sequence[str] = ()) -> Arguments:
   return Arguments(words, own, passed, wants_help)
 
 
-def _joined(given: list[str]) -> list[str]:
-  """The arguments with '--NAME VALUE' joined to '--NAME=VALUE'."""
-  joined: list[str] = []
-  for argument in given:
-    last = joined[-1] if joined else ''
-    if last.startswith('--') and '=' not in last and last[2:] not in _SWITCHES and argument[:2] != '--':
-      joined[-1] += f'={argument}'
-    else:
-      joined.append(argument)
-  return joined
-
-
 # ---- What each command makes of its arguments ----------------------------------------------------
 
 
@@ -92,10 +80,8 @@ def pretrain(given: Sequence[str]) -> list[str]:
   """Arguments of `conic_jax.main` for a pretraining; the run is named as the folder of images is."""
   arguments = read(given, _OF_CLUSTER)
   flags = _pretraining('pretrain', arguments)
-  word = arguments.words[0] if arguments.words else ''
-  if word and Path(word).is_dir() and not arguments.has('run'):
-    flags.append(f'--config.run=runs/{Path(word).resolve().name}')
-  return flags
+  run = config_files.run_of(arguments.words[0]) if arguments.words else None
+  return [*flags, f'--config.run={run}'] if run and not arguments.has('run') else flags
 
 
 def preview(given: Sequence[str]) -> list[str]:
@@ -123,8 +109,7 @@ def evaluate(given: Sequence[str]) -> list[str]:
   if not encoder:
     raise UserError('Which encoder? Give a run, a file of weights, or random: '
                     f'{COMMANDS["evaluate"].usage}.')
-  folder_preset = 'folder_1pct' if protocol == 'semi' else 'folder'
-  config, folder = _images(images, protocol, arguments.own.get('preset'), folder_preset)
+  config, folder = _images(images, protocol, arguments.own.get('preset'))
   return [f'--config={config}', *folder, f'--config.encoder={encoder}', *arguments.passed]
 
 
@@ -139,24 +124,23 @@ def _pretraining(name: str, arguments: Arguments) -> list[str]:
   if not (arguments.words or own.keys() & {'preset', 'config'}):
     raise UserError('Which images? Give a folder, or a preset such as photos, which needs no download: '
                     f'{COMMANDS[name].usage}.')
-  config, folder = _images(arguments.words, method, own.get('preset'), 'folder')
+  config, folder = _images(arguments.words, method, own.get('preset'))
   return [f'--config={config}', *folder, *arguments.passed]
 
 
-def _images(words: Sequence[str], config: str, preset: str | None, folder_preset: str
-            ) -> tuple[str, list[str]]:
+def _images(words: Sequence[str], config: str, preset: str | None) -> tuple[str, list[str]]:
   """NAME:PRESET and the flag of the folder, for a word that names a folder or a preset."""
   if len(words) > 1:
     raise UserError(f"'{words[1]}' is one folder too many: give one.")
   if not words:
     return (f'{config}:{preset}' if preset else config), []
-  if '://' in words[0] or Path(words[0]).exists():
-    return f'{config}:{preset or folder_preset}', [f'--config.data.dir={words[0]}']
-  try:
-    command_line.load(f'{config}:{words[0]}')
-  except UserError as error:
-    raise UserError(f"There is no folder '{words[0]}'. {error}") from error
-  return f'{config}:{words[0]}', []
+  path, given = config_files.with_images(config, words[0], preset)
+  if not given:
+    try:
+      command_line.load(path)
+    except UserError as error:
+      raise UserError(f"There is no folder '{words[0]}'. {error}") from error
+  return path, [f'--config.{field}={value}' for field, value in given.items()]
 
 
 # ---- The commands -------------------------------------------------------------------------------

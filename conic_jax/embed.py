@@ -32,7 +32,6 @@ from conic_jax.terminal import file_name, print_line
 
 _USAGE = (f'python -m conic_jax.embed RUN_OR_FILE FOLDER [--out=FILE{"|".join(embeddings.SUFFIXES)}] '
           '[--neighbours=IMAGE [-k N] [--sheet=FILE.png]] [--size=N] [--resize=N] [--batch_size=N]')
-_BATCH_OF_DEVICE = 32
 _MOST_ON_SHEET = 100
 
 Embed = Callable[..., Iterator[Embeddings]]
@@ -57,7 +56,8 @@ def run(arguments: argparse.Namespace) -> None:
                     f'encoder that they are of ({metadata.get("encoder", "not known")}).')
   size, resize = _sizes(arguments, metadata, encoder)
   # With a file of embeddings, only the query image is encoded.
-  batch_size = mesh.size if blocks is not None else arguments.batch_size or _BATCH_OF_DEVICE * mesh.size
+  usual = arguments.batch_size or embeddings.IMAGES_OF_DEVICE * mesh.size
+  batch_size = usual if blocks is None else mesh.size
   meshes.check_batch_size(batch_size, mesh, '--batch_size')
   embed = functools.partial(embeddings.embed, encoder, size=size, resize=resize, batch_size=batch_size,
                             mesh=mesh)

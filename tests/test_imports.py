@@ -35,9 +35,9 @@ ALLOWED = {
   'activations': {'command_line', 'data', 'evals', 'models', 'views', 'visualise'},
   'report': {'command_line', 'export', 'models', 'run', 'visualise'},
   'main': {'command_line', 'ending', 'evals', 'hardware', 'pretraining', 'run'},
-  'console': {'command_line', 'ending', 'fields'}, '__main__': {'console'},
-  'api': {'command_line', 'data', 'evals', 'export', 'fields', 'hardware', 'models', 'pretraining', 'report',
-          'run'},
+  'console': {'command_line', 'config_files', 'ending', 'fields'}, '__main__': {'console'},
+  'api': {'command_line', 'config_files', 'data', 'evals', 'export', 'fields', 'hardware', 'models',
+          'pretraining', 'report', 'run'},
 }
 ONLY_IN = {'tensorflow': 'data', 'tensorflow_datasets': 'data', 'orbax': 'run/checkpoints',
            'matplotlib': 'visualise', 'flax.linen': 'models'}

@@ -29,6 +29,7 @@ from conic_jax.terminal import printable
 from conic_jax.views import usual_resize
 
 SUFFIXES = ('.parquet', '.npz')
+IMAGES_OF_DEVICE = 32  # Encoded at a time where nobody says how many.
 _ROWS = 4096  # Minimum rows per row group: tables with small groups are slow to read.
 
 

@@ -193,12 +193,12 @@ def prepare(config: Any, session: Session) -> Task:
   dtype = meshes.compute_dtype(config.dtype)
   method = methods.make(config, train.num_images, mesh, dtype)
   pipeline.check_views(train, method.views)
-  if start:
-    warm_start.check(start, method, config)
-    config = warm_start.compared(config)
   optimizer = optim.make_optimizer(config.optimizer)
   init = functools.partial(init_state, method, optimizer, config.seed, dtype)
   shapes = jax.eval_shape(init)
+  if start:
+    warm_start.check(start, shapes, config)
+    config = warm_start.compared(config)
   return Task(
     config=config, description={**describe(config), **({'recipe': chosen} if chosen else {})},
     data=Data(train, test, sampler), method=method, optimizer=optimizer,

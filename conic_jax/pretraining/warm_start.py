@@ -2,10 +2,9 @@
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
-from conic_jax import models, recipe
+from conic_jax import recipe
 from conic_jax.errors import UserError
 from conic_jax.evals import encoders
 from conic_jax.evals.encoders import Encoder
@@ -45,28 +44,30 @@ def open_start(config: Any) -> tuple[Any, list[Choice], Encoder | None]:
   return recipe.apply(config, choices), choices, start
 
 
-def check(start: Encoder, method: Method, config: Any) -> None:
-  """Checks that weights are of the method's network, and were learnt from images normalised as here.
+def check(start: Encoder, shapes: TrainState, config: Any) -> None:
+  """Checks that weights are of the network to train, and were learnt from images normalised as here.
+
+  Args:
+    start: the encoder of the weights.
+    shapes: of the state to train.
+    config: the run's config.
 
   Raises:
     UserError: saying what differs, and what to set.
   """
-  image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
-  network = method.network.encoder
-  wanted = jax.eval_shape(lambda image: network.init(jax.random.key(0), image), image)
-  if _shapes(wanted) != _shapes(start.variables):
-    own = {field: config.encoder[field] for field in models.ENCODER_FIELDS if field in _NETWORK}
-    differing = {field: value for field, value in start.settings.items()
-                 if field in own and _plain(value) != _plain(own[field])}
-    told = ', '.join(f'{field} {_plain(own[field])} is {_plain(value)} there'
+  wanted = {'params': shapes.params['encoder'], 'batch_stats': shapes.batch_stats['encoder']}
+  if any(_shapes(part) != _shapes(start.variables.get(name, {})) for name, part in wanted.items()):
+    differing = {field: start.settings[field] for field in _NETWORK
+                 if start.settings[field] != config.encoder[field]}
+    told = ', '.join(f'{field} {config.encoder[field]} is {value} there'
                      for field, value in differing.items()) or 'another module'
-    flags = ' '.join(f'--config.encoder.{field}={_plain(value)}' for field, value in differing.items())
+    flags = ' '.join(f'--config.encoder.{field}={value}' for field, value in differing.items())
     raise UserError(f'{_PLACE} {start.name} is of another network than config.encoder: {told}. '
                     f'Give {flags or "weights of this one"}.')
   here, there = evaluated(config.views), start.views
-  if (tuple(here.mean), tuple(here.std)) != (tuple(there.mean), tuple(there.std)):
+  if (here.mean, here.std) != (there.mean, there.std):
     raise UserError(f'{_PLACE} {start.name} was trained on images normalised otherwise: give '
-                    f'--config.views.mean="{tuple(there.mean)}" --config.views.std="{tuple(there.std)}".')
+                    f'--config.views.mean="{there.mean}" --config.views.std="{there.std}".')
 
 
 def begin_from(start: Encoder, state: TrainState, method: Method, mesh: Mesh) -> TrainState:
@@ -99,7 +100,3 @@ def told(start: Encoder) -> str:
 
 def _shapes(variables: Any) -> Any:
   return jax.tree.map(lambda leaf: tuple(leaf.shape), dict(variables))
-
-
-def _plain(value: Any) -> Any:
-  return tuple(value) if isinstance(value, (list, tuple)) else value

@@ -99,7 +99,7 @@ def test_a_stopped_run_goes_on_alike(tiny_config, tmp_path):
   assert losses_by_step(tiny_config.run) == losses_by_step(whole.run)
 
 
-def test_rows_of_the_prior_are_features_of_the_weights(tiny_config, tmp_path):
+def test_the_prior_sees_the_weights(tiny_config, tmp_path):
   config = tiny_method(tiny_config, 'one_million')
   config.eval.knn, config.eval.linear, config.optimizer.learning_rate = False, False, 0.0
   config.probe.images, config.epochs = 0, 1
