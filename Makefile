@@ -17,6 +17,8 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 
 $(VENV)/.developed: $(VENV)/.installed requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	# Its torchvision is compiled for CUDA, and breaks beside a PyTorch for CPUs; its networks do not need it.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps timm==1.0.31
 	touch $@
 
 ## Pretrains, evaluates and draws on photographs that are on this machine already.

@@ -13,6 +13,7 @@ OPEN = {
   'second_view.blur': float,
   # Network.
   'encoder.name': str, 'encoder.blocks': tuple, 'encoder.width': float, 'encoder.stem': str,
+  'encoder.patch': int, 'encoder.positions': str,
   'head.hidden': int, 'predictor.hidden': int, 'cell.hidden': int,
   # Length.
   'minutes': float, 'batch_size': int, 'epochs': int,

@@ -101,12 +101,15 @@ def encoder(**given) -> ConfigDict:
 def network(**given) -> ConfigDict:
   """The network of an encoder."""
   return group({
-    'name': 'resnet50',           # a ResNet: resnet18, resnet34, resnet50, resnet101, resnet152
+    'name': 'resnet50',           # resnet18 to resnet152, vit_tiny, _small, _base, convnext_tiny, _small
     'blocks': (),                 # blocks per stage; () is the network's own
     'stem': 'imagenet',           # or 'cifar', for small images
     'width': 1.0,                 # factor on the channels
     'zero_gamma': False,          # blocks start as the identity
     'output_stride': 32,          # image pixels per pixel of the last map; 8 and 16 dilate instead
+    'patch': 0,                   # side of a ViT's or ConvNeXt's patches; 0: 16, 4; stem cifar: 4, 1
+    'positions': 'sincos',        # of a ViT's patches: fixed, for any size, or 'learned'
+    'frozen_patches': False,      # whether a ViT's patches keep their random projection, which is stabler
   }, given)
 
 
@@ -133,15 +136,16 @@ def length(**given) -> ConfigDict:
 def optimizer(**given) -> ConfigDict:
   """How the network learns."""
   return group({
-    'name': 'sgd',                # or 'lars'
+    'name': 'sgd',                # or 'lars', 'adamw'
     'learning_rate': 0.06,        # for this batch size; never rescaled
     'warmup_epochs': 0.0,         # epochs during which the rate rises
     'schedule': 'cosine',         # or 'steps'
     'end': 0.0,                   # last rate of the cosine
     'milestones': (),             # epochs at which 'steps' divides the rate by 10
     'per_epoch': False,           # change the rate only at the start of an epoch
-    'momentum': 0.9,              # of sgd and lars
-    'weight_decay': 1e-4,         # of sgd and lars
+    'momentum': 0.9,              # of sgd and lars; β₁ of adamw
+    'beta2': 0.999,               # β₂ of adamw
+    'weight_decay': 1e-4,         # of sgd and lars; of adamw times the rate alone, where 0.05 is usual
     'decay_vectors': True,        # weight decay on biases and batch norm too, as in PyTorch's SGD
     'trust': 0.001,               # trust ratio of lars; not applied to biases and batch norm
     'lr_in_momentum': True,       # for lars: apply the rate inside the momentum, rather than outside
@@ -246,8 +250,10 @@ def finetune(**given) -> ConfigDict:
     'head_learning_rate': 0.1,    # of the new linear layer
     'epochs': 100,                # passes over the images that are used
     'batch_size': 256,            # images per step
-    'momentum': 0.9,              # of SGD
+    'optimizer': 'sgd',           # or 'adamw', for transformers and ConvNeXts
+    'momentum': 0.9,              # of SGD; β₁ of adamw
     'weight_decay': 1e-4,         # of all layers
+    'layer_decay': 1.0,           # factor on the encoder's rate for each block further from the output
     'schedule': 'cosine',         # or 'steps'
     'milestones': (),             # shares of the training at which 'steps' divides the rates by 10
     'crop': (0.08, 1.0),          # area of the training crop as a share of the image

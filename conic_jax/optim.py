@@ -56,6 +56,28 @@ def lars(weight_decay: float, momentum: float, trust: float, decayed: Mask | Non
   return descending(optax.chain(direction, optax.trace(momentum)))
 
 
+def adamw(weight_decay: float, beta1: float, beta2: float, decayed: Mask | None = None
+          ) -> optax.GradientTransformationExtraArgs:
+  """Adam with decoupled weight decay: p ← p − η (m̂ / (√v̂ + 10⁻⁸) + λ p).
+
+  m̂ = m / (1 − β₁ᵗ) with m ← β₁ m + (1 − β₁) g, and v̂ = v / (1 − β₂ᵗ) with v ← β₂ v + (1 − β₂) g².
+
+  Args:
+    weight_decay: λ, which the rate η scales, as in PyTorch.
+    beta1, beta2: β₁ and β₂.
+    decayed: as for `sgd`.
+
+  Source: Loshchilov and Hutter (2019), Algorithm 2.
+  """
+  moments = optax.scale_by_adam(beta1, beta2)
+  def update(updates, state, params=None):
+    # Optax raises β to the count, a float to an integer, which strict promotion forbids.
+    with jax.numpy_dtype_promotion('standard'):
+      return moments.update(updates, state, params)
+  return descending(optax.chain(optax.GradientTransformation(moments.init, update),
+                                optax.add_decayed_weights(weight_decay, decayed)))
+
+
 def descending(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
   """Scales a transformation's updates u to −η u, with η passed to each update; keeps its state."""
   def update(updates, state, params=None, **extra_args):
@@ -70,7 +92,7 @@ def not_vectors(params: Any) -> Any:
 
 
 def make_optimizer(config: Any) -> optax.GradientTransformationExtraArgs:
-  """The optimizer of `config.optimizer`: name, momentum, weight_decay, decay_vectors, trust, lr_in_momentum.
+  """The optimizer of `config.optimizer`: its name, and the fields that an optimizer of this name reads.
 
   Raises:
     UserError: if the name is unknown.
@@ -80,7 +102,9 @@ def make_optimizer(config: Any) -> optax.GradientTransformationExtraArgs:
     return sgd(config.weight_decay, config.momentum, decayed)
   if config.name == 'lars':
     return lars(config.weight_decay, config.momentum, config.trust, decayed, config.lr_in_momentum)
-  raise UserError(f"config.optimizer.name is '{config.name}'; available: sgd, lars.")
+  if config.name == 'adamw':
+    return adamw(config.weight_decay, config.momentum, config.beta2, decayed)
+  raise UserError(f"config.optimizer.name is '{config.name}'; available: sgd, lars, adamw.")
 
 
 # ---- Schedules ----------------------------------------------------------------------------------

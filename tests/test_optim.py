@@ -65,6 +65,22 @@ def lars_outside_by_hand(gradient, p, v, lr, decay):
   return p - lr * v, v
 
 
+@pytest.mark.parametrize('decay_vectors', [True, False])
+def test_adamw_by_hand(decay_vectors):
+  params, gradients = problem()
+  optimizer = optim.make_optimizer(settings(name='adamw', decay_vectors=decay_vectors, beta2=0.99))
+  first, second = ({key: np.zeros_like(p) for key, p in params.items()} for _ in range(2))
+  for step, seen in enumerate(run(optimizer, params, gradients)):
+    for key, p in params.items():
+      gradient, count = gradients[step][key], step + 1
+      first[key] = MOMENTUM * first[key] + (1 - MOMENTUM) * gradient
+      second[key] = 0.99 * second[key] + 0.01 * gradient**2
+      direction = first[key] / (1 - MOMENTUM**count) / (np.sqrt(second[key] / (1 - 0.99**count)) + 1e-8)
+      decay = DECAY if p.ndim > 1 or decay_vectors else 0.0
+      params[key] = p - RATES[step] * (direction + decay * p)
+      np.testing.assert_allclose(seen[key], params[key], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(('name', 'rule', 'decay_vectors', 'inside'), [
   ('sgd', sgd_by_hand, True, True), ('sgd', sgd_by_hand, False, True), ('lars', lars_by_hand, False, True),

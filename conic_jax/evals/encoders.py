@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from conic_jax import models
 from conic_jax.errors import UserError
 from conic_jax.export import read
+from conic_jax.export.families import image_size
 from conic_jax.hardware import mesh as meshes
 from conic_jax.run.checkpoints import restore_encoder, restore_model
 from conic_jax.run.run_config import read_config
@@ -36,7 +37,7 @@ class Encoder:
     settings: the settings from which `models.build_encoder` rebuilds the network.
   """
   name: str
-  network: models.ResNet
+  network: models.EncoderModule
   variables: dict[str, Any]
   views: Views
   encode: Callable[[Any, jax.Array], jax.Array]
@@ -69,13 +70,15 @@ def open_encoder(name: str, network: Any = None, dtype: str = 'auto', seed: int 
     network, views = pretraining.encoder, evaluated(pretraining.views)
     variables = restore_encoder(path)
   module = models.build_encoder(network, meshes.compute_dtype(dtype))
+  if pretraining is None and variables is not None:
+    views = evaluated({'size': image_size(module, variables)})
   if variables is None:
     variables = random_variables(module, seed)
 
   def encode(variables: Any, images: jax.Array) -> Any:
     return module.apply(variables, images, mode='frozen')
 
-  settings = {field: getattr(network, field) for field in models.ENCODER_FIELDS}
+  settings = {field: getattr(network, field, usual) for field, usual in models.ENCODER_FIELDS.items()}
   return Encoder(name, module, variables, views, encode, pretraining, settings)
 
 
@@ -100,13 +103,13 @@ def with_head(encoder: Encoder) -> Encoder:
   return dataclasses.replace(encoder, variables=variables, encode=encode)
 
 
-def random_variables(network: models.ResNet, seed: int) -> dict[str, Any]:
+def random_variables(network: models.EncoderModule, seed: int) -> dict[str, Any]:
   """Randomly initialised variables {'params', 'batch_stats'} of a network, numpy arrays."""
   begin = jax.jit(lambda: network.init(jax.random.key(seed), jnp.zeros((1, 32, 32, 3))))
   return jax.tree.map(np.asarray, begin())
 
 
-def trainable(encoder: Encoder) -> models.ResNet:
+def trainable(encoder: Encoder) -> models.EncoderModule:
   """The encoder's module for training: float32 instead of float16, whose gradients need loss scaling."""
   float16 = encoder.network.dtype == jnp.float16
   return encoder.network.clone(dtype=jnp.float32) if float16 else encoder.network

@@ -28,15 +28,18 @@ from conic_jax.views import CentralView, Views, supervised
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneSettings:
-  """Training settings of encoder and linear layer: SGD with momentum on the cross entropy.
+  """Training settings of encoder and linear layer, on the cross entropy.
 
   Attributes:
     learning_rate: learning rate of the encoder.
     head_learning_rate: learning rate of the linear layer, which starts at zero.
     epochs: passes over the training images.
     batch_size: images per step; capped at the size of the data set.
-    momentum: momentum of SGD.
+    optimizer: 'sgd', with momentum, or 'adamw', with β₂ of 0.999.
+    momentum: momentum of SGD; β₁ of adamw.
     weight_decay: weight decay of all parameters.
+    layer_decay: γ: what lies d blocks before the output learns at γ^d times the encoder's rate (Clark et al.
+      2020; Bao et al. 2022, BEiT).
     schedule: 'cosine', to zero, or 'steps'.
     milestones: fractions of the training at which 'steps' divides the rates by 10.
     crop: smallest and largest area of the training crop as a share of the image.
@@ -47,14 +50,18 @@ class FinetuneSettings:
   head_learning_rate: float
   epochs: int
   batch_size: int
+  optimizer: str
   momentum: float
   weight_decay: float
+  layer_decay: float
   schedule: str
   milestones: tuple[float, ...]
   crop: tuple[float, float]
   labels: float
 
   def __post_init__(self):
+    if self.optimizer not in ('sgd', 'adamw'):
+      raise UserError(f"config.finetune.optimizer is '{self.optimizer}'; available: sgd, adamw.")
     optim.check_relative(self.schedule, self.milestones, 'config.finetune')
     if not 0 < self.labels <= 1:
       raise UserError(f'config.finetune.labels is {self.labels}: it is the share of the labels that is used, '
@@ -105,8 +112,9 @@ def finetune(encoder: Encoder, train_source: Source, test_source: Source, config
   return {'top1': top1, 'top5': top5, 'num_labels': train_source.num_images}
 
 
-def train(network: models.ResNet, variables: Any, source: Source, spec: Views, settings: FinetuneSettings,
-          seed: int, session: Session, saved: tuning.Saved | None = None) -> TrainState:
+def train(network: models.EncoderModule, variables: Any, source: Source, spec: Views,
+          settings: FinetuneSettings, seed: int, session: Session,
+          saved: tuning.Saved | None = None) -> TrainState:
   """Trains a copy of `variables`, and a linear layer on the features, for all epochs.
 
   Args:
@@ -145,22 +153,37 @@ def train(network: models.ResNet, variables: Any, source: Source, spec: Views, s
   return tuning.train(phase, begin, session, saved)
 
 
-def init_state(network: models.ResNet, variables: Any, num_classes: int,
+def init_state(network: models.EncoderModule, variables: Any, num_classes: int,
                settings: FinetuneSettings) -> TrainState:
   """The initial state: copies of the encoder's variables and a linear layer of zeros."""
   head = {'kernel': jnp.zeros((network.num_features, num_classes)), 'bias': jnp.zeros(num_classes)}
   params = {'encoder': jax.tree.map(jnp.array, variables['params']), 'head': head}
-  batch_stats = {'encoder': jax.tree.map(jnp.array, variables['batch_stats'])}
-  return supervised_state(params, batch_stats, optim.sgd(settings.weight_decay, settings.momentum))
+  batch_stats = {'encoder': jax.tree.map(jnp.array, variables.get('batch_stats', {}))}
+  return supervised_state(params, batch_stats, optimizer_of(settings))
 
 
-def make_step(network: models.ResNet, view: Views, settings: FinetuneSettings, seed: int,
+def optimizer_of(settings: FinetuneSettings) -> optax.GradientTransformationExtraArgs:
+  """The optimizer of all layers, for rates that are applied to its updates."""
+  if settings.optimizer == 'adamw':
+    return optim.adamw(settings.weight_decay, settings.momentum, 0.999)
+  return optim.sgd(settings.weight_decay, settings.momentum)
+
+
+def rates_of(params: Any, settings: FinetuneSettings) -> Any:
+  """The learning rate of each array of {'encoder', 'head'} at the peak of the schedule."""
+  encoder = jax.tree.map(lambda _: settings.learning_rate, params['encoder'])
+  if settings.layer_decay < 1:
+    encoder = jax.tree.map(lambda distance: settings.learning_rate * settings.layer_decay**distance,
+                           models.distances(params['encoder']))
+  return {'encoder': encoder, 'head': jax.tree.map(lambda _: settings.head_learning_rate, params['head'])}
+
+
+def make_step(network: models.EncoderModule, view: Views, settings: FinetuneSettings, seed: int,
               steps_per_epoch: int) -> Callable:
   """Makes the pure step (state, batch) -> (state, metrics, {}), to be jitted."""
-  optimizer = optim.sgd(settings.weight_decay, settings.momentum)
+  optimizer = optimizer_of(settings)
   total_steps = settings.epochs * steps_per_epoch
   schedule = optim.relative_schedule(settings.schedule, settings.milestones, total_steps)
-  rates = {'encoder': settings.learning_rate, 'head': settings.head_learning_rate}
 
   def step_fn(state, batch):
     step = state.step
@@ -174,11 +197,11 @@ def make_step(network: models.ResNet, view: Views, settings: FinetuneSettings, s
       logits = logits_of(params['head'], features)
       losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch['label'])
       total = jnp.maximum(jnp.sum(valid), 1).astype(jnp.float32)
-      return jnp.sum(losses, where=valid) / total, changed['batch_stats']
+      return jnp.sum(losses, where=valid) / total, changed.get('batch_stats', {})
 
     (loss, batch_stats), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, lr=schedule(step))
-    updates: Any = jax.tree.map(lambda rate, part: jax.tree.map(lambda u: rate * u, part), rates, updates)
+    updates: Any = jax.tree.map(lambda rate, update: rate * update, rates_of(state.params, settings), updates)
     state = state.replace(step=step + 1, updates=step + 1, params=optax.apply_updates(state.params, updates),
                           batch_stats={'encoder': batch_stats}, opt_state=opt_state)
     return state, {'loss': loss}, {}
@@ -195,8 +218,8 @@ def logits_of(head: Any, features: Any) -> jax.Array:
   return jnp.matmul(features, head['kernel'], precision=jax.lax.Precision.HIGHEST) + head['bias'][None]
 
 
-def evaluate(network: models.ResNet, state: TrainState, source: Source, view: CentralView, batch_size: int,
-             mesh: Mesh) -> tuple[float, float]:
+def evaluate(network: models.EncoderModule, state: TrainState, source: Source, view: CentralView,
+             batch_size: int, mesh: Mesh) -> tuple[float, float]:
   """Top-1 and top-5 accuracy on the central crop of every image of a source, with frozen batch norm."""
   def logits(trained: Any, images: jax.Array) -> jax.Array:
     params, batch_stats = trained

@@ -162,7 +162,7 @@ def build(encoder: Encoder, settings: Segmentation, seed: int, mesh: Mesh) -> tu
   images = jnp.zeros((1, *settings.crop, 3))
   variables = jax.jit(model.init)(jax.random.key(seed), images)
   copied = jax.tree.map(jnp.copy, encoder.variables)
-  variables = {name: {**part, 'backbone': copied[name]} for name, part in variables.items()}
+  variables = {name: {**part, 'backbone': copied.get(name, {})} for name, part in variables.items()}
   return model, jax.device_put(variables, replicated(mesh))
 
 
@@ -326,7 +326,7 @@ def _step(state, batch, *, model, settings, spec, seed):
     total = pixel_loss(logits, batch['mask'])
     total += settings.auxiliary_weight * pixel_loss(auxiliary, batch['mask'])
     batch_stats = dict(changed['batch_stats'])
-    return total, {'encoder': batch_stats.pop('backbone'), **batch_stats}
+    return total, {'encoder': batch_stats.pop('backbone', {}), **batch_stats}
 
   (value, batch_stats), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
   rate = optax.polynomial_schedule(settings.learning_rate, 0.0, settings.power, settings.iterations)(step)

@@ -2,11 +2,12 @@
 
   python -m conic_jax.export runs/conic --to=torchvision --out=conic.safetensors
 
-The encoder is that of a run, or of a file: a ResNet in .safetensors or of torch.save, as torchvision, MoCo,
-solo-learn, lightly, VISSL, DINO and others write it.
---to is torchvision, transformers (a folder), detectron2 (a pickle of arrays), safetensors (torchvision's
-names for any ResNet, those with another stem or width included), flax (any encoder, by its own names), or a
-module of yours such as mine.arrays.
+The encoder is that of a run, or of a file in .safetensors or of torch.save: a ResNet as torchvision, MoCo,
+solo-learn, lightly, VISSL, DINO and others write it, a vision transformer or a ConvNeXt as timm, torchvision,
+Transformers, MoCo v3 and DINO do.
+--to is torchvision (ResNets), timm, transformers (a folder), detectron2 (a pickle of a ResNet's arrays),
+safetensors (torchvision's or timm's names for any of them, those with another stem or width included), flax
+(any encoder, by its own names), or a module of yours such as mine.arrays.
 """
 import types
 from pathlib import Path
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 
 from conic_jax import command_line, models
 from conic_jax.export import card, read, targets
+from conic_jax.export.families import image_size
 from conic_jax.run.checkpoints import restore_encoder
 from conic_jax.run.run_config import read_config
 from conic_jax.terminal import print_line
@@ -39,12 +41,12 @@ def export(source: Path, target: str, out: Path) -> list[Path]:
   targets.check_out(target, out)
   if source.is_file():
     encoder, variables = read.load(source)
-    origin = card.of_file(source)
+    network = models.build_encoder(types.SimpleNamespace(**encoder), jnp.float32)
+    origin = card.of_file(source, image_size(network, variables))
   else:
-    config = read_config(source)
-    encoder, origin = config['encoder'], card.of_run(source, config)
-    variables = restore_encoder(source)
-  network = models.build_encoder(types.SimpleNamespace(**encoder), jnp.float32)
+    config, variables = read_config(source), restore_encoder(source)
+    network = models.build_encoder(types.SimpleNamespace(**config['encoder']), jnp.float32)
+    origin = card.of_run(source, config)
   targets.check(target, network)
   return targets.write(target, network, variables, card.text(target, network, origin, out), out,
                        origin.preprocessing)

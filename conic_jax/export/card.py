@@ -10,8 +10,9 @@ from flax import traverse_util
 
 from conic_jax.errors import UserError
 from conic_jax.export import names, targets
+from conic_jax.export.families import of_network
 from conic_jax.export.preprocessing import Preprocessing
-from conic_jax.models import EncoderModule, ResNet
+from conic_jax.models import ConvNeXt, EncoderModule, ResNet, VisionTransformer
 from conic_jax.run import claim
 from conic_jax.views import IMAGENET_MEAN, IMAGENET_STD, usual_resize
 
@@ -103,17 +104,19 @@ def _training(config: Mapping[str, Any]) -> str:
   return f'without labels, {amount}, batch {known["batch_size"]}, seed {known["seed"]}; {version}'
 
 
-def of_file(path: Path) -> Origin:
-  """The origin of an encoder read from a file, where data and method are unknown."""
+def of_file(path: Path, size: int) -> Origin:
+  """The origin of an encoder read from a file, for images of `size` pixels; data and method are unknown."""
   unknown = 'not told by the file: to be filled in'
   return Origin(f'from {path.name}', {
     'data': unknown, 'method': unknown, 'training': unknown,
     'input': f'RGB; the normalisation is not told by the file, and usually less {IMAGENET_MEAN}, over '
-             f'{IMAGENET_STD} on the scale 0 … 1'})
+             f'{IMAGENET_STD} on the scale 0 … 1'}, preprocessing=Preprocessing(size, usual_resize(size)))
 
 
 def described(network: EncoderModule) -> str:
   """An encoder in words."""
+  if family := of_network(network):
+    return family.described(network)
   if not isinstance(network, ResNet):
     return type(network).__name__
   return (f'blocks {", ".join(map(str, network.blocks))}, stem {network.stem!r}, width {network.width:g}, '
@@ -121,14 +124,27 @@ def described(network: EncoderModule) -> str:
 
 
 def _output(network: Any) -> str:
-  last = ', the mean of the last map' if isinstance(network, ResNet) else ''
+  last = {ResNet: ', the mean of the last map', VisionTransformer: ', the class token',
+          ConvNeXt: ', the normalised mean of the last map'}.get(type(network), '')
   return f'{network.num_features} features{last}'
 
 
 def _name(network: EncoderModule) -> str:
   """The common name of an encoder, such as 'resnet50'; without one, that of its class."""
-  common = names.architecture(network.blocks, network.bottleneck) if isinstance(network, ResNet) else None
+  family, common = of_network(network), None
+  if family:
+    common = family.name(network)
+  elif isinstance(network, ResNet):
+    common = names.architecture(network.blocks, network.bottleneck)
   return common or type(network).__name__
+
+
+def _timm_call(network: EncoderModule, side: int) -> str:
+  """The call of timm that makes an encoder."""
+  family = of_network(network)
+  if family:
+    return family.timm_call(network, side)
+  return f"timm.create_model('{_name(network)}', num_classes=0)"
 
 
 def text(target: str, network: EncoderModule, origin: Origin, out: Path) -> str:
@@ -145,7 +161,9 @@ def text(target: str, network: EncoderModule, origin: Origin, out: Path) -> str:
                       for (file, figure), value in origin.figures.items())
   name, library = _name(network), targets.find(target).library
   use = targets.find(target).use.format(
-    name=name, file=out.name, depth=name.removeprefix('resnet'),
+    name=name, file=out.name, timm=_timm_call(network, origin.preprocessing.size),
+    library=f"{'torchvision' if isinstance(network, ResNet) else 'timm'}'s {type(network).__name__}",
+    depth=name.removeprefix('resnet'),
     channels=256 if getattr(network, 'bottleneck', False) else 64,
     mean255=[round(255 * value, 3) for value in origin.preprocessing.mean],
     std255=[round(255 * value, 3) for value in origin.preprocessing.std])

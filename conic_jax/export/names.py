@@ -11,7 +11,7 @@ from conic_jax.models.resnet import ARCHITECTURES
 
 _PATH = re.compile(r'(?:stem|stage(?P<stage>\d+)/block(?P<block>\d+))/'
                    r'(?P<kind>conv|norm|shortcut_norm|shortcut)(?P<number>\d*)')
-_FIELDS = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias',
+FIELDS = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias',
            'mean': 'running_mean', 'var': 'running_var'}
 
 
@@ -89,14 +89,16 @@ def array_name(path: str, name: Callable[[Layer], str]) -> str:
   """The target's name for one of our arrays, such as 'params/stem/conv/kernel'."""
   _, place = path.split('/', 1)
   module, field = place.rsplit('/', 1)
-  return f'{name(layer(module))}.{_FIELDS[field]}'
+  return f'{name(layer(module))}.{FIELDS[field]}'
 
 
 def to_torch(array: np.ndarray) -> np.ndarray:
-  """Transposes a kernel [H, W, in, out] to [out, in, H, W]; other arrays are unchanged."""
-  return np.ascontiguousarray(array.transpose(3, 2, 0, 1)) if array.ndim == 4 else array
+  """A kernel [H, W, in, out] as [out, in, H, W], a matrix [in, out] as [out, in]; vectors are unchanged."""
+  axes = {4: (3, 2, 0, 1), 2: (1, 0)}.get(array.ndim)
+  return np.ascontiguousarray(array.transpose(axes)) if axes else array
 
 
 def from_torch(array: np.ndarray) -> np.ndarray:
   """The inverse of `to_torch`."""
-  return np.ascontiguousarray(array.transpose(2, 3, 1, 0)) if array.ndim == 4 else array
+  axes = {4: (2, 3, 1, 0), 2: (1, 0)}.get(array.ndim)
+  return np.ascontiguousarray(array.transpose(axes)) if axes else array

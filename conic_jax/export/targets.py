@@ -13,10 +13,11 @@ from flax import traverse_util
 from safetensors.numpy import save
 
 from conic_jax.errors import UserError
-from conic_jax.export import names
+from conic_jax.export import names, vits
+from conic_jax.export.families import of_network
 from conic_jax.export.preprocessing import Preprocessing, transformers
 from conic_jax.extensions import own_part
-from conic_jax.models import EncoderModule, ResNet
+from conic_jax.models import ConvNeXt, EncoderModule, ResNet, VisionTransformer
 from conic_jax.models.resnet import ARCHITECTURES, EXPANSION
 
 
@@ -28,10 +29,11 @@ class Target:
     suffix: ending of the file's name; '' for a folder.
     obstacle: what the target cannot express of a network, as a phrase; None if it can express it.
     write: writes the weights of a network to a path: (network, {'params', 'batch_stats'}, path).
-    use: lines of Python for the card that read them; `card.text` fills in {file}, {name}, {depth},
+    use: lines of Python for the card that read them; `card.text` fills in {file}, {name}, {timm}, {depth},
       {channels}, {mean255} and {std255}.
     library: the library's name on model hubs; '' for none.
     beside: texts of further files of a folder, by name, from how an image becomes an input.
+    one_size: whether a vision transformer is written for one size of images, that of the preprocessing.
   """
   suffix: str
   obstacle: Callable[[EncoderModule], str | None]
@@ -39,6 +41,7 @@ class Target:
   use: str
   library: str = ''
   beside: Callable[[Preprocessing], Mapping[str, str]] = lambda preprocessing: {}
+  one_size: bool = False
 
 
 def find(name: str) -> Target:
@@ -63,7 +66,7 @@ def check(name: str, network: EncoderModule) -> None:
   """
   if obstacle := find(name).obstacle(network):
     raise UserError(f'{name} cannot express this encoder: {obstacle}. --to=safetensors writes any ResNet, '
-                    '--to=flax any encoder.')
+                    'ViT or ConvNeXt, --to=flax any encoder.')
 
 
 def check_out(name: str, out: Path) -> None:
@@ -104,6 +107,8 @@ def write(name: str, network: EncoderModule, variables: Mapping[str, Any], card:
     UserError: if writing fails.
   """
   target = find(name)
+  if target.one_size and isinstance(network, VisionTransformer):
+    network, variables = vits.at_size(network, variables, (preprocessing or Preprocessing()).size)
   def in_folder(folder: Path) -> None:
     folder.mkdir()
     texts = {'README.md': card, **(target.beside(preprocessing) if preprocessing else {})}
@@ -145,24 +150,46 @@ def _not_of_resnets(network: EncoderModule) -> str | None:
   return None if isinstance(network, ResNet) else f'it is a {type(network).__name__}, and there a ResNet'
 
 
+def _not_of_torch(network: EncoderModule) -> str | None:
+  if isinstance(network, ResNet) or of_network(network):
+    return None
+  return f'it is a {type(network).__name__}, and there a ResNet, a vision transformer or a ConvNeXt'
+
+
 def _not_of_transformers(network: EncoderModule) -> str | None:
-  if not isinstance(network, ResNet):
-    return _not_of_resnets(network)
-  if network.stem != 'imagenet':
+  if obstacle := _not_of_torch(network):
+    return obstacle
+  if isinstance(network, ResNet) and network.stem != 'imagenet':
     return f"its stem is '{network.stem}', of 3×3 without a pool, and there it is of 7×7 with one"
-  if 4 * 2**(len(network.blocks) - 1) > network.output_stride:
+  return _dilates(network)
+
+
+def _dilates(network: EncoderModule) -> str | None:
+  first = {ResNet: 4, ConvNeXt: getattr(network, 'patch', 0)}.get(type(network))
+  if isinstance(network, ResNet | ConvNeXt) and first * 2**(len(network.blocks) - 1) > network.output_stride:
     return f'its last stages dilate (output_stride {network.output_stride}), and there they stride'
   return None
 
 
 def _not_of_torchvision(network: EncoderModule) -> str | None:
-  if (obstacle := _not_of_transformers(network)) or not isinstance(network, ResNet):
+  if obstacle := _not_of_resnets(network) or _not_of_transformers(network):
     return obstacle
+  assert isinstance(network, ResNet)
   if network.width != 1:
     return f'its width is {network.width}, and there it is 1'
   if names.architecture(network.blocks, network.bottleneck) is None:
     return f'it has blocks {network.blocks}, and there it is one of {", ".join(ARCHITECTURES)}'
   return None
+
+
+def _not_of_timm(network: EncoderModule) -> str | None:
+  if isinstance(network, ResNet):
+    return _not_of_torchvision(network)
+  if isinstance(network, ConvNeXt) and len(network.blocks) != 4:
+    return f'it has {len(network.blocks)} stages, and there it has 4'
+  if isinstance(network, ConvNeXt) and network.patch == 2:
+    return 'its patches are of 2 pixels, and there the first stage would stride after them'
+  return _not_of_transformers(network)
 
 
 # ---- Writers ----------------------------------------------------------------------------------------
@@ -174,20 +201,33 @@ def _write_flax(network: EncoderModule, variables: Mapping[str, Any], path: Path
 
 
 def _write_torchvision(network: EncoderModule, variables: Mapping[str, Any], path: Path) -> None:
-  _write_safetensors(names.named(variables, names.torchvision), path)
+  _write_safetensors(torch_arrays(network, variables), path)
+
+
+def torch_arrays(network: EncoderModule, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  """An encoder's arrays by timm's names, which are torchvision's for a ResNet."""
+  family = of_network(network)
+  return family.to_timm(network, variables) if family else names.named(variables, names.torchvision)
 
 
 def _write_transformers(network: EncoderModule, variables: Mapping[str, Any], folder: Path) -> None:
-  assert isinstance(network, ResNet)
+  if family := of_network(network):
+    config, arrays = family.to_transformers(network, variables)
+  else:
+    assert isinstance(network, ResNet)
+    config, arrays = _resnet_of_transformers(network), names.named(variables, names.transformers)
+  (folder / 'config.json').write_text(json.dumps(config, indent=2) + '\n')
+  _write_safetensors(arrays, folder / 'model.safetensors')
+
+
+def _resnet_of_transformers(network: ResNet) -> dict[str, Any]:
   channels, expansion = int(64 * network.width), EXPANSION if network.bottleneck else 1
-  config = {
+  return {
     'architectures': ['ResNetModel'], 'model_type': 'resnet', 'num_channels': 3, 'hidden_act': 'relu',
     'layer_type': 'bottleneck' if network.bottleneck else 'basic', 'depths': list(network.blocks),
     'embedding_size': channels,
     'hidden_sizes': [channels * expansion * 2**stage for stage in range(len(network.blocks))],
     'downsample_in_first_stage': False, 'downsample_in_bottleneck': False}
-  (folder / 'config.json').write_text(json.dumps(config, indent=2) + '\n')
-  _write_safetensors(names.named(variables, names.transformers), folder / 'model.safetensors')
 
 
 def _write_detectron2(network: EncoderModule, variables: Mapping[str, Any], path: Path) -> None:
@@ -216,6 +256,10 @@ model = torchvision.models.{name}()
 model.fc = torch.nn.Identity()
 model.load_state_dict(safetensors.torch.load_file('{file}'))
 features = model.eval()(images)'''),
+  'timm': Target('.safetensors', _not_of_timm, _write_torchvision, '''\
+model = {timm}
+model.load_state_dict(safetensors.torch.load_file('{file}'))
+features = model.eval()(images)''', 'timm', one_size=True),
   'transformers': Target('', _not_of_transformers, _write_transformers, '''\
 import PIL.Image
 import torch
@@ -226,7 +270,7 @@ model = transformers.AutoModel.from_pretrained('{file}').eval()
 image = PIL.Image.open('image.jpg')
 with torch.no_grad():
   features = model(**processor(image, return_tensors='pt')).pooler_output.flatten(1)''', 'transformers',
-    lambda preprocessing: {'preprocessor_config.json': transformers(preprocessing)}),
+    lambda preprocessing: {'preprocessor_config.json': transformers(preprocessing)}, one_size=True),
   'detectron2': Target('.pkl', _not_of_torchvision, _write_detectron2, '''\
 cfg.MODEL.WEIGHTS = '{file}'
 cfg.MODEL.RESNETS.DEPTH = {depth}
@@ -235,8 +279,8 @@ cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False
 cfg.MODEL.PIXEL_MEAN = {mean255}
 cfg.MODEL.PIXEL_STD = {std255}
 cfg.INPUT.FORMAT = 'RGB\''''),
-  'safetensors': Target('.safetensors', _not_of_resnets, _write_torchvision, '''\
-weights = safetensors.torch.load_file('{file}')  # by the names of torchvision's ResNet'''),
+  'safetensors': Target('.safetensors', _not_of_torch, _write_torchvision, '''\
+weights = safetensors.torch.load_file('{file}')  # by the names of {library}''', one_size=True),
   'flax': Target('.safetensors', _nothing, _write_flax, '''\
 arrays = safetensors.numpy.load_file('{file}')
 variables = flax.traverse_util.unflatten_dict(arrays, sep='/')

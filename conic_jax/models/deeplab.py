@@ -5,8 +5,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from conic_jax.models.build import stage_names
 from conic_jax.models.normalisation import BatchNorm
-from conic_jax.models.resnet import ResNet, conv, stage_names
+from conic_jax.models.resnet import conv
 
 _ASPP_DROPOUT, _AUXILIARY_DROPOUT = 0.5, 0.1
 
@@ -25,7 +26,7 @@ class DeepLabV3(nn.Module):
 
   Source: Chen et al. 2017, Rethinking Atrous Convolution for Semantic Image Segmentation; ConIC, Appendix C.
   """
-  backbone: ResNet
+  backbone: nn.Module
   num_classes: int
   rates: tuple[int, ...] = (12, 24, 36)
   channels: int = 256

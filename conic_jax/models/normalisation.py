@@ -1,5 +1,6 @@
-"""Batch normalisation in the four modes that the methods need."""
+"""Batch normalisation in the four modes that the methods need, and layer normalisation."""
 from collections.abc import Callable
+from typing import Any
 
 import chex
 import flax.linen as nn
@@ -96,6 +97,11 @@ class BatchNorm(nn.Module):
     if bias is not None:
       y += bias.reshape((1,) * x.ndim + (-1,))
     return y.astype(x.dtype).reshape(x.shape)
+
+
+def layer_norm(dtype: Any, name: str) -> nn.LayerNorm:
+  """Layer norm over the channels, with timm's ε and the variance as the mean squared deviation."""
+  return nn.LayerNorm(1e-6, dtype=dtype, use_fast_variance=False, name=name)
 
 
 def _statistics(x: jax.Array, mask: jax.Array | None, shift: jax.Array):

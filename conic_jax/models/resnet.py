@@ -7,8 +7,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from conic_jax.errors import UserError
-from conic_jax.extensions import own_part
 from conic_jax.models.normalisation import BatchNorm
 
 # Blocks per stage, and whether they are bottlenecks (He et al. 2016, table 1).
@@ -20,41 +18,7 @@ ARCHITECTURES = {
     'resnet152': ((3, 8, 36, 3), True),
 }
 STEMS = ('imagenet', 'cifar')
-STRIDES = (8, 16, 32)
-# What `build_encoder` reads.
-ENCODER_FIELDS = ('name', 'blocks', 'stem', 'width', 'zero_gamma', 'output_stride')
 EXPANSION = 4
-# What `build_encoder` builds: a ResNet, or a module of the user's own.
-EncoderModule = nn.Module
-
-
-def build_encoder(config: Any, dtype: Any, groups: int = 8) -> 'ResNet':
-  """Builds the encoder that `config.encoder` describes.
-
-  Args:
-    config: has `name` (an architecture, or a module with `build(config, dtype, groups)`), `blocks` (blocks
-      per stage, () for the architecture's own), `stem`, `width`, `zero_gamma` and `output_stride`.
-    dtype: compute dtype; parameters and statistics are float32.
-    groups: batch-norm groups in mode 'grouped'.
-
-  Raises:
-    UserError: if the name, the stem or the output stride is unknown.
-  """
-  if build := own_part(config.name, 'build'):
-    return build(config, dtype, groups)
-  for field, known in (('name', tuple(ARCHITECTURES)), ('stem', STEMS), ('output_stride', STRIDES)):
-    value = getattr(config, field)
-    if value not in known:
-      raise UserError(f'config.encoder.{field} {value!r} is unknown: set it to one of '
-                      f'{", ".join(map(str, known))}.')
-  blocks, bottleneck = ARCHITECTURES[config.name]
-  return ResNet(tuple(config.blocks) or blocks, bottleneck, config.width, config.stem,
-                config.zero_gamma, config.output_stride, groups, dtype)
-
-
-def stage_names(maps: Mapping[str, Any]) -> list[str]:
-  """Names of the stages among what an encoder returns with `stages`, the first one first."""
-  return sorted((name for name in maps if name.startswith('stage')), key=lambda name: int(name[5:]))
 
 
 class ResNet(nn.Module):

@@ -197,6 +197,7 @@ def prepare(config: Any, session: Session) -> Task:
   init = functools.partial(init_state, method, optimizer, config.seed, dtype)
   shapes = jax.eval_shape(init)
   if start:
+    start = warm_start.fitted(start, shapes)
     warm_start.check(start, shapes, config)
     config = warm_start.compared(config)
   return Task(

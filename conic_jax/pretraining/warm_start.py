@@ -1,10 +1,13 @@
 """Training that starts from the weights of an encoder, of a file or of another run."""
+import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
-from conic_jax import recipe
+from conic_jax import models, recipe
 from conic_jax.errors import UserError
 from conic_jax.evals import encoders
 from conic_jax.evals.encoders import Encoder
@@ -17,7 +20,8 @@ from conic_jax.views import evaluated
 
 _PLACE = 'config.encoder.weights'
 # What the shapes of the weights depend on.
-_NETWORK = ('name', 'blocks', 'stem', 'width')
+_OF_PATCHES = {'patch', 'positions', 'frozen_patches'}
+_NETWORK = ('name', 'blocks', 'stem', 'width', *sorted(_OF_PATCHES))
 
 
 def open_start(config: Any) -> tuple[Any, list[Choice], Encoder | None]:
@@ -39,9 +43,23 @@ def open_start(config: Any) -> tuple[Any, list[Choice], Encoder | None]:
   except UserError as error:
     raise UserError(f'{_PLACE}: {error}') from error
   open_fields = [field for field in _NETWORK if recipe.is_open(config, f'encoder.{field}')]
-  choices = [Choice(f'encoder.{field}', start.settings[field], 'the network of the weights it starts from')
+  played = set(_NETWORK) - (_OF_PATCHES if isinstance(start.network, models.ResNet) else set())
+  choices = [Choice(f'encoder.{field}', start.settings[field],
+                    'the network of the weights it starts from' if field in played else recipe.UNUSED)
              for field in open_fields]
   return recipe.apply(config, choices), choices, start
+
+
+def fitted(start: Encoder, shapes: TrainState) -> Encoder:
+  """The encoder with the learned positions of a vision transformer resized for the images to train on."""
+  stem, wanted = (part.get('stem', {}) for part in (start.variables['params'], shapes.params['encoder']))
+  known = stem.keys() & wanted.keys()
+  if not isinstance(start.network, models.VisionTransformer) or 'positions' not in known:
+    return start
+  height, width, _ = wanted['positions'].shape
+  positions = np.asarray(models.resized_positions(jnp.asarray(stem['positions']), height, width))
+  params = {**start.variables['params'], 'stem': {**stem, 'positions': positions}}
+  return dataclasses.replace(start, variables={**start.variables, 'params': params})
 
 
 def check(start: Encoder, shapes: TrainState, config: Any) -> None:

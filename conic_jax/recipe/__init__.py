@@ -15,6 +15,7 @@ from conic_jax.recipe.resolve import (
   split_folders,
   stored,
 )
+from conic_jax.recipe.rules import UNUSED
 
-__all__ = ['Choice', 'Facts', 'apply', 'check_open', 'describe', 'has_begun', 'is_open', 'look',
+__all__ = ['UNUSED', 'Choice', 'Facts', 'apply', 'check_open', 'describe', 'has_begun', 'is_open', 'look',
            'open_fields', 'plain_facts', 'resolve', 'split_folders', 'stored']

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from conic_jax.data import files
 from conic_jax.errors import UserError
 from conic_jax.recipe.facts import Facts
-from conic_jax.recipe.rules import RULES
+from conic_jax.recipe.rules import RULES, UNUSED
 from conic_jax.run.json_file import read_json
 from conic_jax.run.whole import steps_in
 
@@ -84,8 +84,9 @@ def apply(config: Any, choices: list[Choice]) -> Any:
 
 def describe(choices: list[Choice], what: str = 'these images and this machine') -> str:
   """The choices as printable lines: field, value, reason."""
-  width = max(len(choice.field) for choice in choices)
-  shown = [(choice.field, str(choice.value) or '(empty)', choice.reason) for choice in choices]
+  shown = [(choice.field, str(choice.value) or '(empty)', choice.reason) for choice in choices
+           if choice.reason != UNUSED]
+  width = max(len(field) for field, _, _ in shown)
   lines = [f'  {field:{width}}  {value:14}  {reason}' for field, value, reason in shown]
   return '\n'.join((f'Chosen for {what} (give any as --config.FIELD=VALUE):', *lines))
 

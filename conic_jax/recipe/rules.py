@@ -10,6 +10,7 @@ from typing import Any
 from conic_jax.errors import UserError
 from conic_jax.recipe.facts import Facts
 
+UNUSED = 'plays no part in this network'
 Rule = Callable[[Any, Facts], tuple[Any, str]]
 
 # ---- Length -------------------------------------------------------------------------------------
@@ -25,11 +26,14 @@ ENOUGH_VISITS = 25          # of a row; experiments/recipe has shorter runs, exp
 SIZE_ON_A_CPU, BLOCKS_ON_A_CPU, WIDTH_ON_A_CPU = 48, (1, 1, 1), 0.5
 SMALL_HIDDEN = 512
 SMALLEST_CROP = 0.15
+# The usual patch in pixels, and how many a side a view has at least; else smaller ones are taken.
+PATCHES = {'vit': (16, 12), 'convnext': (4, 24)}
 BLURRED_FROM = 96           # view size in pixels
 MILD_COLOURS, FULL_COLOURS = 0.5, 1.0
 # ---- Learning -----------------------------------------------------------------------------------
 TRAVEL = 0.5                # radians that a row turns per visit, at the peak learning rate
 PACE = 4.0
+ADAMW_RATE = 5e-4           # at a batch of 128
 FEW_IMAGES = 100_000        # below this, settings for small data sets
 TEMPERATURES = {'conic': 0.1, 'conic_s': 0.1, 'exemplar': 0.1, 'one_million': 0.15, 'data_parallel': 0.15,
                 'pic': 0.2, 'moco': 0.2, 'co2': 0.2, 'inscon': 0.2, 'simclr': 0.2, 'instdisc': 0.3}
@@ -97,6 +101,21 @@ def stem(config: Any, facts: Facts) -> tuple[str, str]:
   if facts.accelerator and config.views.size <= 40:
     return 'cifar', 'views of at most 40 pixels'
   return 'imagenet', 'stride 4'
+
+
+def patch(config: Any, facts: Facts) -> tuple[int, str]:
+  """The usual patch; half or a quarter of it where too few would cover a view."""
+  family = config.encoder.name.partition('_')[0]
+  if family not in PATCHES:
+    return 0, UNUSED
+  largest, fewest = PATCHES[family]
+  side = next((side for side in (largest, largest // 2) if config.views.size >= fewest * side
+               and config.views.size % side == 0), largest // 4)
+  return side, f'pixels, {config.views.size // side} patches a side'
+
+
+def positions(config: Any, facts: Facts) -> tuple[str, str]:
+  return 'sincos', 'for images of any size' if config.encoder.name.startswith('vit_') else UNUSED
 
 
 def hidden(config: Any, facts: Facts) -> tuple[int, str]:
@@ -184,11 +203,15 @@ def steps(config: Any, facts: Facts) -> int:
 
 
 def optimizer(config: Any, facts: Facts) -> tuple[str, str]:
+  if config.encoder.name.startswith(('vit_', 'convnext_')):
+    return 'adamw', 'for transformers and ConvNeXts'
   return 'sgd', 'LARS is for batches of thousands'
 
 
 def learning_rate(config: Any, facts: Facts) -> tuple[float, str]:
   """Scales with the square root of the batch size: 0.06 at 128, the paper's 0.12 at 512."""
+  if config.optimizer.name == 'adamw':
+    return round(ADAMW_RATE * (config.batch_size / 128) ** 0.5, 6), f'{ADAMW_RATE:g}·√(batch/128), of AdamW'
   rate = 0.06 * (config.batch_size / 128) ** 0.5
   return round(rate, 4), '0.06·√(batch/128)'
 
@@ -349,6 +372,7 @@ RULES: dict[str, Rule] = {
   'views.size': view_size, 'views.crop': crop, 'views.strength': strength, 'views.blur': blur,
   'second_view.blur': second_blur,
   'encoder.name': network, 'encoder.blocks': blocks, 'encoder.width': width, 'encoder.stem': stem,
+  'encoder.patch': patch, 'encoder.positions': positions,
   'head.hidden': hidden, 'predictor.hidden': same_hidden, 'cell.hidden': same_hidden,
   'minutes': minutes, 'batch_size': batch_size, 'epochs': epochs,
   'optimizer.name': optimizer, 'optimizer.learning_rate': learning_rate, 'optimizer.warmup_epochs': warmup,

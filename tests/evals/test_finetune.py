@@ -1,5 +1,6 @@
 """Fine-tuning: its steps by hand, what it learns, and that it leaves the encoder alone."""
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from conic_jax.evals.encoders import Encoder
 from conic_jax.evals.features import to_host
 from conic_jax.evals.finetune import FinetuneSettings
 from conic_jax.hardware.mesh import make_mesh
-from conic_jax.models import ResNet
+from conic_jax.models import ResNet, VisionTransformer
 from conic_jax.run.state import supervised_state
 
 pytestmark = pytest.mark.slow
@@ -126,6 +127,40 @@ def test_steps_are_those_of_two_optimizers(variables):
   assert np.abs(params['head']['kernel']).max() > 0.1
   for ours, theirs in ((state.params, params), (state.batch_stats['encoder'], batch_stats)):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-5), ours, theirs)
+
+
+def test_rates_fall_with_the_distance_from_the_output(variables):
+  """One step of AdamW for every array at its own rate, of a transformer of two blocks."""
+  network = VisionTransformer((1, 1), 16, patch=4)
+  start = jax.tree.map(np.asarray, network.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3))))
+  settings = settings_of(optimizer='adamw', layer_decay=0.5, learning_rate=0.01, head_learning_rate=0.1,
+                         momentum=0.8, weight_decay=0.1, crop=(1.0, 1.0))
+  state = finetune.init_state(network, start, 4, settings)
+  labels = np.arange(8, dtype=np.int32) % 4
+  batch = {'views': (coloured(labels, 0)[:, None],), 'flip': np.zeros((8, 1), bool),
+           'valid': np.ones(8, bool), 'id': np.arange(8, dtype=np.int32), 'label': labels}
+  # A head of zeros gives the encoder no gradient.
+  head = {'kernel': jax.random.normal(jax.random.key(1), (16, 4)), 'bias': jnp.zeros(4)}
+  state = state.replace(params={**state.params, 'head': head})
+  view = dataclasses.replace(SPEC, count=1, jitter=0.0, grayscale=0.0, blur=0.0)
+  after, _, _ = jax.jit(finetune.make_step(network, view, settings, 0, 2))(state, batch)
+
+  def loss(params):
+    features = network.apply({'params': params['encoder']}, augment.normalise(batch['views'][0][:, 0], SPEC))
+    logits = features @ params['head']['kernel'] + params['head']['bias'][None]
+    return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1).mean()
+  gradients = jax.jit(jax.grad(loss))(state.params)
+  for place, rate in ((('head', 'kernel'), 0.1), (('encoder', 'norm', 'scale'), 0.01),
+                      (('encoder', 'stage2', 'block0', 'qkv', 'kernel'), 0.01 / 2),
+                      (('encoder', 'stage1', 'block0', 'hidden', 'bias'), 0.01 / 4),
+                      (('encoder', 'token'), 0.01 / 8), (('encoder', 'stem', 'kernel'), 0.01 / 8)):
+    before, gradient, found = (functools.reduce(lambda tree, name: tree[name], place, tree)
+                               for tree in (state.params, gradients, after.params))
+    optimizer = optax.adamw(rate, b1=0.8, weight_decay=0.1)
+    with jax.numpy_dtype_promotion('standard'):  # Optax promotes the count.
+      updates, _ = optimizer.update(gradient, optimizer.init(before), before)
+    known = np.abs(gradient) > 1e-6  # Below, the first step of Adam has no sign to go by.
+    np.testing.assert_allclose((found - before)[known], updates[known], rtol=2e-2, atol=1e-6)
 
 
 def test_every_image_is_evaluated_once(mesh, variables, monkeypatch):

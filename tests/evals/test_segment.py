@@ -66,6 +66,22 @@ def tiny(scenes):
   return config
 
 
+@pytest.mark.parametrize('settings', [
+  {'name': 'vit_tiny', 'blocks': (1, 1), 'width': 1 / 12, 'patch': 8, 'positions': 'learned'},
+  {'name': 'convnext_tiny', 'blocks': (1, 1, 1), 'width': 1 / 12}], ids=lambda settings: settings['name'])
+def test_transformers_and_convnexts_are_trained_further(settings, scenes, mesh8, tmp_path, open_session):
+  config, encoder = tiny(scenes), open_encoder('random', types.SimpleNamespace(**settings))
+  config.segmentation.iterations, config.segmentation.learning_rate = 2, 0.01
+  with open_session(mesh8) as session:
+    outcome = segment.run(encoder, config, session)
+  assert 0 < outcome.figures['miou'] < 1
+  trained = open_encoder(str(tmp_path / 'session'))
+  assert type(trained.network) is type(encoder.network)
+  assert set(trained.variables['params']) == set(encoder.variables['params'])
+  after, before = (each.encode(each.variables, jnp.zeros((1, 16, 24, 3))) for each in (trained, encoder))
+  assert np.abs(after - before).max() > 0
+
+
 def test_training_beats_chance_and_a_trained_encoder_a_random_one(scenes, mesh8, tmp_path, open_session):
   """A long training, and the same in a few iterations from its backbone and from a fresh one."""
   config, fresh, lines = tiny(scenes), open_encoder('random', NETWORK), []

@@ -8,15 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from ml_collections import ConfigDict
 from support import losses_by_step, tiny_method
 
+from conic_jax import models, recipe
+from conic_jax.command_line import load
 from conic_jax.errors import UserError
 from conic_jax.evals import encoders
-from conic_jax.export import names
+from conic_jax.export import names, vits
 from conic_jax.hardware import mesh as meshes
 from conic_jax.memories.momentum_encoder import MomentumEncoder
 from conic_jax.methods import available
-from conic_jax.pretraining import training
+from conic_jax.pretraining import training, warm_start
 from conic_jax.run.session import Session
 
 pytestmark = pytest.mark.slow
@@ -155,3 +158,33 @@ def test_weights_of_a_run_that_saw_images_otherwise_are_refused(tiny_config, tmp
   tiny_config.views.mean = (0.5, 0.5, 0.5)
   task = task_of(tiny_config, tmp_path)
   assert_equal(task.begin().params['encoder'], encoders.open_encoder(first.run).variables['params'])
+
+
+def test_a_vision_transformers_positions_are_resized(tiny_config, tmp_path, capsys):
+  """From weights for images of 32 pixels, which leave the network to them, to views of 16 pixels."""
+  settings = {'name': 'vit_tiny', 'blocks': (1, 1), 'width': 1 / 12, 'patch': 4, 'positions': 'learned'}
+  network = models.build_encoder(ConfigDict(settings), jnp.float32)
+  variables = network.init(jax.random.key(3), jnp.zeros((1, 32, 32, 3)))
+  safetensors.numpy.save_file(vits.to_timm(network, variables), tmp_path / 'start.safetensors')
+  tiny_config.encoder.weights = str(tmp_path / 'start.safetensors')
+  tiny_config.optimizer.name = 'adamw'
+  with pytest.raises(UserError, match=r'Give --config\.encoder\.name=vit_tiny .*positions=learned'):
+    task_of(tiny_config, tmp_path)
+  tiny_config.encoder.update(settings)
+  begun = task_of(tiny_config, tmp_path, devices=8).begin().params['encoder']
+  positions = variables['params']['stem']['positions']
+  assert (positions.shape[0], begun['stem']['positions'].shape[0]) == (8, 4)
+  np.testing.assert_allclose(begun['stem']['positions'], models.resized_positions(positions, 4, 4), atol=1e-6)
+  assert_equal(begun['stage2'], variables['params']['stage2'])
+
+
+def test_the_network_is_that_of_the_weights_where_it_is_open(image_folder, tmp_path):
+  settings = {'name': 'vit_tiny', 'blocks': (1,), 'width': 1 / 12, 'patch': 8, 'positions': 'learned'}
+  network = models.build_encoder(ConfigDict(settings), jnp.float32)
+  variables = network.init(jax.random.key(3), jnp.zeros((1, 32, 32, 3)))
+  safetensors.numpy.save_file(vits.to_timm(network, variables), tmp_path / 'start.safetensors')
+  config = load('configs/conic.py:folder')
+  config.data.dir, config.encoder.weights = str(image_folder), str(tmp_path / 'start.safetensors')
+  found, choices, _ = warm_start.open_start(config)
+  assert (found.encoder.name, found.encoder.patch, found.encoder.positions) == ('vit_tiny', 8, 'learned')
+  assert recipe.UNUSED not in {choice.reason for choice in choices}
