@@ -24,6 +24,7 @@ from conic_jax.data.sources import Source
 from conic_jax.errors import UserError
 from conic_jax.evals import embeddings, encoders, standalone
 from conic_jax.evals.embeddings import Embeddings
+from conic_jax.explore.__main__ import explore
 from conic_jax.export.__main__ import export
 from conic_jax.hardware import mesh as meshes
 from conic_jax.pretraining import training
@@ -287,6 +288,19 @@ class Run:
   def export(self, target: str, out: str | Path) -> list[Path]:
     """Writes the encoder for another tool; see `Encoder.export`."""
     return export(self.folder, target, Path(out))
+
+  def explore(self, images: str | Path | None = None, out: str | Path | None = None, **settings: Any) -> Path:
+    """Writes a page to look at its images, or those of a folder, by what its encoder thinks of them.
+
+    Args:
+      images: a folder, or a file that `embed` wrote; None for the run's own.
+      out: the folder to write; explore/ in the run's by default.
+      **settings: `points`, `clusters`, `table` and `seed`, as of the command.
+
+    Returns:
+      The page, to open in a browser.
+    """
+    return explore(str(self.folder), str(images) if images else None, Path(out) if out else None, **settings)
 
   def report(self, out: str | Path | None = None) -> Path:
     """Writes its page, by default report.html in its folder; returns the file."""

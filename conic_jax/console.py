@@ -174,6 +174,8 @@ COMMANDS = {
   'embed': Command('conic_jax.embed', 'Write the features of a folder, or find the images nearest to one.'),
   'export': Command('conic_jax.export.__main__',
                     'Write an encoder for torchvision, timm, Transformers, Detectron2 or Flax.'),
+  'explore': Command('conic_jax.explore.__main__',
+                     'Lay out all images on a page, by what an encoder thinks of them.'),
   'report': Command('conic_jax.report.__main__', 'Write the page of a run.'),
   'activations': Command('conic_jax.activations', 'Draw where encoders look.'),
   'preview': Command(

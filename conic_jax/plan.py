@@ -37,6 +37,7 @@ from conic_jax.terminal import print_line
 # Ids are int32.
 _MOST_INSTANCES = 2**31 - 1
 _SEARCH_FROM = 1_000_000
+_NO_TILING = "Couldn't find output tile sizes"
 # The share of a GPU's memory that JAX takes by default.
 _GPU_SHARE = 0.75
 # Number of images of known data sets and splits, for plans made before the images are there.
@@ -114,8 +115,8 @@ def plan(config: Any, where: Topology, mesh: jax.sharding.Mesh, num_instances: i
     num_instances=num_instances, num_devices=mesh.size, limit_bytes=where.limit_bytes)
   before_epoch = lower_epoch(config, mesh, num_instances, dtype, where.platform)
   try:
-    compiled = lowered.compile()
-    epoch_peak = before_epoch and peak_bytes(before_epoch.compile().memory_analysis())
+    compiled = compile_for(lowered)
+    epoch_peak = before_epoch and peak_bytes(compile_for(before_epoch).memory_analysis())
   except jax.errors.JaxRuntimeError as error:
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise
@@ -130,6 +131,17 @@ def plan(config: Any, where: Topology, mesh: jax.sharding.Mesh, num_instances: i
     arguments_bytes=memory.argument_size_in_bytes, temp_bytes=memory.temp_size_in_bytes,
     flops=cost.flops, bytes_accessed=cost.bytes_accessed, unknown_loops=cost.unknown_loops,
     collectives=tuple(map(dataclasses.asdict, cost.collectives)), **roofline(cost, where))
+
+
+def compile_for(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+  """Compiles a program for the devices that it was lowered for."""
+  try:
+    return lowered.compile()
+  except jax.errors.JaxRuntimeError as error:
+    if _NO_TILING not in str(error):
+      raise
+    # Where a GPU is present, cuBLAS takes the products that Triton has no tiling for.
+    return lowered.compile(compiler_options={'xla_gpu_enable_triton_gemm': False})
 
 
 def lower_step(config: Any, mesh: jax.sharding.Mesh, num_instances: int, dtype: jnp.dtype,

@@ -33,11 +33,12 @@ ALLOWED = {
   'preview': {'command_line', 'data', 'hardware', 'methods', 'models', 'pretraining', 'views', 'visualise'},
   'embed': {'command_line', 'data', 'evals', 'hardware', 'views', 'visualise'},
   'activations': {'command_line', 'data', 'evals', 'models', 'views', 'visualise'},
+  'explore': {'command_line', 'data', 'evals', 'export', 'hardware', 'measures', 'visualise'},
   'report': {'command_line', 'export', 'models', 'run', 'visualise'},
   'main': {'command_line', 'ending', 'evals', 'hardware', 'pretraining', 'run'},
   'console': {'command_line', 'config_files', 'ending', 'fields'}, '__main__': {'console'},
-  'api': {'command_line', 'config_files', 'data', 'evals', 'export', 'fields', 'hardware', 'models',
-          'pretraining', 'report', 'run'},
+  'api': {'command_line', 'config_files', 'data', 'evals', 'explore', 'export', 'fields', 'hardware',
+          'models', 'pretraining', 'report', 'run'},
 }
 ONLY_IN = {'tensorflow': 'data', 'tensorflow_datasets': 'data', 'orbax': 'run/checkpoints',
            'matplotlib': 'visualise', 'flax.linen': 'models'}
