@@ -51,8 +51,8 @@ def clusters(vectors: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np
   """
   units = unit_rows(vectors).astype(np.float32)
   count = min(count, len(np.unique(units, axis=0)))
-  make = MiniBatchKMeans if len(units) >= _MINI_BATCH_FROM else KMeans
-  model: Any = make(count, n_init=3, random_state=seed).fit(units)
+  make: Any = MiniBatchKMeans if len(units) >= _MINI_BATCH_FROM else KMeans
+  model = make(count, n_init=3, random_state=seed).fit(units)
   order = np.argsort(-np.bincount(model.labels_, minlength=count), kind='stable')
   labels, centres = np.argsort(order)[model.labels_], model.cluster_centers_[order]
   distances = np.linalg.norm(units - centres[labels], axis=1)

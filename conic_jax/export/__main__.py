@@ -5,9 +5,11 @@
 The encoder is that of a run, or of a file in .safetensors or of torch.save: a ResNet as torchvision, MoCo,
 solo-learn, lightly, VISSL, DINO and others write it, a vision transformer or a ConvNeXt as timm, torchvision,
 Transformers, MoCo v3 and DINO do.
---to is torchvision (ResNets), timm, transformers (a folder), detectron2 (a pickle of a ResNet's arrays),
-safetensors (torchvision's or timm's names for any of them, those with another stem or width included), flax
-(any encoder, by its own names), or a module of yours such as mine.arrays.
+--to is torchvision (ResNets), timm, transformers (a folder, ready for a hub), onnx (with PyTorch and
+Transformers, pip install 'conic_jax[onnx]'), detectron2 (a pickle of a ResNet's arrays), safetensors
+(torchvision's or timm's names for any of them, those with another stem or width included), flax (any encoder,
+by its own names), or a module of yours such as mine.arrays. --upload=NAME/REPOSITORY hands a folder to the
+Hugging Face hub, into a private repository where there is none, with the login of your machine.
 """
 import types
 from pathlib import Path
@@ -15,7 +17,8 @@ from pathlib import Path
 import jax.numpy as jnp
 
 from conic_jax import command_line, models
-from conic_jax.export import card, read, targets
+from conic_jax.errors import UserError
+from conic_jax.export import card, hub, read, targets
 from conic_jax.export.families import image_size
 from conic_jax.run.checkpoints import restore_encoder
 from conic_jax.run.run_config import read_config
@@ -62,8 +65,15 @@ def command() -> None:
                         help=f'{", ".join(targets.TARGETS)}, or a module of yours')
     parser.add_argument('--out', metavar='FILE', type=Path, required=True,
                         help='what to write: a folder for transformers, else a file')
+    parser.add_argument('--upload', metavar='REPOSITORY',
+                        help='NAME/REPOSITORY of the Hugging Face hub, which the folder goes to')
     arguments = parser.parse_args()
+    if arguments.upload and targets.find(arguments.to).suffix:
+      raise UserError(f'--upload takes a folder, and --to={arguments.to} writes a file: give '
+                      '--to=transformers.')
     print_line('\n'.join(map(str, export(arguments.source, arguments.to, arguments.out))))
+    if arguments.upload:
+      print_line(hub.upload(arguments.out, arguments.upload))
   command_line.guarded(action)
 
 

@@ -13,7 +13,7 @@ from flax import traverse_util
 from safetensors.numpy import save
 
 from conic_jax.errors import UserError
-from conic_jax.export import names, vits
+from conic_jax.export import names, onnx_file, vits
 from conic_jax.export.families import of_network
 from conic_jax.export.preprocessing import Preprocessing, transformers
 from conic_jax.extensions import own_part
@@ -230,6 +230,10 @@ def _resnet_of_transformers(network: ResNet) -> dict[str, Any]:
     'downsample_in_first_stage': False, 'downsample_in_bottleneck': False}
 
 
+def _write_onnx(network: EncoderModule, variables: Mapping[str, Any], path: Path) -> None:
+  onnx_file.write(network, variables, path, _write_transformers)
+
+
 def _write_detectron2(network: EncoderModule, variables: Mapping[str, Any], path: Path) -> None:
   content = {'model': names.named(variables, names.detectron2), '__author__': 'conic_jax',
              'matching_heuristics': True}
@@ -271,6 +275,10 @@ image = PIL.Image.open('image.jpg')
 with torch.no_grad():
   features = model(**processor(image, return_tensors='pt')).pooler_output.flatten(1)''', 'transformers',
     lambda preprocessing: {'preprocessor_config.json': transformers(preprocessing)}, one_size=True),
+  'onnx': Target('.onnx', _not_of_transformers, _write_onnx, '''\
+session = onnxruntime.InferenceSession('{file}')
+features, = session.run(None, {{'images': images}})  # float32 [B, 3, H, W], normalised''', 'onnx',
+    one_size=True),
   'detectron2': Target('.pkl', _not_of_torchvision, _write_detectron2, '''\
 cfg.MODEL.WEIGHTS = '{file}'
 cfg.MODEL.RESNETS.DEPTH = {depth}

@@ -84,8 +84,9 @@ def test_mistakes_are_one_sentence(run, command, tmp_path):
   out = f'--out={tmp_path / "x.pkl"}'
   assert "stem is 'cifar'" in command(folder, '--to=detectron2', out)
   assert 'is no run' in command(tmp_path / 'nothing', '--to=detectron2', out)
-  assert "no target 'onnx' for --to; available: torchvision, " in command(folder, '--to=onnx', out)
+  assert "no target 'caffe' for --to; available: torchvision, " in command(folder, '--to=caffe', out)
   assert "no module 'mine.onnx'" in command(folder, '--to=mine.onnx', out)
+  assert '--upload takes a folder' in command(folder, '--to=detectron2', out, '--upload=me/it')
   assert 'usage' in command(folder, out)
   assert 'usage' in command()
   (folder / 'knn.json').write_text('{"knn_top1": ')

@@ -2,6 +2,8 @@
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import os
+import subprocess
 import sys
 import types
 
@@ -13,6 +15,7 @@ import torch
 from encoders import difference, draw_images
 from ml_collections import ConfigDict
 from safetensors.torch import load_file, save_file
+from support import reserved_port
 
 from conic_jax.errors import UserError
 from conic_jax.export import card, read, targets
@@ -73,12 +76,14 @@ def timm():
 
 
 def drawn(name):
-  """A network with random weights throughout."""
-  network = build_encoder(ConfigDict(NETWORKS[name]), jnp.float32)
+  """A network with random weights throughout, of these settings or those of `NETWORKS`."""
+  settings = NETWORKS[name] if isinstance(name, str) else name
+  network = build_encoder(ConfigDict(settings), jnp.float32)
   rng = np.random.default_rng(0)
   shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 3)))
   variables = jax.tree.map(lambda leaf: rng.normal(0, 0.2, leaf.shape).astype(np.float32), shapes)
-  return network, {'batch_stats': {}, **variables}
+  variables['batch_stats'] = jax.tree.map(lambda leaf: abs(leaf) + 1, variables.get('batch_stats', {}))
+  return network, variables
 
 
 def write(name, target, path):
@@ -201,3 +206,41 @@ def test_of_moco_v3_the_encoder_that_learns_is_read(tmp_path):
   _, found = read.load(tmp_path / 'x.pth')
   assert jax.tree.structure(found['params']) == jax.tree.structure(variables['params'])
   np.testing.assert_array_equal(found['params']['norm']['scale'], variables['params']['norm']['scale'])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('settings', [
+  {'name': 'resnet18', 'blocks': (1, 1), 'width': 0.25}, NETWORKS['vit of learned positions'],
+  NETWORKS['convnext']], ids=lambda settings: settings['name'])
+def test_onnxruntime_gives_the_same_features(settings, tmp_path):
+  onnxruntime = pytest.importorskip('onnxruntime')
+  pytest.importorskip('onnxscript')
+  network, variables = drawn(settings)
+  path, images = tmp_path / 'x.onnx', draw_images(SIDE)
+  targets.check('onnx', network)
+  targets.write('onnx', network, variables, card.text('onnx', network, card.of_file(path, SIDE), path), path,
+                Preprocessing(SIDE))
+  session = onnxruntime.InferenceSession(path)
+  for batch in (images, np.concatenate([images] * 3) * np.float32(0.5)):
+    features, = session.run(None, {'images': batch.transpose(0, 3, 1, 2)})
+    assert difference(features, jax.jit(network.apply)(variables, batch)) <= 1e-4
+  if settings['name'] != 'vit_small':
+    larger = draw_images(SIDE + 32)
+    features, = session.run(None, {'images': larger.transpose(0, 3, 1, 2)})
+    assert difference(features, jax.jit(network.apply)(variables, larger)) <= 1e-4
+
+
+@pytest.mark.slow
+def test_a_hub_that_does_not_answer_costs_nothing_but_the_upload(tmp_path):
+  network, variables = drawn('convnext')
+  targets.write('safetensors', network, variables, 'card', tmp_path / 'x.safetensors')
+  with reserved_port() as port:
+    done = subprocess.run(
+      [sys.executable, '-m', 'conic_jax.export', tmp_path / 'x.safetensors', '--to=transformers',
+       f'--out={tmp_path / "x"}', '--upload=me/it'], text=True, capture_output=True, check=False,
+      env={**os.environ, 'HF_ENDPOINT': f'http://127.0.0.1:{port}', 'HF_TOKEN': 'hf_none'})
+  assert done.returncode == 1
+  told, = [line for line in done.stderr.splitlines() if line.startswith('conic_jax: ')]
+  assert told.startswith('conic_jax: --upload=me/it: the hub does not take it (')
+  assert f'{tmp_path / "x"} is written and can be uploaded later' in told
+  assert (tmp_path / 'x' / 'model.safetensors').exists()
