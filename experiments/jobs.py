@@ -42,6 +42,8 @@ class Variant:
       result depends on.
     rate: the learning rate, as a multiple of the one tuned for the config.
     rate_of: the config whose tuned rate it uses; '' is its own.
+    before: commands to run before training, as a module and its flags; {run}, {data} and {seed} are filled
+      in, {run} in the settings too.
     after: what to measure on the run.
     place: its position on the figure's axis; None if the figure lists variants by name.
     line: the line of the figure that it belongs to.
@@ -50,6 +52,7 @@ class Variant:
   settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   rate: float = 1.0
   rate_of: str = ''
+  before: tuple[tuple[str, ...], ...] = ()
   after: tuple[Step, ...] = ()
   place: float | None = None
   line: str = ''
@@ -133,11 +136,17 @@ class Job:
   config: str
   settings: Mapping[str, Any]
   after: tuple[Step, ...]
+  before: tuple[tuple[str, ...], ...] = ()
 
   @property
   def key(self) -> str:
     """Identical for all jobs that train and measure the same."""
-    return identity(self.scale, self.config, self.settings, self.seed, [step.argv for step in self.after])
+    return identity(self.scale, self.config, self.settings, self.seed, self.around)
+
+  @property
+  def around(self) -> list[list[str]]:
+    """The commands before and after training."""
+    return [list(argv) for argv in (*self.before, *(step.argv for step in self.after))]
 
 
 def identity(scale: str, config: str, settings: Mapping[str, Any], seed: int, after: Iterable[Iterable[str]]
@@ -184,7 +193,7 @@ def append(job: Job, line: Mapping[str, Any], root: Path = HERE) -> None:
   path = results_file(job.experiment, job.scale, root)
   path.parent.mkdir(parents=True, exist_ok=True)
   kept = {'variant': job.variant, 'seed': job.seed, 'config': job.config, 'settings': dict(job.settings),
-          'after': [list(step.argv) for step in job.after], **line}
+          'after': job.around, **line}
   with path.open('a+b') as file:
     fcntl.flock(file, fcntl.LOCK_EX)
     size = file.seek(0, os.SEEK_END)
@@ -210,7 +219,8 @@ def jobs(experiment: Experiment, scale: Scale, tuned: Mapping[str, Mapping[str, 
         continue
       settings = dict(variant.settings) if experiment.bare else settings_of(
         variant, scale, tuned.get(config, {}) if experiment.tuned else {})
-      found.append(Job(experiment.name, name, seed, scale.name, variant.config, settings, variant.after))
+      found.append(Job(experiment.name, name, seed, scale.name, variant.config, settings, variant.after,
+                       variant.before))
   return found
 
 

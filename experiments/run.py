@@ -220,24 +220,25 @@ def _locked(folder: Path) -> Iterator[IO[str] | None]:
 
 
 def commands(job: Job, preset: str, folder: Path, data: Path) -> list[list[str]]:
-  """The training, if there is one, and the measurements after it."""
-  found = []
+  """What comes before the training, the training, if there is one, and the measurements after it."""
+  filled = lambda argv: [part.format(run=folder, data=data, seed=job.seed) for part in argv]
+  found = [filled(argv) for argv in job.before]
   if job.config:
     file, _, own_preset = job.config.partition(':')
     settings = {**job.settings, 'run': str(folder), 'seed': job.seed}
+    if 'encoder.weights' in settings:
+      settings['encoder.weights'] = settings['encoder.weights'].format(run=folder)
     if 'data.dir' in settings:
       settings['data.dir'] = str(data / settings['data.dir'])
     found.append(['conic_jax.main', f'--config=configs/{file}.py:{own_preset or preset}',
                   *(f'--config.{field}={flag(value)}' for field, value in settings.items())])
-  for step in job.after:
-    found.append([part.format(run=folder, data=data, seed=job.seed) for part in step.argv])
-  return found
+  return found + [filled(step.argv) for step in job.after]
 
 
 def folders(job: Job, data: Path) -> list[Path]:
   """The data folders that a run reads."""
   named = [data / job.settings['data.dir']] if 'data.dir' in job.settings else []
-  return [*named, *(data / part.split('{data}/')[1] for step in job.after for part in step.argv
+  return [*named, *(data / part.split('{data}/')[1] for argv in job.around for part in argv
                     if '{data}/' in part)]
 
 

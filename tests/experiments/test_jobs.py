@@ -14,8 +14,11 @@ CHOSEN = {config: {'optimizer.learning_rate': 0.03} for config in CONFIGS}
 
 
 def flags(job, preset, tmp_path):
-  """The config file and the fields that a training is started with."""
-  command = run.commands(job, preset, tmp_path / 'run', tmp_path / 'sets')[0]
+  """The config file and the fields that a training is started with; what comes before it must load too."""
+  *before, command = run.commands(job, preset, tmp_path / 'run', tmp_path / 'sets')[:len(job.before) + 1]
+  for each in before:
+    load(each[1].removeprefix('--config=')).update_from_flattened_dict(
+      {flag.removeprefix('--config.').partition('=')[0]: None for flag in each[2:]})
   assert command[0] == 'conic_jax.main'
   given = dict(flag.removeprefix('--config.').split('=', 1) for flag in command[2:])
   return command[1].removeprefix('--config='), given
