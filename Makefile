@@ -8,7 +8,7 @@ SHARED = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 export JAX_PLATFORMS ?= cpu
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: quickstart test test-quick lint notebook clean
+.PHONY: quickstart docs test test-quick lint notebook clean
 
 $(VENV)/.installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -33,10 +33,14 @@ test: $(VENV)/.developed
 test-quick: $(VENV)/.developed
 	$(BIN)/python -m pytest $(SHARED) -q -m "not slow"
 
+## The documentation as a site, in site/.
+docs: $(VENV)/.developed
+	$(BIN)/python -m mkdocs build --strict -q
+
 ## Style and types.
 lint: $(VENV)/.developed
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
 clean:
-	rm -rf $(VENV) .compiled .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) site .compiled .pytest_cache .ruff_cache .hypothesis

@@ -389,7 +389,8 @@ def run(values: flags.FlagValues) -> None:
     count = config.num_instances or (_SEARCH_FROM if values['largest-n'].value else num_instances(config))
     facts = recipe.plain_facts(count, where.platform != 'cpu', mesh.size)
     config, choices = recipe.resolve(config, facts)
-    print_line(recipe.describe(choices, f'{count:,} images on {where.name}'))
+    if text := recipe.describe(choices, f'{count:,} images on {where.name}'):
+      print_line(text)
   meshes.check_batch_size(config.batch_size, mesh)
   if not values['largest-n'].value:
     made = plan(config, where, mesh, num_instances(config))

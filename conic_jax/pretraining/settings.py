@@ -85,8 +85,9 @@ def settle(config: Any, source: Source, labelled: bool, mesh: Mesh, say: Say,
     config, chosen, facts = _resolve(config, facts, source, mesh, timed)
     for warning in facts.warnings:
       say(f'Warning: {warning}')
-    say(recipe.describe([*splits, *(choice for choice in chosen
-                                    if labelled or not choice.field.startswith('linear.'))]))
+    shown = [choice for choice in chosen if labelled or not choice.field.startswith('linear.')]
+    if text := recipe.describe([*splits, *shown]):
+      say(text)
     if facts.seconds_per_image and not config.max_steps:
       minutes = config.epochs * facts.num_images * facts.seconds_per_image / 60
       say(f'Training takes about {minutes:.2g} minutes here; evaluation and pictures follow.')

@@ -83,9 +83,11 @@ def apply(config: Any, choices: list[Choice]) -> Any:
 
 
 def describe(choices: list[Choice], what: str = 'these images and this machine') -> str:
-  """The choices as printable lines: field, value, reason."""
+  """The choices that play a part as printable lines: field, value, reason; '' if there are none."""
   shown = [(choice.field, str(choice.value) or '(empty)', choice.reason) for choice in choices
            if choice.reason != UNUSED]
+  if not shown:
+    return ''
   width = max(len(field) for field, _, _ in shown)
   lines = [f'  {field:{width}}  {value:14}  {reason}' for field, value, reason in shown]
   return '\n'.join((f'Chosen for {what} (give any as --config.FIELD=VALUE):', *lines))

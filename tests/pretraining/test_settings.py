@@ -78,6 +78,19 @@ def test_settings_of_the_linear_protocol_are_shown_where_it_can_run(config, imag
   assert 'linear.batch_size' in dict(kept['reasons'])
 
 
+def test_fields_that_play_no_part_are_chosen_without_a_word(config, images, mesh8):
+  """As where an older run goes on, or where all else is given."""
+  source = Folder(str(images), 'train')
+  config, _ = recipe.resolve(settings.choose_splits(config)[0], recipe.look(source, True, 0))
+  with config.encoder.ignore_type():
+    config.encoder.update(patch=None, positions=None)
+  said = []
+  settled, kept = settings.settle(config, source, True, mesh8, said.append)
+  assert (settled.encoder.patch, settled.encoder.positions) == (0, 'sincos')
+  assert said == []
+  assert dict(kept['reasons']).keys() == {'encoder.patch', 'encoder.positions'}
+
+
 @pytest.mark.slow
 def test_epochs_fit_the_minutes_by_the_speed_that_is_measured(config, images, mesh8, monkeypatch):
   monkeypatch.setattr(settings, '_TRIED_SECONDS', 0.1)

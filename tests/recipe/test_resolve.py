@@ -183,3 +183,10 @@ def test_choices_are_lines_of_field_value_and_reason():
                           Choice('views.crop', (0.1, 1.0), 'the paper’s')])
   assert text.splitlines()[1:] == ['  batch_size  64              an eighth',
                                    '  views.crop  (0.1, 1.0)      the paper’s']
+
+
+def test_choices_that_play_no_part_are_not_shown():
+  shown = recipe.describe([Choice('batch_size', 64, 'an eighth'), Choice('encoder.patch', 0, recipe.UNUSED)])
+  assert 'batch_size' in shown
+  assert 'encoder.patch' not in shown
+  assert recipe.describe([Choice('encoder.patch', 0, recipe.UNUSED)]) == ''
