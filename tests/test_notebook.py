@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 def test_the_notebook_runs(tmp_path, monkeypatch):
   notebook = nbformat.read(ROOT / 'experiments' / 'colab.ipynb', as_version=4)
   settings = next(cell for cell in notebook.cells if cell.source.startswith('EPOCHS ='))
-  smaller = {'encoder.width': 0.25, 'probe.images': 200, 'linear.epochs': 1}
+  smaller = {'encoder.width': 0.25, 'probe.images': 200, 'eval.linear': False}
   settings.source = f'EPOCHS = 1\nRUNS = {str(tmp_path)!r}\nSETTINGS = {smaller}'
   monkeypatch.setenv('JUPYTER_PLATFORM_DIRS', '1')
   monkeypatch.setenv('XLA_FLAGS', xla_flags(1))

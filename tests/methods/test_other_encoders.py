@@ -1,4 +1,4 @@
-"""Every method trains a vision transformer and a ConvNeXt, on one device and on eight."""
+"""Every method trains a vision transformer or a ConvNeXt, split over eight devices."""
 import jax
 import jax.numpy as jnp
 import numpy as np
