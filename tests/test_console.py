@@ -121,7 +121,7 @@ def test_the_wheel_has_every_package():
 
 
 @pytest.mark.slow
-def test_a_wheel_trains_evaluates_and_exports_in_an_empty_folder(tiny_config, tmp_path):
+def test_a_wheel_trains_evaluates_exports_and_explores_in_an_empty_folder(tiny_config, tmp_path):
   pip = [sys.executable, '-m', 'pip', '--quiet', '--disable-pip-version-check']
   source = tmp_path / 'source'
   source.mkdir()
@@ -157,6 +157,8 @@ def test_a_wheel_trains_evaluates_and_exports_in_an_empty_folder(tiny_config, tm
   assert 'Written to runs/images/knn.json' in run(conic, 'evaluate', 'knn', 'runs/images')
   assert run(conic, 'export', 'runs/images', '--to=flax', '--out=encoder.safetensors')
   assert (folder / 'encoder.safetensors').stat().st_size > 1000
+  assert run(conic, 'explore') == 'Open runs/images/explore/index.html in a browser.\n'
+  assert (folder / 'runs/images/explore/index.html').stat().st_size > 10_000
   run(python, '-m', 'conic_jax.main', '--config=configs/linear.py', '--config.encoder=runs/images')
   where = run(python, '-c', 'import conic_jax; print(conic_jax.__file__)')
   assert where.startswith(str(environment))
