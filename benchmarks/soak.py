@@ -5,9 +5,10 @@
 A trial starts a run in processes of its own, does several random things to it (kills, signals, full disks,
 second starts, clocks that jump, damage to files, processes of a cluster that are lost; or another number of
 devices at each start), each followed by the same command, and lets it end. It must end in the same losses and
-weights as an undisturbed run, to the bit; with other numbers of devices, in losses within 1 %. A command may
-stop with one sentence. All else is wrong: a traceback, a hang, other numbers. Faults are kept in
-benchmarks/results/soak.jsonl; the table is made of all.
+weights as an undisturbed run, to the bit; with other numbers of devices, in losses that differ as rounding
+does (`rounding`). A signal is sent once Python has begun the program; reports for which there was no room may
+be missing, weights not. A command may stop with one sentence. All else is wrong: a traceback, a hang, other
+numbers. Faults are kept in benchmarks/results/soak.jsonl; the table is made of all.
 """
 import argparse
 import collections
@@ -19,6 +20,7 @@ import shutil
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks import soak_faults, soak_run
@@ -31,7 +33,7 @@ LINES, TABLE = RESULTS / 'soak.jsonl', RESULTS / 'soak.md'
 KINDS = {'one process': (1, 2, soak_faults.ALONE), 'two processes': (2, 2, soak_faults.TOGETHER),
          'other numbers of devices': (1, 8, soak_faults.ELASTIC)}
 SURVIVED, STOPPED, WRONG = 'survived to the bit', 'stopped with a sentence', 'wrong'
-CLOSE = 'survived within 1 %'
+CLOSE = 'survived within rounding'
 
 
 def trial(root: Path, seed: int, making: threading.Lock) -> list[dict]:
@@ -42,19 +44,21 @@ def trial(root: Path, seed: int, making: threading.Lock) -> list[dict]:
   processes, devices, faults = KINDS[kind]
   with making:
     expected = undisturbed(root, method, processes, devices)
+    elastic = kind == 'other numbers of devices'
+    bounds = rounding(undisturbed(root, method, 1, 4), expected) if elastic else {}
   run = root / 'trials' / str(seed)
   chain, happened = Chain(Command(root, method, run, processes, devices), rng), []
   try:
     for _ in range(rng.randrange(3, 7)):
-      if kind == 'other numbers of devices':
+      if elastic:
         chain.command = dataclasses.replace(chain.command, devices=rng.choice((4, 8)))
       happened.append(rng.choice(faults)(chain))
-    finish(chain, expected, to_the_bit=kind != 'other numbers of devices')
+    finish(chain, expected, bounds)
     wrong = ''
   except Wrong as error:
     wrong = str(error)
     happened.append(('the end', ''))
-  survived = CLOSE if kind == 'other numbers of devices' else SURVIVED
+  survived = CLOSE if elastic else SURVIVED
   lines = [{'version': __version__, 'seed': seed, 'method': method, 'kind': kind, 'fault': fault,
             'result': STOPPED if told else survived, 'told': told.replace(str(root), '…')[:300]}
            for fault, told in happened]
@@ -65,8 +69,22 @@ def trial(root: Path, seed: int, making: threading.Lock) -> list[dict]:
   return lines
 
 
-def finish(chain: Chain, expected: Path, to_the_bit: bool) -> None:
-  """Lets a run end, and compares it with the undisturbed one.
+def rounding(one: Path, other: Path) -> dict[int, float]:
+  """How far losses may differ by step, as a share, where the number of devices changes.
+
+  The order of sums changes, and training lets the last digits grow: three times the largest difference so far
+  between two undisturbed runs, one on 4 devices and one on 8, and at least 1 %.
+  """
+  first, second = reports(one), reports(other)
+  bounds, most = {}, 0.0
+  for step in sorted(first.keys() & second.keys()):
+    most = max(most, abs(first[step] - second[step]) / abs(second[step]))
+    bounds[step] = max(0.01, 3 * most)
+  return bounds
+
+
+def finish(chain: Chain, expected: Path, bounds: Mapping[int, float]) -> None:
+  """Lets a run end, and compares it with the undisturbed one: to the bit if there are no bounds.
 
   Raises:
     Wrong: if it does not end, or ends otherwise.
@@ -76,12 +94,11 @@ def finish(chain: Chain, expected: Path, to_the_bit: bool) -> None:
       raise Wrong(f'does not go on: {told}')
   wanted, found = reports(expected), reports(chain.command.run)
   compared = {step: loss for step, loss in found.items() if step > chain.unsure}
-  bound = 0 if to_the_bit else 0.01
   differing = [step for step, loss in compared.items()
-               if abs(loss - wanted[step]) > bound * abs(wanted[step])]
-  if differing or max(found, default=0) != STEPS:
+               if abs(loss - wanted[step]) > bounds.get(step, 0) * abs(wanted[step])]
+  if differing or (max(found, default=0) != STEPS and not chain.reports_lost):
     raise Wrong(f'other losses, first at step {min(differing, default=max(found, default=0))}')
-  if to_the_bit and weights(chain.command.run) != weights(expected):
+  if not bounds and weights(chain.command.run) != weights(expected):
     raise Wrong('other weights')
 
 
@@ -91,8 +108,9 @@ def table(lines: list[dict]) -> str:
   page = ['# Faults in tiny runs', '',
           'Written by `python -m benchmarks.soak`, which says what a trial is. A run of one or two processes',
           'must end to the bit as an undisturbed one; one whose number of devices changes between 4 and',
-          '8, in losses within 1 %. A sentence of a stop or of a refusal is what a fault should give:',
-          'the run went on after it, once the file was put back or the disk had room.', '']
+          '8, in losses within 1 %, or three times as far as undisturbed runs on 4 and on 8 are from each',
+          'other. A sentence of a stop or of a refusal is what a fault should give: the run went on after',
+          'it, once the file was put back or the disk had room.', '']
   for key in ('kind', 'fault', 'method'):
     counts = collections.Counter((line[key], line['result']) for line in lines)
     rows = [(name, *(counts[name, result] for result in results))

@@ -7,7 +7,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from benchmarks.soak_run import STEPS, Command, Ended, ended, reports
+from benchmarks.soak_run import STEPS, Command, Ended, await_handlers, ended, reports
 from conic_jax.hardware.watch import LOST
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -27,18 +27,27 @@ class Chain:
     command: starts it.
     rng: decides what happens.
     unsure: reports up to this step were damaged on purpose: they are not compared.
+    reports_lost: whether there was no room for the last reports.
   """
   command: Command
   rng: random.Random
   unsure: int = 0
+  reports_lost: bool = False
 
   def start(self, **how) -> list[subprocess.Popen]:
-    """Gives the command, and waits for some further step of the run."""
+    """Gives the command, and waits for some further step of the run, or until it heeds signals."""
     processes = self.command.start(**how)
     last = max(reports(self.command.run), default=0)
     self.command.await_step(processes, min(STEPS - 1, last + self.rng.randrange(1, 12)))
+    for process in processes:
+      await_handlers(process)
     time.sleep(self.rng.uniform(0, 0.2))
     return processes
+
+  @property
+  def over(self) -> bool:
+    """Whether the run has taken all its steps, so that nothing tells how far a command has come."""
+    return max(reports(self.command.run), default=0) >= STEPS - 1
 
 
 def check(outcome: Ended, run: Path | None = None) -> str:
@@ -85,7 +94,9 @@ def stop_twice(chain: Chain) -> tuple[str, str]:
 
 def fill(chain: Chain) -> tuple[str, str]:
   processes = chain.start(file_size=chain.rng.choice(LIMITS))
-  return 'a full disk', check_all(processes)
+  told = check_all(processes)
+  chain.reports_lost = chain.reports_lost or max(reports(chain.command.run), default=0) < STEPS
+  return 'a full disk', told
 
 
 def start_twice(chain: Chain) -> tuple[str, str]:
@@ -119,12 +130,13 @@ def damage(chain: Chain) -> tuple[str, str]:
   name = f'damage: {path.relative_to(run).parts[0]}'
   if path.name == 'metrics.jsonl':
     chain.unsure = max(reports(run), default=0)
+  was_over = chain.over
   kept = shutil.copyfile(path, run.with_name(run.name + '.kept'))
   harm(path, rng)
   processes = chain.start()
   told = ''
-  if any(process.poll() is not None for process in processes):
-    told = check_all(processes)
+  if was_over or any(process.poll() is not None for process in processes):
+    told = check_all(processes)  # One that is killed before it looked has not said what is damaged.
   kill_all(processes)
   if told:
     path.parent.mkdir(parents=True, exist_ok=True)

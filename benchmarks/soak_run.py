@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -120,6 +121,17 @@ class Command:
     while (all(process.poll() is None for process in processes) and time.monotonic() < end
            and max(reports(self.run), default=0) < step):
       time.sleep(0.02)
+
+
+def await_handlers(process: subprocess.Popen) -> None:
+  """Waits until a process heeds SIGTERM, or has ended: before, Python itself begins and answers for it."""
+  status, end = Path(f'/proc/{process.pid}/status'), time.monotonic() + SECONDS
+  while process.poll() is None and time.monotonic() < end:
+    with contextlib.suppress(OSError):
+      caught = re.search(r'^SigCgt:\s*(\w+)', status.read_text(), re.MULTILINE)
+      if caught is None or int(caught[1], 16) >> (signal.SIGTERM - 1) & 1:
+        return
+    time.sleep(0.01)
 
 
 def heed_signals() -> None:
