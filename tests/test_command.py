@@ -84,7 +84,7 @@ def long_config(tiny_config):
    r'config\.views\.crop is \(0\.2,\): it must have two values above 0 and at most 1, the smaller'),
   (['--config=configs/conic.py:photos', '--config.max_steps=-5'], r'max_steps is -5: it must be at least 0'),
   (['--config=configs/conic.py', '--config.encoder=resnet18'],
-   r'config\.encoder is a group of settings: set one of config\.encoder\.\{blocks, name'),
+   r'config\.encoder is a group of settings: set one of config\.encoder\.\{blocks, frozen_patches, name'),
   (['--config=configs/conic.py', '--batch_size=3'], r'no flag --batch_size; .*mean --config\.batch_size'),
   (['--config=configs/conic.py', 'photos'], r"'photos' is no flag"),
   (['--config=configs/conic.py:folder', '--config.data.dir=/no/such'], r'/no/such'),
@@ -113,7 +113,7 @@ def test_help_prints_every_field_with_its_value_range_and_meaning(monkeypatch, c
   shown = capsys.readouterr().out
   size = r'^--config\.views\.size=\d+ +whole number, at least 1 +pixels per side$'
   assert re.search(size, shown, re.MULTILINE)
-  assert re.search(r"^--config\.optimizer\.name='sgd' +sgd \| lars +the optimizer$", shown, re.MULTILINE)
+  assert re.search(r"^--config\.optimizer\.name='sgd' +sgd \| lars \| adamw +the optimizer$", shown, re.MULTILINE)
   assert re.search(r'^  --lost_after +Seconds', shown, re.MULTILINE)
   monkeypatch.setattr(sys, 'argv', ['conic_jax', '--help'])
   main.command()
