@@ -113,7 +113,8 @@ def test_help_prints_every_field_with_its_value_range_and_meaning(monkeypatch, c
   shown = capsys.readouterr().out
   size = r'^--config\.views\.size=\d+ +whole number, at least 1 +pixels per side$'
   assert re.search(size, shown, re.MULTILINE)
-  assert re.search(r"^--config\.optimizer\.name='sgd' +sgd \| lars \| adamw +the optimizer$", shown, re.MULTILINE)
+  optimizer = r"^--config\.optimizer\.name='sgd' +sgd \| lars \| adamw +the optimizer$"
+  assert re.search(optimizer, shown, re.MULTILINE)
   assert re.search(r'^  --lost_after +Seconds', shown, re.MULTILINE)
   monkeypatch.setattr(sys, 'argv', ['conic_jax', '--help'])
   main.command()
