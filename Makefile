@@ -15,9 +15,9 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
+# timm's torchvision is compiled for CUDA, and breaks beside a PyTorch for CPUs; its networks do not need it.
 $(VENV)/.developed: $(VENV)/.installed requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
-	# Its torchvision is compiled for CUDA, and breaks beside a PyTorch for CPUs; its networks do not need it.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps timm==1.0.31
 	touch $@
 
