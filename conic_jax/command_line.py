@@ -40,6 +40,13 @@ class Parser(argparse.ArgumentParser):
     raise UserError(f'{message}; {self.format_usage().strip()}.')
 
 
+def whole_number(text: str) -> int:
+  """Argument type for a whole number above 0."""
+  if not text.isdecimal() or int(text) < 1:
+    raise argparse.ArgumentTypeError(f"'{text}' is no whole number above 0")
+  return int(text)
+
+
 def local_path(flag: str) -> Callable[[str], Path]:
   """Argument type for a file to write, on this machine or a mounted file system."""
   def parse_path(text: str) -> Path:

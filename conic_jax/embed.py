@@ -146,12 +146,6 @@ def _draw(query: str, root: str, paths: list[str], similarities: np.ndarray, out
                       protocols.thumbnails(found, places)[None], similarities[None], None), out, '--sheet')
 
 
-def _whole_number(text: str) -> int:
-  if not text.isdecimal() or int(text) < 1:
-    raise argparse.ArgumentTypeError(f"'{text}' is no whole number above 0")
-  return int(text)
-
-
 def _arguments() -> argparse.Namespace:
   parser = command_line.Parser(_USAGE, __doc__)
   parser.add_argument('encoder', metavar='RUN_OR_FILE', help='folder of a run, or a file of weights')
@@ -159,13 +153,13 @@ def _arguments() -> argparse.Namespace:
   parser.add_argument('--out', metavar='FILE', type=command_line.local_path('--out'),
                       help='where to write the features, .parquet or .npz')
   parser.add_argument('--neighbours', metavar='IMAGE', help='find the images nearest to this one')
-  parser.add_argument('-k', metavar='N', type=_whole_number, default=8,
+  parser.add_argument('-k', metavar='N', type=command_line.whole_number, default=8,
                       help='how many of them (default: %(default)s)')
   parser.add_argument('--sheet', metavar='FILE', type=command_line.local_path('--sheet'),
                       help='a picture of them, a PNG')
   for name, meaning in (('--size', 'side of the crop in pixels'), ('--resize', 'short side before the crop'),
                         ('--batch_size', 'images encoded at a time')):
-    parser.add_argument(name, metavar='N', type=_whole_number, help=meaning)
+    parser.add_argument(name, metavar='N', type=command_line.whole_number, help=meaning)
   return parser.parse_args()
 
 

@@ -38,7 +38,7 @@ _OURS = re.compile(r'index\.html|sheet\d+\.jpg|(images|outliers|copies|leaks)\.c
 
 
 def explore(encoder: str, images: str | None = None, out: Path | None = None, *, points: int = 50_000,
-            clusters: int | None = None, table: Path | None = None, seed: int = 0) -> Path:
+            clusters: int | None = None, table: str | Path | None = None, seed: int = 0) -> Path:
   """Writes the page of some images, replacing an older one.
 
   Args:
@@ -58,7 +58,7 @@ def explore(encoder: str, images: str | None = None, out: Path | None = None, *,
   """
   out = out or _usual_out(Path(encoder))
   _check_out(out)
-  columns = _read_table(table) if table else {}
+  columns = _read_table(Path(table)) if table else {}
   if images and Path(images).is_file():
     found = collections.of_file(Path(images), points, seed)
   else:
@@ -168,12 +168,6 @@ def run(arguments: argparse.Namespace) -> None:
   print_line(f'Open {written} in a browser.')
 
 
-def _whole_number(text: str) -> int:
-  if not text.isdecimal() or int(text) < 1:
-    raise argparse.ArgumentTypeError(f"'{text}' is no whole number above 0")
-  return int(text)
-
-
 def _arguments() -> argparse.Namespace:
   parser = command_line.Parser(_USAGE, __doc__)
   parser.add_argument('encoder', metavar='RUN_OR_FILE', nargs='?',
@@ -184,9 +178,9 @@ def _arguments() -> argparse.Namespace:
                       help="what to write; explore/ in the run's folder by default")
   parser.add_argument('--table', metavar='FILE', type=command_line.local_path('--table'),
                       help='a CSV with a column path, whose other columns colour the map')
-  parser.add_argument('--points', metavar='N', type=_whole_number, default=50_000,
+  parser.add_argument('--points', metavar='N', type=command_line.whole_number, default=50_000,
                       help='images on the page at most, of more a sample (default: %(default)s)')
-  parser.add_argument('--clusters', metavar='N', type=_whole_number, help='number of clusters')
+  parser.add_argument('--clusters', metavar='N', type=command_line.whole_number, help='number of clusters')
   parser.add_argument('--seed', metavar='N', type=int, default=0,
                       help='of the sample, the map and the clusters (default: %(default)s)')
   return parser.parse_args()

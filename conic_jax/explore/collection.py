@@ -1,6 +1,7 @@
 """The images to explore, with their features: of a run, of a folder, or of a file of embeddings."""
 import dataclasses
 import functools
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -83,7 +84,7 @@ def of_file(file: Path, most: int, seed: int) -> Collection:
   root = os.path.expanduser(metadata.get('images', ''))
   paths = [whole.paths[row] for row in chosen]
   found = GivenImages([os.path.join(root, path) for path in paths])
-  part = Part(whole.vectors[chosen], paths, '', [_parent(path) for path in paths],
+  part = Part(whole.vectors[chosen], paths, '', [os.path.dirname(path) for path in paths],
               functools.partial(protocols.thumbnails, found), np.arange(len(paths)))
   return _joined([part], len(whole.ids))
 
@@ -130,8 +131,10 @@ def _joined(parts: list[Part], total: int) -> Collection:
     raise UserError('None of the features is finite: the training of this encoder diverged.')
 
   def thumbnails(chosen: np.ndarray) -> np.ndarray:
-    return np.concatenate([parts[number].thumbnails(parts[number].ids[[row]])
-                           for number, row in (places[index] for index in chosen)])
+    # A source reads many images at once; those of a part are next to each other.
+    of_part = itertools.groupby((places[index] for index in chosen), lambda place: place[0])
+    return np.concatenate([parts[number].thumbnails(parts[number].ids[[row for _, row in rows]])
+                           for number, rows in of_part])
 
   classes = [parts[number].classes[row] for number, row in places]
   return Collection(
@@ -151,10 +154,6 @@ def pictures(collection: Collection, tile: int) -> tuple[np.ndarray, np.ndarray]
       tiles[row] = np.asarray(image.resize((tile, tile), Image.Resampling.BICUBIC))
       greys[row] = np.asarray(image.convert('L').resize((GREY, GREY), Image.Resampling.BOX), np.float32)
   return tiles, greys
-
-
-def _parent(path: str) -> str:
-  return os.path.dirname(path)
 
 
 def _sample(source: Source, count: int, seed: int) -> Source:

@@ -3,7 +3,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from sklearn.cluster import KMeans, MiniBatchKMeans
 
 from conic_jax.measures import unit_rows
 
@@ -49,6 +48,7 @@ def clusters(vectors: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np
     The cluster of each image, int64 [n], and of each cluster its medoid, the image nearest to its centre,
     int64 [c]; c is smaller than `count` where there are fewer different features.
   """
+  from sklearn.cluster import KMeans, MiniBatchKMeans  # Takes a second, and the Python API imports this file.
   units = unit_rows(vectors).astype(np.float32)
   count = min(count, len(np.unique(units, axis=0)))
   make: Any = MiniBatchKMeans if len(units) >= _MINI_BATCH_FROM else KMeans

@@ -103,12 +103,13 @@ def write(folder: Path, title: str, collection: Collection, found: Findings, til
   """
   sheets = _write_sheets(folder, tiles)
   leaks = [row for row, (i, j) in enumerate(found.pairs) if collection.splits[i] != collection.splits[j]]
-  _write_lists(folder, collection, found, leaks)
+  outliers = np.argsort(-found.outlyingness, kind='stable')
+  _write_lists(folder, collection, found, outliers, leaks)
   data = {
     'paths': collection.paths, 'points': _whole(found.points).ravel().tolist(),
     'near': found.near.ravel().tolist(), 'similarities': _rounded(found.similarities.ravel()),
     'medoids': found.medoids.tolist(), 'tile': tiles.shape[1], 'sheets': sheets, 'side': _SIDE,
-    'outliers': np.argsort(-found.outlyingness, kind='stable')[:_LISTED].tolist(),
+    'outliers': outliers[:_LISTED].tolist(),
     'outlyingness': _rounded(found.outlyingness), 'pairs': found.pairs.tolist(),
     'alike': _rounded(found.alike), 'leaks': leaks, 'columns': _columns(collection, found)}
   text = json.dumps(data, separators=(',', ':')).replace('<', '\\u003c')
@@ -186,15 +187,15 @@ def _write_sheets(folder: Path, tiles: np.ndarray) -> list[str]:
   return names
 
 
-def _write_lists(folder: Path, collection: Collection, found: Findings, leaks: Sequence[int]) -> None:
+def _write_lists(folder: Path, collection: Collection, found: Findings, outliers: np.ndarray,
+                 leaks: Sequence[int]) -> None:
   """images.csv, outliers.csv, copies.csv and, of several splits, leaks.csv."""
   paths, splits = collection.paths, collection.splits
   rows = [(path, split, kind, found.clusters[i] + 1, f'{found.outlyingness[i]:.4f}')
           for i, (path, split, kind) in enumerate(zip(paths, splits, collection.classes, strict=True))]
   header = ('path', 'split', 'class', 'cluster', 'distance')
   _write_csv(folder / 'images.csv', header, rows)
-  order = np.argsort(-found.outlyingness, kind='stable')
-  _write_csv(folder / 'outliers.csv', header, [rows[i] for i in order])
+  _write_csv(folder / 'outliers.csv', header, [rows[i] for i in outliers])
   pairs = [(paths[i], splits[i], paths[j], splits[j], f'{alike:.4f}')
            for (i, j), alike in zip(found.pairs, found.alike, strict=True)]
   header = ('path', 'split', 'copy', 'split of the copy', 'alike')

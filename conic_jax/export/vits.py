@@ -57,7 +57,7 @@ def timm_call(network: VisionTransformer, side: int) -> str:
   """The call of timm that makes the network, for images of `side` pixels."""
   base = name(network)
   own = '' if base else (f', embed_dim={network.channels}, depth={sum(network.blocks)}, '
-                         f'num_heads={heads(network)}')
+                         f'num_heads={vit.heads(network.channels)}')
   return (f"timm.create_model('{base or 'vit_tiny'}_patch16_224', num_classes=0, patch_size={network.patch}, "
           f'img_size={side}{own})')
 
@@ -128,7 +128,7 @@ def to_transformers(network: VisionTransformer, variables: Mapping[str, Any]
   config = {
     'architectures': ['ViTModel'], 'model_type': 'vit', 'num_channels': 3, 'hidden_act': 'gelu',
     'hidden_size': channels, 'num_hidden_layers': sum(network.blocks),
-    'num_attention_heads': heads(network), 'intermediate_size': vit.HIDDEN * channels,
+    'num_attention_heads': vit.heads(network.channels), 'intermediate_size': vit.HIDDEN * channels,
     'image_size': len(variables['params']['stem']['positions']) * network.patch,
     'patch_size': network.patch, 'layer_norm_eps': 1e-6, 'qkv_bias': True,
     'pooler_act': 'linear'}
@@ -142,11 +142,6 @@ def to_transformers(network: VisionTransformer, variables: Mapping[str, Any]
     else:
       arrays[_transformers_name(name)] = array
   return config, arrays
-
-
-def heads(network: VisionTransformer) -> int:
-  """How many heads the attention has."""
-  return max(1, network.channels // vit.HEAD_CHANNELS)
 
 
 def at_size(network: VisionTransformer, variables: Mapping[str, Any], side: int

@@ -28,6 +28,11 @@ def scaled(channels: int, width: float) -> int:
   return unit * max(1, round(channels * width / unit))
 
 
+def heads(channels: int) -> int:
+  """How many heads the attention has."""
+  return max(1, channels // HEAD_CHANNELS)
+
+
 class VisionTransformer(nn.Module):
   """Vision transformer (Dosovitskiy et al. 2021) with pre-norm blocks; its features are the class token's.
 
@@ -166,7 +171,7 @@ class Block(nn.Module):
     # Each of query, key and value starts as a Glorot-uniform matrix of its own.
     init = nn.initializers.variance_scaling(1.0, 'fan_in', 'uniform')
     parts = dense(3 * channels, self.dtype, 'qkv', init)(x)
-    parts = parts.reshape(count, tokens, 3, max(1, channels // HEAD_CHANNELS), -1)
+    parts = parts.reshape(count, tokens, 3, heads(channels), -1)
     query, key, value = (parts[:, :, index] for index in range(3))
     attended = jax.nn.dot_product_attention(query, key, value)
     return dense(channels, self.dtype, 'projection')(attended.reshape(count, tokens, channels))

@@ -103,19 +103,23 @@ def stem(config: Any, facts: Facts) -> tuple[str, str]:
   return 'imagenet', 'stride 4'
 
 
+def family(config: Any) -> str:
+  """The kind of the encoder, such as 'vit' of vit_small."""
+  return config.encoder.name.partition('_')[0]
+
+
 def patch(config: Any, facts: Facts) -> tuple[int, str]:
   """The usual patch; half or a quarter of it where too few would cover a view."""
-  family = config.encoder.name.partition('_')[0]
-  if family not in PATCHES:
+  if family(config) not in PATCHES:
     return 0, UNUSED
-  largest, fewest = PATCHES[family]
+  largest, fewest = PATCHES[family(config)]
   side = next((side for side in (largest, largest // 2) if config.views.size >= fewest * side
                and config.views.size % side == 0), largest // 4)
   return side, f'pixels, {config.views.size // side} patches a side'
 
 
 def positions(config: Any, facts: Facts) -> tuple[str, str]:
-  return 'sincos', 'for images of any size' if config.encoder.name.startswith('vit_') else UNUSED
+  return 'sincos', 'for images of any size' if family(config) == 'vit' else UNUSED
 
 
 def hidden(config: Any, facts: Facts) -> tuple[int, str]:
@@ -203,7 +207,7 @@ def steps(config: Any, facts: Facts) -> int:
 
 
 def optimizer(config: Any, facts: Facts) -> tuple[str, str]:
-  if config.encoder.name.startswith(('vit_', 'convnext_')):
+  if family(config) in PATCHES:
     return 'adamw', 'for transformers and ConvNeXts'
   return 'sgd', 'LARS is for batches of thousands'
 
