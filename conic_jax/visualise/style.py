@@ -79,11 +79,12 @@ def save(figure: Figure, out: Path, dpi: int = 130) -> None:
   with warnings.catch_warnings():
     for message in _EXPECTED:
       warnings.filterwarnings('ignore', message)
-    figure.savefig(drawn, format='png', dpi=min(dpi, (_MOST_PIXELS / (width * height)) ** 0.5))
+    figure.savefig(drawn, format='png', dpi=min(dpi, (_MOST_PIXELS / (width * height)) ** 0.5),
+                   pil_kwargs={'compress_level': 0})
   picture = Image.open(drawn).convert('RGB')
   palette = picture.quantize(256, method=Image.Quantize.FASTOCTREE)
   picture = picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
-  picture.save(written, format='png', optimize=True)
+  picture.save(written, format='png')
   out.parent.mkdir(parents=True, exist_ok=True)
   temporary = out.with_name(f'{out.name}.tmp')
   try:

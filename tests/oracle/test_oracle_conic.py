@@ -49,7 +49,7 @@ def learner_of(config, method, source):
 
 def plain_knn(method, variables, config):
   """The share of test images whose class has most votes among their nearest training images."""
-  views = Views(**config.views)
+  views, encode = Views(**config.views), jax.jit(method.network.encode)
 
   def encoded(split):
     found, labels = [], []
@@ -57,7 +57,7 @@ def plain_knn(method, variables, config):
                                        resize=config.eval.resize, batch_size=1, rows=np.arange(1)):
       if batch['valid'][0]:
         image = (batch['views'][0][:, 0] / 255 - np.array(views.mean)) / np.array(views.std)
-        features = method.network.encode(variables, jnp.asarray(image, jnp.float32))
+        features = encode(variables, jnp.asarray(image, jnp.float32))
         found.append(np.asarray(plain.unit(features))[0])
         labels.append(int(batch['label'][0]))
     return np.array(found), np.array(labels)
