@@ -178,8 +178,8 @@ class Encoder:
     """Writes the encoder for another tool, with a model card; returns the files.
 
     Args:
-      target: 'safetensors', 'flax', 'torchvision', 'timm', 'transformers', 'onnx', 'detectron2', or a module of
-        yours.
+      target: 'safetensors', 'flax', 'torchvision', 'timm', 'transformers', 'onnx', 'detectron2', or a module
+        of yours.
       out: the file, or the folder.
 
     Raises:
