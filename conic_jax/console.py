@@ -173,7 +173,7 @@ COMMANDS = {
     'conic evaluate PROTOCOL ENCODER [FOLDER_OR_PRESET] [--out=FOLDER] [--FIELD=VALUE …]', evaluate),
   'embed': Command('conic_jax.embed', 'Write the features of a folder, or find the images nearest to one.'),
   'export': Command('conic_jax.export.__main__',
-                    'Write an encoder for torchvision, timm, Transformers, Detectron2 or Flax.'),
+                    'Write an encoder for torchvision, timm, Transformers, ONNX, Detectron2 or Flax.'),
   'explore': Command('conic_jax.explore.__main__',
                      'Lay out all images on a page, by what an encoder thinks of them.'),
   'report': Command('conic_jax.report.__main__', 'Write the page of a run.'),
@@ -185,7 +185,8 @@ COMMANDS = {
   'plan': Command(
     'conic_jax.plan', 'Say what a step takes on hardware that need not be here, and whether it fits.',
     'conic plan [PRESET] --topology=64xV100-32GB [--method=conic] [--n=1000000] [--largest-n] [--json=FILE] '
-    '[--FIELD=VALUE …]', plan)}
+    '[--FIELD=VALUE …]', plan),
+  'completion': Command('conic_jax.completion', 'Print how bash, zsh or fish completes this command.')}
 
 
 def _help(name: str, config: str) -> str:

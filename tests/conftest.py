@@ -2,6 +2,7 @@
 import contextlib
 import gc
 import os
+import sys
 from pathlib import Path
 
 from xla_flags import xla_flags
@@ -20,6 +21,9 @@ from support import tiny, write_images
 
 from conic_jax.hardware import mesh as meshes
 from conic_jax.run.session import Session
+
+# PyTorch for GPUs imports it, and beside TensorFlow it ends the process: both bring an LLVM.
+sys.modules['triton'] = None
 
 # Tracing makes many objects and keeps most of them: garbage is looked for rarely.
 gc.set_threshold(100_000, 20, 100)

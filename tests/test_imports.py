@@ -37,6 +37,7 @@ ALLOWED = {
   'report': {'command_line', 'export', 'models', 'run', 'visualise'},
   'main': {'command_line', 'ending', 'evals', 'hardware', 'pretraining', 'run'},
   'console': {'command_line', 'config_files', 'ending', 'fields'}, '__main__': {'console'},
+  'completion': {'command_line', 'config_files', 'console', 'fields'},
   'api': {'command_line', 'config_files', 'data', 'evals', 'explore', 'export', 'fields', 'hardware',
           'models', 'pretraining', 'report', 'run'},
 }

@@ -1,4 +1,4 @@
-"""Writes results.md, accuracy.png and README's table from the lines of the recipe's runs.
+"""Writes results.md, accuracy.png and the table of docs/recipe.md from the lines of the recipe's runs.
 
   python -m experiments.recipe.table
 """
@@ -16,7 +16,7 @@ from experiments.scales import SCALES
 from experiments.summary import between
 
 HERE = Path(__file__).parent
-README, MARKS = HERE.parent.parent / 'README.md', ('<!-- recipe -->', '<!-- /recipe -->')
+PAGE, MARKS = HERE.parent.parent / 'docs' / 'recipe.md', ('<!-- recipe -->', '<!-- /recipe -->')
 FIGURES = (('knn_top1', 'kNN'), ('linear_top1', 'linear'))
 # What comes before a figure's name.
 ENCODERS = ('pixels_', 'random_init_', '')
@@ -34,7 +34,7 @@ def main() -> None:
   """Reads all lines and writes what can be made of them."""
   runs = by_set_and_method(jobs.lines_of(EXPERIMENT, SCALES['cpu'], {}, jobs.read('cpu')))
   (HERE / 'results.md').write_text(table(runs))
-  README.write_text(between(README.read_text(), MARKS, short_table(runs)))
+  PAGE.write_text(between(PAGE.read_text(), MARKS, short_table(runs)))
   draw(runs, HERE / 'accuracy.png')
 
 

@@ -33,7 +33,7 @@ def test_the_tables_of_recipe_and_verdict_come_from_the_lines():
   assert judged.table({name: seeds[0]['figures'] for name, seeds in lines.items()}) == written
   runs = table.by_set_and_method(jobs.lines_of(RECIPE, SCALES['cpu'], {}, results))
   assert table.table(runs) == (ROOT / 'recipe' / 'results.md').read_text()
-  assert table.short_table(runs) in table.README.read_text()
+  assert table.short_table(runs) in table.PAGE.read_text()
 
 
 @pytest.mark.parametrize('path', sorted(ROOT.glob('*/results*.jsonl')), ids=lambda path: path.parent.name)

@@ -1,0 +1,58 @@
+"""The file for ONNX is written by a process without TensorFlow, and what goes wrong there is one sentence."""
+import os
+import subprocess
+import sys
+
+import pytest
+from encoders import draw_variables, network_of
+
+from conic_jax.errors import UserError
+from conic_jax.export import onnx_file, targets
+
+# Ends a process that has TensorFlow, as the real one does.
+_TRITON = """
+import os, sys
+if 'tensorflow' in sys.modules:
+  os.abort()
+raise ImportError('not here')
+"""
+_EXPORT = """
+import sys
+import conic_jax
+import conic_jax.data.without_keras
+assert 'tensorflow' in sys.modules
+conic_jax.load(sys.argv[1]).export('onnx', sys.argv[2])
+"""
+
+
+@pytest.fixture
+def network():
+  return network_of(blocks=(1,), width=0.125)
+
+
+@pytest.mark.slow
+def test_triton_is_never_imported_beside_tensorflow(network, tmp_path):
+  for name in ('onnxscript', 'transformers'):
+    pytest.importorskip(name)
+  (tmp_path / 'triton.py').write_text(_TRITON)
+  targets.write('safetensors', network, draw_variables(network), 'card', tmp_path / 'x.safetensors')
+  done = subprocess.run(
+    [sys.executable, '-W', 'ignore', '-c', _EXPORT, tmp_path / 'x.safetensors', tmp_path / 'x.onnx'],
+    env={**os.environ, 'PYTHONPATH': str(tmp_path)}, text=True, capture_output=True, check=False)
+  assert done.returncode == 0, done.stderr
+  assert (tmp_path / 'x.onnx').stat().st_size > 10_000
+
+
+def test_what_is_not_installed_is_named(network, tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'onnxscript', None)
+  with pytest.raises(UserError, match=r"^--to=onnx needs onnxscript: pip install 'conic_jax\[onnx\]'\.$"):
+    onnx_file.write(network, {}, tmp_path / 'x.onnx', lambda *_: None)
+
+
+@pytest.mark.slow
+def test_an_exporter_that_fails_is_one_sentence(network, tmp_path):
+  for name in ('onnxscript', 'transformers'):
+    pytest.importorskip(name)
+  with pytest.raises(UserError, match=r"^--to=onnx: PyTorch's exporter failed \(.*\)\. The tested versions"):
+    onnx_file.write(network, {}, tmp_path / 'x.onnx', lambda *_: None)
+  assert not (tmp_path / 'x.onnx').exists()
