@@ -61,8 +61,7 @@ def script(shell: str) -> str:
   Args:
     shell: one of `SHELLS`.
   """
-  names = [path.stem for path in config_files.own_folder().glob('*.py') if config_files.is_config(path)]
-  methods = sorted(set(names) - set(console.PROTOCOLS))
+  methods = [name for name in config_files.own_names() if name not in console.PROTOCOLS]
   paths = [path for path, _ in fields.leaves(command_line.load('conic:folder'))]
   flags = [f'--{name}=' for name in ('method', 'out', *fields.SHORT, *paths)]
   separated = {'bash': '|', 'zsh': '|', 'fish': ' '}[shell].join(_OF_FIELDS)

@@ -66,7 +66,12 @@ def is_config(path: Path) -> bool:
 def available() -> list[str]:
   """The configs that can be given: files of configs/ here, or else the names of the library's."""
   here = sorted(str(path) for path in Path(_PACKAGE).glob('*.py') if is_config(path))
-  return here or sorted(path.stem for path in own_folder().glob('*.py') if is_config(path))
+  return here or own_names()
+
+
+def own_names() -> list[str]:
+  """The names of the library's configs."""
+  return sorted(path.stem for path in own_folder().glob('*.py') if is_config(path))
 
 
 def let_import(path: Path) -> None:

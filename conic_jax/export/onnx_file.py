@@ -45,4 +45,3 @@ def write(network: EncoderModule, variables: Mapping[str, Any], path: Path,
     said = (done.stderr.strip().splitlines() or [f'exit code {done.returncode}'])[-1]
     raise UserError(f"--to=onnx: PyTorch's exporter failed ({said}). The tested versions are "
                     "those of pip install 'conic_jax[onnx]'.")
-

@@ -6,11 +6,7 @@ SIDE is the side in pixels of the image that the model is traced with; SIDES is 
 model takes no other. PyTorch imports Triton where it is installed, which ends a process that has imported
 TensorFlow by a segmentation fault: both bring an LLVM. Nothing of this package is imported here.
 """
-import contextlib
-import logging
-import os
 import sys
-import warnings
 
 import torch
 import transformers
@@ -37,13 +33,9 @@ def main(folder: str, out: str, side: str, sides: str) -> None:
     free |= {2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
   torch.onnx.export(
     module, (torch.zeros(2, 3, int(side), int(side)),), out, dynamo=True, opset_version=_OPSET,
-    input_names=['images'], output_names=['features'], dynamic_shapes=({**free},), external_data=False,
+    input_names=['images'], output_names=['features'], dynamic_shapes=(free,), external_data=False,
     verbose=False)
 
 
 if __name__ == '__main__':
-  # The exporter's progress and Transformers' is about their own insides.
-  logging.disable(logging.WARNING)
-  with warnings.catch_warnings(), open(os.devnull, 'w') as nowhere, contextlib.redirect_stdout(nowhere):
-    warnings.simplefilter('ignore')
-    main(*sys.argv[1:])
+  main(*sys.argv[1:])
