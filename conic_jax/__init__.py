@@ -11,6 +11,8 @@ __all__ = ['Encoder', 'Run', 'load', 'pretrain']
 def __getattr__(name: str) -> Any:
   """Imports what takes seconds once it is used."""
   if name in __all__:
+    from conic_jax.hardware.compiler import prepare_compiler
+    prepare_compiler()
     from conic_jax import api
     return getattr(api, name)
   raise AttributeError(f"module 'conic_jax' has no attribute '{name}'")

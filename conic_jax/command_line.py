@@ -17,6 +17,7 @@ from ml_collections import ConfigDict, config_flags
 from conic_jax import config_files, fields
 from conic_jax.ending import process_ends_at_the_second_signal, stopped_by_signals
 from conic_jax.errors import Help, Stopped, UserError
+from conic_jax.hardware.compiler import prepare_compiler
 from conic_jax.home import expand_argument
 from conic_jax.terminal import print_line
 
@@ -71,6 +72,7 @@ def guarded(action: Callable[[], None], interrupted: str = 'interrupted') -> Non
     action: the command.
     interrupted: message after Ctrl-C if the command does not handle it.
   """
+  prepare_compiler()
   with process_ends_at_the_second_signal() as signals, stopped_by_signals():
     try:
       _answered(action, interrupted)

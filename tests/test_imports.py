@@ -11,10 +11,10 @@ ROOT = Path(__file__).parent.parent / 'conic_jax'
 # What each room may import of the others; `errors`, `extensions`, `home` and `terminal` may be imported
 # everywhere.
 ALLOWED = {
-  '__init__': {'api'}, 'errors': set(), 'extensions': set(), 'fields': set(), 'home': {'fields'},
+  '__init__': {'api', 'hardware'}, 'errors': set(), 'extensions': set(), 'fields': set(), 'home': {'fields'},
   'config_files': set(), 'views': set(), 'measures': set(), 'permutation': set(), 'optim': set(),
   'terminal': set(), 'ending': set(),
-  'command_line': {'config_files', 'ending', 'fields'},
+  'command_line': {'config_files', 'ending', 'fields', 'hardware'},
   'hardware': {'ending'},
   'losses': {'hardware', 'permutation'},
   'memories': {'hardware', 'losses', 'permutation'},

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from conic_jax.models.cpu_convolution import convolve
 from conic_jax.models.normalisation import BatchNorm
 
 # Blocks per stage, and whether they are bottlenecks (He et al. 2016, table 1).
@@ -167,7 +168,8 @@ def conv(channels: int, size: int, dtype: Any, name: str, stride: int = 1,
   padding = (size - 1) // 2 * dilation
   return nn.Conv(channels, (size, size), (stride, stride), ((padding, padding),) * 2,
                  kernel_dilation=(dilation, dilation), use_bias=False, dtype=dtype,
-                 kernel_init=nn.initializers.variance_scaling(2.0, 'fan_out', 'normal'), name=name)
+                 kernel_init=nn.initializers.variance_scaling(2.0, 'fan_out', 'normal'), name=name,
+                 conv_general_dilated=convolve)
 
 
 def max_pool(x: jax.Array) -> jax.Array:
