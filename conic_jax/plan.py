@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import flags
 
 from conic_jax import command_line, methods, optim, recipe
@@ -60,13 +61,17 @@ class Plan:
     epoch_peak_bytes: peak memory of the program before each epoch; None if there is none.
     limit_bytes: memory of the device, less the reserve.
     arguments_bytes, temp_bytes: state and batch; temporaries of the step.
-    flops, bytes_accessed: of a step, counting every loop iteration.
+    flops, bytes_accessed: of a step, counting every loop iteration, and of each conditional the dearest
+      branch.
     unknown_loops: loops of unknown length; their bodies count once.
     collectives: `kind`, `bytes` of the whole array on a device, `count` per step.
     compute_seconds: time of the products at the hardware's peak.
     memory_seconds: time to move the bytes at the memory's bandwidth.
     kernel_seconds: the larger of the two for each kernel, summed.
+    memory_bound_seconds: the part of `kernel_seconds` in kernels that wait for memory rather than products.
     communication_seconds: time of the collectives around a ring, without overlap.
+    bound: what takes the largest part of the step: 'products', 'memory' or 'collectives'.
+    least: FLOPs, bytes, times and bound under the same names, of each conditional the cheapest branch.
     compile_seconds: compile time on this machine.
   """
   topology: str
@@ -89,7 +94,10 @@ class Plan:
   compute_seconds: float | None = None
   memory_seconds: float | None = None
   kernel_seconds: float | None = None
+  memory_bound_seconds: float | None = None
   communication_seconds: float | None = None
+  bound: str | None = None
+  least: dict[str, Any] | None = None
 
 
 # ---- One plan -----------------------------------------------------------------------------------
@@ -125,12 +133,14 @@ def plan(config: Any, where: Topology, mesh: jax.sharding.Mesh, num_instances: i
   seconds = time.perf_counter() - start
   memory: Any = compiled.memory_analysis()
   cost = program_cost.analyse(compiled.as_text() or '')
+  weight = functools.partial(_weight, where=where)
+  least, most = (program_cost.chosen(cost, pick, weight) for pick in (min, max))
   peak = max(peak_bytes(memory), epoch_peak or 0)
   return known(
     fits=peak <= where.limit_bytes, peak_bytes=peak, epoch_peak_bytes=epoch_peak, compile_seconds=seconds,
     arguments_bytes=memory.argument_size_in_bytes, temp_bytes=memory.temp_size_in_bytes,
-    flops=cost.flops, bytes_accessed=cost.bytes_accessed, unknown_loops=cost.unknown_loops,
-    collectives=tuple(map(dataclasses.asdict, cost.collectives)), **roofline(cost, where))
+    unknown_loops=most.unknown_loops, collectives=tuple(map(dataclasses.asdict, most.collectives)),
+    least=_figures(least, where), **_figures(most, where))
 
 
 def compile_for(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
@@ -205,20 +215,35 @@ def refused_bytes(message: str, arguments: int) -> int | None:
   return said if total else said + arguments
 
 
+def _figures(cost: program_cost.Cost, where: Topology) -> dict[str, Any]:
+  """What a cost without choices amounts to, as fields of `Plan`."""
+  return {'flops': cost.flops, 'bytes_accessed': cost.bytes_accessed, **roofline(cost, where)}
+
+
+def _weight(cost: program_cost.Cost, where: Topology) -> tuple[float, ...]:
+  """Orders the branches of a conditional: by time, or on unknown hardware by bytes."""
+  times = roofline(cost, where)
+  seconds = times.get('kernel_seconds', 0) + times.get('communication_seconds', 0)
+  return seconds, cost.bytes_accessed, cost.flops
+
+
 def roofline(cost: program_cost.Cost, where: Topology) -> dict[str, Any]:
-  """Lower bounds on the time of a step, as fields of `Plan`; {} for unknown hardware."""
+  """Lower bounds on the time of a step, and what bounds it, as fields of `Plan`; {} for unknown hardware."""
   hardware = where.hardware
   if not hardware.bandwidth:
     return {}
-  compute = [kernel.half_flops / hardware.half_flops + kernel.single_flops / hardware.single_flops
-             for kernel in cost.kernels]
-  memory = [kernel.bytes / hardware.bandwidth for kernel in cost.kernels]
-  counts = [kernel.count for kernel in cost.kernels]
+  counts = np.array([kernel.count for kernel in cost.kernels], float)
+  compute = counts * [kernel.half_flops / hardware.half_flops + kernel.single_flops / hardware.single_flops
+                      for kernel in cost.kernels]
+  memory = counts * [kernel.bytes / hardware.bandwidth for kernel in cost.kernels]
+  communication = sum(each.count * ring_seconds(each, where) for each in cost.collectives)
+  waiting = float(memory[memory > compute].sum())
+  kernels = float(np.maximum(compute, memory).sum())
+  parts = {'products': kernels - waiting, 'memory': waiting, 'collectives': communication}
   return {
-    'compute_seconds': sum(count * seconds for count, seconds in zip(counts, compute)),
-    'memory_seconds': sum(count * seconds for count, seconds in zip(counts, memory)),
-    'kernel_seconds': sum(count * max(pair) for count, *pair in zip(counts, compute, memory)),
-    'communication_seconds': sum(each.count * ring_seconds(each, where) for each in cost.collectives)}
+    'compute_seconds': float(compute.sum()), 'memory_seconds': float(memory.sum()),
+    'kernel_seconds': kernels, 'memory_bound_seconds': waiting, 'communication_seconds': communication,
+    'bound': max(parts, key=lambda name: parts[name])}
 
 
 def ring_seconds(collective: program_cost.Collective, where: Topology) -> float:
@@ -325,17 +350,34 @@ def report(made: Plan) -> str:
   if where.platform == 'cuda' and made.fits and made.peak_bytes > _GPU_SHARE * where.hardware.memory:
     lines.append(f'  run it with XLA_PYTHON_CLIENT_MEM_FRACTION={1 - topologies.KEPT_BACK}, as JAX takes '
                  f'{_GPU_SHARE:.0%} of a GPU by default')
-  lines.append(f'a step on a device: {made.flops / 1e12:.3f} TFLOP, {gb(made.bytes_accessed)} moved')
-  if made.unknown_loops:
-    lines.append(f'  too little, as {made.unknown_loops} loops of unknown length count once')
-  if made.kernel_seconds is not None:
-    ms = lambda seconds: f'{1e3 * seconds:.1f} ms'
-    lines += [f'  at least {ms(made.kernel_seconds)} for its kernels, products alone '
-              f'{ms(made.compute_seconds)}, memory alone {ms(made.memory_seconds)}; collectives '
-              f'{ms(made.communication_seconds)}']
+  lines += _step_lines(made)
   lines += ['collectives of a step:      count × bytes of the array']
   lines += [f'  {each["kind"]:<20} {each["count"]:>9} × {each["bytes"]:,}' for each in made.collectives]
   return '\n'.join(lines)
+
+
+def _step_lines(made: Plan) -> list[str]:
+  """Work and time of a step, and what bounds it; from the least to the most where the data choose."""
+  assert made.least is not None
+  both = made.least, dataclasses.asdict(made)
+  span = lambda shows, unit: ' to '.join(dict.fromkeys(f'{shows(figures):{unit}}' for figures in both))
+  work = (f'{span(lambda figures: figures["flops"] / 1e12, ".3f")} TFLOP, '
+          f'{span(lambda figures: figures["bytes_accessed"] / 1e9, ".2f")} GB moved')
+  lines = [f'a step on a device: {work}']
+  if ' to ' in work:
+    lines.append('  with the cheapest and with the dearest branch of every conditional, as the data choose')
+  if made.unknown_loops:
+    lines.append(f'  too little, as {made.unknown_loops} loops of unknown length count once')
+  if made.kernel_seconds is None:
+    return lines
+  ms = lambda name: span(lambda figures: 1e3 * figures[name], '.1f') + ' ms'
+  products = span(lambda figures: 1e3 * (figures['kernel_seconds'] - figures['memory_bound_seconds']), '.1f')
+  return [*lines,
+          f'  at least {ms("kernel_seconds")} for its kernels, products alone {ms("compute_seconds")}, '
+          f'memory alone {ms("memory_seconds")}; collectives {ms("communication_seconds")}',
+          f'  bound by {" or ".join(dict.fromkeys(figures["bound"] for figures in both))}: kernels that wait '
+          f'for products take {products} ms, kernels that wait for memory {ms("memory_bound_seconds")}, '
+          f'collectives {ms("communication_seconds")}']
 
 
 def num_instances(config: Any) -> int:

@@ -13,6 +13,8 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from conic_jax.command_line import load
+from conic_jax.errors import UserError
+from conic_jax.hardware import topologies
 from conic_jax.views import Views
 
 _SMALL_QUEUE = {'queue.size': 37, 'batch_norm.groups': 2}
@@ -116,6 +118,18 @@ def refuses(function, *shapes):
   arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
   with pytest.raises(AssertionError, match='Chex'):
     jax.eval_shape(function, *arrays)
+
+
+def devices_or_skip(name):
+  """The devices of a topology, if its compiler is installed."""
+  found = topologies.parse(name)
+  if found.platform != 'cpu':
+    try:
+      topologies.check_compiler(found)
+    except UserError as error:
+      pytest.skip(str(error))
+    topologies.prepare(found)
+  return topologies.devices(found)
 
 
 def write_images(root):

@@ -18,11 +18,11 @@ from conic_jax.data.sampler import Sampler
 from conic_jax.errors import UserError
 from conic_jax.hardware import mesh as meshes
 from conic_jax.hardware import topologies
-from conic_jax.hardware.program_cost import Collective, Cost, Kernel
+from conic_jax.hardware.program_cost import Choice, Collective, Cost, Kernel
 from conic_jax.pretraining import train_step
 
 KEYS = {'fits', 'peak_bytes', 'limit_bytes', 'arguments_bytes', 'temp_bytes', 'flops', 'bytes_accessed',
-        'collectives', 'num_instances'}
+        'collectives', 'num_instances', 'bound', 'least'}
 
 
 def tiny(name):
@@ -137,10 +137,21 @@ def test_the_estimate_is_what_a_hand_finds():
   assert found['compute_seconds'] == pytest.approx(4e-3)
   assert found['memory_seconds'] == pytest.approx(5e-3)
   assert found['kernel_seconds'] == pytest.approx(1e-3 + 3e-3 + 2e-3)
+  assert found['memory_bound_seconds'] == pytest.approx(2e-3)
   assert found['communication_seconds'] == pytest.approx(4500 * 7 / 8 / 150e9)
   between_hosts = plan.roofline(cost, topologies.parse('64xV100-32GB'))['communication_seconds']
   assert between_hosts == pytest.approx(4500 * (63 / 64 / 150e9 + 7 / 8 / 12.5e9))
   assert plan.roofline(cost, topologies.parse('cpu:8')) == {}
+
+
+@pytest.mark.parametrize(('bound', 'kernels', 'collectives'), [
+  ('products', (Kernel(125e9, 0, 800e6, 3), Kernel(0, 0, 898e6, 2)), ()),
+  ('memory', (Kernel(125e9, 0, 0, 3), Kernel(100e9, 0, 898e6, 4)), ()),
+  ('collectives', (Kernel(125e9, 0, 0, 3), Kernel(0, 0, 898e6, 2)),
+   (Collective('all-gather', round(150e6 * 8 / 7), 4),))])
+def test_what_takes_the_largest_part_of_the_time_bounds_the_step(bound, kernels, collectives):
+  """Kernels that wait for products count as those do, whatever they move, and the other way round."""
+  assert plan.roofline(Cost(kernels, collectives, 0), topologies.parse('8xV100-32GB'))['bound'] == bound
 
 
 @pytest.mark.parametrize(('message', 'bytes_'), [
@@ -160,11 +171,47 @@ def test_the_report_says_what_fits_and_what_does_not(plans):
   assert ': fits' in text
   assert re.search(r'all-reduce +\d+ × [\d,]+', text)
   assert 'DOES NOT FIT' in plan.report(dataclasses.replace(made, fits=False))
+  assert ' to ' not in text
   refused = dataclasses.replace(made, fits=False, peak_bytes=None, flops=None)
   assert 'the compiler refused' in plan.report(refused)
   full = dataclasses.replace(made, topology='8xV100-32GB', peak_bytes=28 * 2**30)
   assert 'XLA_PYTHON_CLIENT_MEM_FRACTION=0.92' in plan.report(full)
   assert 'MEM_FRACTION' not in plan.report(dataclasses.replace(full, peak_bytes=2**30))
+
+
+def test_the_report_gives_the_least_and_the_most_and_what_bounds_them(plans):
+  where = topologies.parse('8xV100-32GB')
+  least = Cost((Kernel(250e9, 0, 0, 1), Kernel(0, 0, 898e6, 1)), (), 0)
+  most = Cost((Kernel(250e9, 0, 0, 1), Kernel(0, 0, 898e6, 7)), (), 0)
+  figures = lambda cost: {'flops': cost.flops, 'bytes_accessed': cost.bytes_accessed,
+                          **plan.roofline(cost, where)}
+  made = dataclasses.replace(plans[1][8], topology=where.name, least=figures(least), **figures(most))
+  text = plan.report(made)
+  assert 'a step on a device: 0.250 TFLOP, 0.90 to 6.29 GB moved\n  with the cheapest and' in text
+  assert 'at least 3.0 to 9.0 ms for its kernels, products alone 2.0 ms, memory alone 1.0 to 7.0 ms;' in text
+  assert ('bound by products or memory: kernels that wait for products take 2.0 ms, kernels that wait for '
+          'memory 1.0 to 7.0 ms, collectives 0.0 ms') in text
+  assert 'bound by memory:' in plan.report(dataclasses.replace(made, least=figures(most)))
+
+
+def test_a_step_without_conditionals_costs_the_same_at_least(plans):
+  for made in plans[1].values():
+    assert made.least == {'flops': made.flops, 'bytes_accessed': made.bytes_accessed}
+
+
+def test_a_conditionals_branches_are_those_of_least_and_of_most_time(monkeypatch):
+  """One branch moves more, the other computes longer."""
+  moves, computes = (Cost((kernel,), (), 0) for kernel in (Kernel(0, 0, 898e6, 1), Kernel(250e9, 0, 1e6, 1)))
+  choice = Choice((moves, computes), 5)
+  monkeypatch.setattr(plan.program_cost, 'analyse', lambda text: Cost((), (), 0, (choice,)))
+  where = dataclasses.replace(topologies.parse('cpu:8'), hardware=topologies.GPUS['V100-32GB'])
+  config = tiny('conic')
+  mesh = meshes.make_mesh(config.mesh, topologies.devices(topologies.parse('cpu:8')))
+  made = plan.plan(config, where, mesh, 4096)
+  assert (made.bytes_accessed, made.flops, made.bound) == (5 * 1e6, 5 * 250e9, 'products')
+  assert (made.least['bytes_accessed'], made.least['flops'], made.least['bound']) == (5 * 898e6, 0, 'memory')
+  assert made.kernel_seconds == pytest.approx(5 * 2e-3)
+  assert made.least['kernel_seconds'] == pytest.approx(5 * 1e-3)
 
 
 # ---- The most classes ---------------------------------------------------------------------------

@@ -1,18 +1,35 @@
 """Cost of a compiled program on one device, read from its text: products, bytes moved, collectives.
 
 XLA's own cost analysis counts the body of a loop once and does not see into a GPU's library calls; here a
-body counts as often as it runs, and all backends are read alike.
+body counts as often as it runs, and all backends are read alike. A kernel's bytes are what it reads and
+writes of the device's memory: of an operand that it only slices, through fusions within fusions, the slices;
+of an array updated in place, the update. Of a conditional one branch runs: the cheapest and the dearest are
+both at hand.
 """
 import collections
 import dataclasses
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
-_ITEMSIZE = {'pred': 1, 'token': 0, 'opaque': 0, 'c64': 8, 'c128': 16}
+from conic_jax.hardware.program_text import (
+  Computation,
+  Instruction,
+  array_size,
+  arrays,
+  branches,
+  computation_of,
+  dims,
+  parse,
+  root_of,
+  size,
+  trip_count,
+)
+
 _SIXTEEN_BIT = ('f16', 'bf16')
 _COLLECTIVES = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute',
                 'ragged-all-to-all', 'collective-broadcast')
@@ -20,10 +37,12 @@ _COLLECTIVES = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'col
 _FREE = {'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'while', 'call', 'conditional',
          'after-all', 'partition-id', 'replica-id', 'async-start', 'async-update', 'async-done',
          'opt-barrier', 'domain', 'add-dependency'}
+# Calls of the compiler's own that move nothing.
+_FREE_CALLS = {'AllocateBuffer', 'AssumeGatherIndicesInBound', 'ConcatBitcast'}
 _VIEWS = {'dynamic-slice', 'slice', 'gather'}
-# TPU: on-chip memory, whose traffic does not reach the HBM.
-_ON_CHIP = re.compile(r'S\(1\)\}?$')
-_ARRAY = re.compile(r'([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?')
+_IN_PLACE = {'dynamic-update-slice', 'scatter'}
+# Every entry of their result may need every entry of their operands.
+_MIXING = {'dot', 'convolution', 'custom-call', 'sort', 'topk', 'fft', 'cholesky', 'triangular-solve'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,47 +69,61 @@ class Collective:
 
 
 @dataclasses.dataclass(frozen=True)
+class Choice:
+  """A conditional: the cost of each of its branches, and how often a step runs one of them."""
+  branches: tuple['Cost', ...]
+  count: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Cost:
   """Cost of a step on one device.
 
   Attributes:
-    kernels: all kernels that run.
-    collectives: all communication, the largest first.
+    kernels: all kernels that run, whatever the data.
+    collectives: all communication, whatever the data, the largest first.
     unknown_loops: loops whose length the text does not give; their bodies count once.
+    choices: the conditionals, of which the data choose a branch.
   """
   kernels: tuple[Kernel, ...]
   collectives: tuple[Collective, ...]
   unknown_loops: int
+  choices: tuple[Choice, ...] = ()
 
   @property
   def flops(self) -> float:
-    """Floating-point operations of products and convolutions."""
+    """Floating-point operations of products and convolutions, without those of the choices."""
     return sum(kernel.count * (kernel.half_flops + kernel.single_flops) for kernel in self.kernels)
 
   @property
   def bytes_accessed(self) -> float:
-    """Bytes read from and written to the device's memory."""
+    """Bytes read from and written to the device's memory, without those of the choices."""
     return sum(kernel.count * kernel.bytes for kernel in self.kernels)
 
 
-@dataclasses.dataclass(frozen=True)
-class Instruction:
-  """A line of a computation; `attributes` is the text after the operands."""
-  name: str
-  shape: str
-  opcode: str
-  operands: tuple[str, ...]
-  attributes: str
-  argument: str
-  is_root: bool
-
-  def called(self, attribute: str) -> str | None:
-    """The computation that an attribute names."""
-    found = re.search(rf'\b{attribute}=%?([\w.\-]+)', self.attributes)
-    return found and found.group(1)
+def _bytes_then_flops(cost: Cost) -> tuple[float, float]:
+  return cost.bytes_accessed, cost.flops
 
 
-Computation = dict[str, Instruction]
+def chosen(cost: Cost, pick: Callable[..., Cost], weight: Callable[[Cost], Any] = _bytes_then_flops) -> Cost:
+  """The cost if the data always choose the cheapest branches, or always the dearest.
+
+  Args:
+    cost: a program's, with choices.
+    pick: `min` or `max`.
+    weight: orders branches by what they cost; gets costs without choices.
+
+  Returns:
+    A cost without choices.
+  """
+  kernels, communication, unknown = list(cost.kernels), list(cost.collectives), cost.unknown_loops
+  for choice in cost.choices:
+    branch = pick((chosen(each, pick, weight) for each in choice.branches), key=weight)
+    times = lambda part, choice=choice: dataclasses.replace(part, count=part.count * choice.count)
+    kernels += map(times, branch.kernels)
+    communication += map(times, branch.collectives)
+    unknown += branch.unknown_loops
+  return Cost(tuple(kernels), _summed(communication), unknown)
 
 
 def analyse(text: str) -> Cost:
@@ -100,171 +133,43 @@ def analyse(text: str) -> Cost:
     text: the compiled module's text from `jax.stages.Compiled.as_text`: the program of one device.
   """
   computations, entry = parse(text)
+  return _cost(entry, computations)
+
+
+def _cost(entry: str, computations: dict[str, Computation]) -> Cost:
+  """Cost of a computation and of those that it runs."""
   kernels: list[Kernel] = []
-  collected: collections.Counter[tuple[str, int]] = collections.Counter()
+  communication: list[Collective] = []
+  choices: list[Choice] = []
   unknown = 0
   pending = [(entry, 1)]
   while pending:
     name, count = pending.pop()
     computation = computations[name]
     for instruction in computation.values():
-      for collective in _collectives(instruction, computation, computations):
-        collected[collective] += count
+      communication += (Collective(*each, count)
+                        for each in _collectives(instruction, computation, computations))
       if instruction.opcode == 'while':
         length = trip_count(instruction, computation, computations)
         unknown += length is None
-        pending.append((_called(instruction, 'body'), count * (1 if length is None else length)))
+        pending.append((computation_of(instruction, 'body'), count * (1 if length is None else length)))
       elif instruction.opcode in ('call', 'async-start'):
-        pending.append((instruction.called('to_apply') or _called(instruction, 'calls'), count))
+        pending.append((instruction.called('to_apply') or computation_of(instruction, 'calls'), count))
       elif instruction.opcode == 'conditional':
-        pending += [(branch, count) for branch in _branches(instruction)]
+        choices.append(Choice(tuple(_cost(each, computations) for each in branches(instruction)), count))
       elif instruction.opcode not in _FREE and not instruction.opcode.endswith('-start'):
         half, single = _flops(instruction, computation, computations)
         kernels.append(Kernel(half, single, _bytes_moved(instruction, computation, computations), count))
-  ordered = sorted(collected.items(), key=lambda item: -item[0][1] * item[1])
-  return Cost(tuple(kernels), tuple(Collective(*key, count) for key, count in ordered), unknown)
+  return Cost(tuple(kernels), _summed(communication), unknown, tuple(choices))
 
 
-# ---- Text ---------------------------------------------------------------------------------------
-
-
-def parse(text: str) -> tuple[dict[str, Computation], str]:
-  """Parses a module.
-
-  Returns:
-    Its computations by name, each a mapping of its instructions by name, in order; the name of the entry.
-  """
-  computations: dict[str, Computation] = {}
-  entry, current = '', None
-  for line in text.splitlines():
-    if current is None:
-      header = re.match(r'(ENTRY )?%?([\w.\-]+) \(.*\{$', line)
-      if header:
-        current = computations[header.group(2)] = {}
-        entry = header.group(2) if header.group(1) else entry
-    elif line.startswith('}'):
-      current = None
-    elif instruction := _instruction(line):
-      current[instruction.name] = instruction
-  return computations, entry
-
-
-def _instruction(line: str) -> Instruction | None:
-  head = re.match(r'\s+(ROOT )?%?([\w.\-]+) = ', line)
-  if head is None:
-    return None
-  rest = line[head.end():]
-  end = _closing(rest) if rest.startswith('(') else rest.index(' ')
-  shape, rest = rest[:end], rest[end:].lstrip()
-  opcode, _, _ = rest.partition('(')
-  rest = rest[len(opcode):]
-  end = _closing(rest)
-  argument = rest[1:end - 1]
-  return Instruction(head.group(2), shape, opcode, tuple(re.findall(r'%([\w.\-]+)', argument)), rest[end:],
-                     argument, bool(head.group(1)))
-
-
-def _closing(text: str) -> int:
-  """Position after the bracket that closes the first one."""
-  depth = 0
-  for place, letter in enumerate(text):
-    depth += (letter == '(') - (letter == ')')
-    if not depth:
-      return place + 1
-  return len(text)
-
-
-def _arrays(shape: str) -> Iterator[tuple[str, tuple[int, ...], str]]:
-  """(type, dimensions, layout) of each array of a shape."""
-  for kind, dims, layout in _ARRAY.findall(shape):
-    yield kind, tuple(int(dim) for dim in dims.split(',') if dim), layout
-
-
-def _itemsize(kind: str) -> float:
-  bits = re.search(r'\d+', kind)
-  return _ITEMSIZE[kind] if kind in _ITEMSIZE else int(bits.group()) / 8 if bits else 0
-
-
-def _size(shape: str, in_memory: bool = True) -> int:
-  """Bytes of a shape; `in_memory` leaves out arrays on chip, to count the device's memory alone."""
-  return int(sum(_itemsize(kind) * math.prod(dims) for kind, dims, layout in _arrays(shape)
-                 if not (in_memory and _ON_CHIP.search(layout))))
-
-
-def _dims(shape: str) -> tuple[int, ...]:
-  return next(_arrays(shape))[1]
-
-
-def _called(instruction: Instruction, attribute: str) -> str:
-  name = instruction.called(attribute)
-  assert name is not None, f'{instruction.opcode} without {attribute}'
-  return name
-
-
-def _branches(instruction: Instruction) -> list[str]:
-  listed = re.search(r'branch_computations=\{([^}]*)\}', instruction.attributes)
-  if listed:
-    return re.findall(r'%?([\w.\-]+)', listed.group(1))
-  return [_called(instruction, 'true_computation'), _called(instruction, 'false_computation')]
-
-
-# ---- Loops --------------------------------------------------------------------------------------
-
-
-def trip_count(loop: Instruction, computation: Computation,
-               computations: dict[str, Computation]) -> int | None:
-  """How often the body of a `while` runs.
-
-  As noted by XLA; otherwise from the bound and stride of a counter that starts at 0, as in JAX's loops. None
-  for other loops.
-
-  Args:
-    loop: the `while`, an instruction of `computation`.
-    computations: those of the module.
-  """
-  noted = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
-  if noted:
-    return int(noted.group(1))
-  start = computation[loop.operands[0]]
-
-  def constant(value: Instruction) -> int | None:
-    """Value of a scalar that is written in the loop or passed to it unchanged."""
-    if value.opcode == 'get-tuple-element' and start.opcode == 'tuple':
-      value = _original(start.operands[_tuple_index(value)], computation)
-    return int(value.argument) if value.opcode == 'constant' and value.argument.isdigit() else None
-
-  condition, body = (computations[_called(loop, part)] for part in ('condition', 'body'))
-  test, after = _root(condition), _root(body)
-  if test.opcode != 'compare' or 'direction=LT' not in test.attributes or after.opcode != 'tuple':
-    return None
-  counter, bound = (_original(name, condition) for name in test.operands)
-  if counter.opcode != 'get-tuple-element':
-    return None
-  index = _tuple_index(counter)
-  advance = _original(after.operands[index], body)
-  terms = [_original(name, body) for name in advance.operands]
-  steps = [constant(term) for term in terms if (term.opcode, _tuple_index(term)) != (counter.opcode, index)]
-  stop = constant(bound)
-  if advance.opcode != 'add' or len(steps) != 1 or not steps[0] or stop is None:
-    return None
-  return -(-stop // steps[0])
-
-
-def _original(name: str, computation: Computation) -> Instruction:
-  """The instruction that produced a value, seen through copies."""
-  instruction = computation[name]
-  while instruction.opcode in ('copy', 'copy-done', 'copy-start'):
-    instruction = computation[instruction.operands[0]]
-  return instruction
-
-
-def _root(computation: Computation) -> Instruction:
-  return next(instruction for instruction in computation.values() if instruction.is_root)
-
-
-def _tuple_index(instruction: Instruction) -> int:
-  found = re.search(r'index=(\d+)', instruction.attributes)
-  return int(found.group(1)) if found else -1
+def _summed(communication: list[Collective]) -> tuple[Collective, ...]:
+  """One entry for all collectives of a kind and size, the largest first."""
+  counts: collections.Counter[tuple[str, int]] = collections.Counter()
+  for each in communication:
+    counts[each.kind, each.bytes] += each.count
+  ordered = sorted(counts.items(), key=lambda item: -item[0][1] * item[1])
+  return tuple(Collective(*key, count) for key, count in ordered)
 
 
 # ---- Products -----------------------------------------------------------------------------------
@@ -274,11 +179,10 @@ def _flops(instruction: Instruction, computation: Computation,
            computations: dict[str, Computation]) -> tuple[float, float]:
   """FLOPs of an instruction's products: with 16-bit factors, and with wider ones."""
   if instruction.opcode == 'fusion':
-    inner = computations[_called(instruction, 'calls')]
+    inner = computations[computation_of(instruction, 'calls')]
     parts = [_flops(each, inner, computations) for each in inner.values()]
     return sum(half for half, _ in parts), sum(single for _, single in parts)
-  target = re.search(r'custom_call_target="([^"]*)"', instruction.attributes)
-  name = target.group(1) if target else ''
+  name = _target(instruction)
   operands = [computation[operand].shape for operand in instruction.operands]
   if instruction.opcode == 'dot' or name.startswith('__cublas$'):
     flops = _dot_flops(instruction, operands)
@@ -286,7 +190,7 @@ def _flops(instruction: Instruction, computation: Computation,
     flops = _convolution_flops(instruction, operands, name)
   else:
     return 0, 0
-  half = next(_arrays(operands[0]))[0] in _SIXTEEN_BIT
+  half = next(arrays(operands[0])).kind in _SIXTEEN_BIT
   return (flops, 0) if half else (0, flops)
 
 
@@ -297,8 +201,8 @@ def _dot_flops(instruction: Instruction, operands: list[str]) -> float:
   else:  # A library call has the numbers in its configuration.
     numbers = re.search(r'"lhs_contracting_dimensions":(\[[^\]]*\])', instruction.attributes)
     axes = [int(axis) for axis in json.loads(numbers.group(1))] if numbers else []
-  depth = math.prod(_dims(operands[0])[axis] for axis in axes)
-  return 2.0 * math.prod(_dims(instruction.shape)) * depth
+  depth = math.prod(dims(operands[0])[axis] for axis in axes)
+  return 2.0 * math.prod(dims(instruction.shape)) * depth
 
 
 def _convolution_flops(instruction: Instruction, operands: list[str], target: str) -> float:
@@ -317,7 +221,7 @@ def _convolution_flops(instruction: Instruction, operands: list[str], target: st
   labels = re.search(r'dim_labels=(\w+)_(\w+)->(\w+)', instruction.attributes)
   assert labels is not None, instruction.name
   image_at, kernel_at, output_at = (
-    dict(zip(order, _dims(shape))) for order, shape in zip(labels.groups(), (image, kernel, output)))
+    dict(zip(order, dims(shape))) for order, shape in zip(labels.groups(), (image, kernel, output)))
   window = _window(instruction.attributes)
   total = 2.0 * output_at['b'] * output_at['f'] * kernel_at['i']
   for axis in (label for label in output_at if label.isdigit()):
@@ -348,62 +252,101 @@ def _overlaps(image: int, kernel: int, output: int, stride: tuple[int, ...] = (1
 
 
 def _bytes_moved(instruction: Instruction, computation: Computation,
-                 computations: dict[str, Computation]) -> int:
-  """Bytes that an instruction reads and writes; slices and in-place writes count only what they touch."""
+                 computations: dict[str, Computation]) -> float:
+  """Bytes that an instruction reads from the device's memory and writes to it."""
   shapes = [computation[name].shape for name in instruction.operands]
-  if instruction.opcode == 'fusion':
-    inner = computations[_called(instruction, 'calls')]
-    return _bytes_read(inner) + _bytes_written(inner)
-  if instruction.opcode in _VIEWS:
-    return 2 * _size(instruction.shape)
-  if instruction.opcode == 'dynamic-update-slice':
-    return 2 * _size(shapes[1])
-  if instruction.opcode == 'scatter':
-    return 3 * _size(shapes[-1])
+  if _target(instruction) in _FREE_CALLS:
+    return 0
   if instruction.opcode.endswith('-done'):  # Completes a copy, a slice or a collective.
     started = computation[instruction.operands[0]]
-    source = _size(computation[started.operands[0]].shape)
-    return _size(instruction.shape, in_memory=False) * (bool(source) + bool(_size(instruction.shape)))
-  return _size(instruction.shape) + sum(map(_size, shapes))
+    source = size(computation[started.operands[0]].shape)
+    return size(instruction.shape, in_memory=False) * (bool(source) + bool(size(instruction.shape)))
+  read = _shares_read(instruction, computation, computations, 1, True)
+  return sum(share * size(shape) for share, shape in zip(read, shapes)) + _bytes_written(
+    instruction, computation, computations)
 
 
-def _bytes_read(fused: Computation) -> int:
-  """Bytes that a fusion reads from its parameters."""
-  total = 0
-  for parameter in fused.values():
-    if parameter.opcode != 'parameter':
-      continue
-    whole, parts = False, 0
-    for user, first in _users(parameter.name, fused):
-      if user.opcode in _VIEWS and first:
-        parts += _size(user.shape, in_memory=False)
-      elif not (user.opcode == 'dynamic-update-slice' and first):
-        whole = True
-    total += _size(parameter.shape) if whole else min(parts, _size(parameter.shape))
-  return total
+def _target(instruction: Instruction) -> str:
+  """What a custom call calls; '' for other instructions."""
+  target = re.search(r'custom_call_target="([^"]*)"', instruction.attributes)
+  return target.group(1) if target else ''
 
 
-def _users(name: str, fused: Computation) -> Iterator[tuple[Instruction, bool]]:
-  """Users of a value, seen through bitcasts, and whether it is only their first operand."""
-  for user in fused.values():
-    if name in user.operands:
-      if user.opcode == 'bitcast':
-        yield from _users(user.name, fused)
-      else:
-        yield user, user.operands[0] == name and name not in user.operands[1:]
+def _shares_read(instruction: Instruction, computation: Computation, computations: dict[str, Computation],
+                 share: float, is_result: bool) -> list[float]:
+  """Share of each operand that is read.
+
+  Args:
+    computation: the one of `instruction`.
+    share: share of the instruction's result that is needed, from 0 to 1.
+    is_result: whether the result is stored, so that an update may be in place.
+  """
+  operands = [computation[name] for name in instruction.operands]
+  entries = [math.prod(dims(each.shape)) if each.shape[0] != '(' else 0 for each in operands]
+  if instruction.opcode == 'fusion':
+    return _shares_of_parameters(computations[computation_of(instruction, 'calls')], computations, share,
+                                 is_result, len(operands))
+  if instruction.opcode in _VIEWS:
+    return [share * math.prod(dims(instruction.shape)) / max(entries[0], 1), *(share for _ in operands[1:])]
+  if instruction.opcode == 'dynamic-update-slice' and is_result:
+    return [0, share, *(0 for _ in operands[2:])]
+  if instruction.opcode == 'scatter':
+    targets = len(operands) // 2
+    updated = [update / max(target, 1) for target, update in zip(entries, entries[targets + 1:])]
+    return [*(updated if is_result else [share] * targets), *(share for _ in operands[targets:])]
+  return [float(share > 0) if instruction.opcode in _MIXING else share] * len(operands)
 
 
-def _bytes_written(fused: Computation) -> int:
-  """Bytes that a fusion writes."""
-  root, total = _root(fused), 0
+def _shares_of_parameters(fused: Computation, computations: dict[str, Computation], share: float,
+                          is_result: bool, count: int) -> list[float]:
+  """Share of each parameter that a fusion reads for this share of its result; see `_shares_read`."""
+  needed: collections.defaultdict[str, float] = collections.defaultdict(float)
+  stored = set(_results(fused)) if is_result else set()
+  needed[root_of(fused).name] = share
+  read = [0.0] * count
+  for instruction in reversed(fused.values()):  # Users come after what they use.
+    part = min(needed[instruction.name], 1)
+    if instruction.opcode == 'parameter':
+      read[int(instruction.argument)] = part
+    elif part:
+      shares = _shares_read(instruction, fused, computations, part, instruction.name in stored)
+      for name, of_operand in zip(instruction.operands, shares):
+        needed[name] += of_operand
+  return read
+
+
+def _results(fused: Computation) -> Iterator[str]:
+  """Names of what a fusion stores, seen through bitcasts."""
+  root = root_of(fused)
   for value in ([fused[name] for name in root.operands] if root.opcode == 'tuple' else [root]):
-    target = value
-    while target.opcode == 'bitcast':
-      target = fused[target.operands[0]]
-    in_place = target.opcode == 'dynamic-update-slice'
-    if _size(value.shape):
-      total += _size(fused[target.operands[1]].shape, in_memory=False) if in_place else _size(value.shape)
-  return total
+    yield _seen_through_bitcasts(value, fused).name
+
+
+def _seen_through_bitcasts(value: Instruction, computation: Computation) -> Instruction:
+  while value.opcode == 'bitcast':
+    value = computation[value.operands[0]]
+  return value
+
+
+def _bytes_written(instruction: Instruction, computation: Computation,
+                   computations: dict[str, Computation]) -> float:
+  """Bytes that an instruction writes; of an update in place, those of the update."""
+  if instruction.opcode == 'fusion':
+    inner = computations[computation_of(instruction, 'calls')]
+    root = root_of(inner)
+    values = [inner[name] for name in root.operands] if root.opcode == 'tuple' else [root]
+    return sum(_bytes_written(_seen_through_bitcasts(each, inner), inner, computations)
+               for each in values if size(each.shape))
+  if not size(instruction.shape):
+    return 0
+  if instruction.opcode == 'dynamic-update-slice':
+    return size(computation[instruction.operands[1]].shape, in_memory=False)
+  if instruction.opcode == 'scatter':
+    updates = instruction.operands[len(instruction.operands) // 2 + 1:]
+    return sum(size(computation[name].shape, in_memory=False) for name in updates)
+  if _target(instruction).startswith(('__cublas$', '__cudnn$')):  # The rest of the tuple is scratch memory.
+    return array_size(next(arrays(instruction.shape)))
+  return size(instruction.shape)
 
 
 # ---- Collectives --------------------------------------------------------------------------------
@@ -413,13 +356,13 @@ def _collectives(instruction: Instruction, computation: Computation,
                  computations: dict[str, Computation]) -> Iterator[tuple[str, int]]:
   """(kind, bytes) of the collectives in an instruction, including those inside a fusion."""
   if instruction.opcode == 'fusion':
-    inner = computations[_called(instruction, 'calls')]
+    inner = computations[computation_of(instruction, 'calls')]
     for each in inner.values():
       yield from _collectives(each, inner, computations)
   kind = instruction.opcode.removesuffix('-start')
   if kind in _COLLECTIVES:
-    given = sum(_size(computation[name].shape, in_memory=False) for name in instruction.operands)
-    result = _size(instruction.shape, in_memory=False)
+    given = sum(size(computation[name].shape, in_memory=False) for name in instruction.operands)
+    result = size(instruction.shape, in_memory=False)
     if instruction.opcode.endswith('-start') and result > given:  # Some results include the operands.
       result = max(result - given, given)
     yield kind, max(given, result)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from conic_jax.hardware import program_cost
+from conic_jax.hardware import program_cost, program_text
 
 
 def compiled(function, *shapes, **options):
@@ -152,9 +152,9 @@ ENTRY %main (i: s32[]) -> (s32[], s32[]) {
 
 
 def test_a_stride_that_is_handed_into_a_loop_is_found():
-  computations, entry = program_cost.parse(SUNK)
+  computations, entry = program_text.parse(SUNK)
   loop = next(each for each in computations[entry].values() if each.opcode == 'while')
-  assert program_cost.trip_count(loop, computations[entry], computations) == 5
+  assert program_text.trip_count(loop, computations[entry], computations) == 5
 
 
 # ---- Bytes --------------------------------------------------------------------------------------
@@ -189,6 +189,188 @@ ENTRY %main (a: f32[256]) -> f32[256] {
 }
 '''
   assert program_cost.analyse(text).bytes_accessed == pytest.approx(2 * 1024, abs=8)
+
+
+NESTED = '''HloModule m
+%inner (p: f32[1024,64], q: s32[], r: f32[1024]) -> bf16[16,64] {
+  %p = f32[1024,64]{1,0} parameter(0)
+  %q = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %r = f32[1024]{0} parameter(2)
+  %scaled = f32[1024,64]{1,0} broadcast(%r), dimensions={0}
+  %all = f32[1024,64]{1,0} multiply(%p, %scaled)
+  %part = f32[16,64]{1,0} dynamic-slice(%all, %q, %zero), dynamic_slice_sizes={16,64}
+  ROOT %half = bf16[16,64]{1,0} convert(%part)
+}
+
+%outer (rows: f32[1024,64], at: s32[], scales: f32[1024], square: bf16[64,64]) -> bf16[16,64] {
+  %rows = f32[1024,64]{1,0} parameter(0)
+  %view = f32[1024,64]{1,0} bitcast(%rows)
+  %at = s32[] parameter(1)
+  %scales = f32[1024]{0} parameter(2)
+  %square = bf16[64,64]{1,0} parameter(3)
+  %few = bf16[16,64]{1,0} fusion(%view, %at, %scales), kind=kLoop, calls=%inner
+  ROOT %d = bf16[16,64]{1,0} dot(%few, %square), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+ENTRY %main (rows: f32[1024,64], at: s32[], scales: f32[1024], square: bf16[64,64]) -> bf16[16,64] {
+  %rows = f32[1024,64]{1,0} parameter(0)
+  %at = s32[] parameter(1)
+  %scales = f32[1024]{0} parameter(2)
+  %square = bf16[64,64]{1,0} parameter(3)
+  ROOT %f = bf16[16,64]{1,0} fusion(%rows, %at, %scales, %square), kind=kOutput, calls=%outer
+}
+'''
+
+
+def test_a_fusion_within_a_fusion_reads_what_it_slices():
+  """Of what it computes before the slice, too: sixteen rows and their scales."""
+  slices, square, result = 4 * 16 * 64 + 4 * 16, 2 * 64 * 64, 2 * 16 * 64
+  assert program_cost.analyse(NESTED).bytes_accessed == pytest.approx(slices + square + result, abs=8)
+
+
+UPDATED = '''HloModule m
+%sum (a: f32[], b: f32[]) -> f32[] {{
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %s = f32[] add(%a, %b)
+}}
+
+%inner (p: f32[1024,64], i: s32[8,1], u: f32[8,64]) -> f32[1024,64] {{
+  %p = f32[1024,64]{{1,0}} parameter(0)
+  %i = s32[8,1]{{1,0}} parameter(1)
+  %u = f32[8,64]{{1,0}} parameter(2)
+  %new = f32[1024,64]{{1,0}} {update}
+  ROOT %root = f32[1024,64]{{1,0}} {root}(%new)
+}}
+
+%outer (p: f32[1024,64], i: s32[8,1], u: f32[8,64]) -> (f32[1024,64], f32[8,64]) {{
+  %p = f32[1024,64]{{1,0}} parameter(0)
+  %i = s32[8,1]{{1,0}} parameter(1)
+  %u = f32[8,64]{{1,0}} parameter(2)
+  %new = f32[1024,64]{{1,0}} fusion(%p, %i, %u), kind=kLoop, calls=%inner
+  %negated = f32[8,64]{{1,0}} negate(%u)
+  ROOT %both = (f32[1024,64]{{1,0}}, f32[8,64]{{1,0}}) tuple(%new, %negated)
+}}
+
+ENTRY %main (p: f32[1024,64], i: s32[8,1], u: f32[8,64]) -> (f32[1024,64], f32[8,64]) {{
+  %p = f32[1024,64]{{1,0}} parameter(0)
+  %i = s32[8,1]{{1,0}} parameter(1)
+  %u = f32[8,64]{{1,0}} parameter(2)
+  ROOT %f = (f32[1024,64]{{1,0}}, f32[8,64]{{1,0}}) fusion(%p, %i, %u), kind=kLoop, calls=%outer
+}}
+'''
+SCATTER = 'scatter(%p, %i, %u), update_window_dims={1}, inserted_window_dims={0}, to_apply=%sum'
+UPDATE = 'dynamic-update-slice(%p, %u, %i, %i)'
+
+
+@pytest.mark.parametrize(('update', 'root', 'expected'), [
+  (SCATTER, 'bitcast', 4 * 8 * 64 * (3 + 1) + 4 * 8),
+  (UPDATE, 'bitcast', 4 * 8 * 64 * (2 + 1)),
+  # What is updated and then changed is no longer in place.
+  (UPDATE, 'negate', 4 * 8 * 64 * (1 + 1) + 2 * 4 * 1024 * 64)], ids=['scatter', 'update', 'not in place'])
+def test_an_update_in_place_moves_the_update_alone(update, root, expected):
+  text = UPDATED.format(update=update, root=root)
+  assert program_cost.analyse(text).bytes_accessed == pytest.approx(expected, abs=4 * 8)
+
+
+@pytest.mark.parametrize(('shape', 'padded'), [
+  ('f32[1000,3]{0,1:T(4,128)}', 4 * 4 * 1024), ('f32[1000,3]{1,0:T(8,128)}', 4 * 1000 * 128),
+  ('bf16[7,9,100]{2,1,0:T(8,128)(2,1)}', 2 * 7 * 16 * 128), ('f32[1000]{0:T(1024)}', 4 * 1024),
+  ('f32[128]{0:T(8,128)}', 4 * 8 * 128), ('f32[1000,3]{1,0}', 4 * 1000 * 3), ('s4[1000]{0}', 1000 // 2),
+  ('(f32[5]{0}, pred[3]{0}, token[])', 4 * 5 + 3), ('f32[]{:T(128)}', 4)])
+def test_a_shape_takes_whole_tiles_of_memory(shape, padded):
+  assert program_text.size(shape) == padded
+
+
+@pytest.mark.parametrize('space', [1, 2, 6])
+def test_memory_on_chip_counts_only_if_asked(space):
+  shape = f'(f32[1024]{{0:T(1024)S({space})}}, f32[2048]{{0:T(1024)S(0)}})'
+  assert program_text.size(shape) == 4 * 2048
+  assert program_text.size(shape, in_memory=False) == 4 * (1024 + 2048)
+
+
+def test_a_library_calls_scratch_memory_is_not_moved():
+  text = '''HloModule m
+ENTRY %main (a: f16[4,8], b: f16[8,2]) -> f16[4,2] {
+  %a = f16[4,8]{1,0} parameter(0)
+  %b = f16[8,2]{1,0} parameter(1)
+  %call = (f16[4,2]{1,0}, s8[4194304]{0}) custom-call(%a, %b), custom_call_target="__cublas$lt$matmul"
+  ROOT %out = f16[4,2]{1,0} get-tuple-element(%call), index=0
+}
+'''
+  assert program_cost.analyse(text).bytes_accessed == 2 * (4 * 8 + 8 * 2 + 4 * 2)
+
+
+# ---- Choices ------------------------------------------------------------------------------------
+
+
+CHOICE = '''HloModule m
+%nothing (a: f32[64,64]) -> f32[64,64] {
+  ROOT %a = f32[64,64]{1,0} parameter(0)
+}
+
+%once (a: f32[64,64]) -> f32[64,64] {
+  %a = f32[64,64]{1,0} parameter(0)
+  ROOT %d = f32[64,64]{1,0} dot(%a, %a), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+%sum (a: f32[64,64]) -> f32[64,64] {
+  %a = f32[64,64]{1,0} parameter(0)
+  %b = f32[64,64]{1,0} all-reduce(%a), channel_id=1
+  %c = f32[64,64]{1,0} negate(%b)
+  ROOT %d = f32[64,64]{1,0} negate(%c)
+}
+
+%body (p: (s32[], s32[], f32[64,64])) -> (s32[], s32[], f32[64,64]) {
+  %p = (s32[], s32[], f32[64,64]) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %k = s32[] get-tuple-element(%p), index=1
+  %x = f32[64,64]{1,0} get-tuple-element(%p), index=2
+  %y = f32[64,64]{1,0} conditional(%k, %x, %x, %x), branch_computations={%nothing, %once, %sum}
+  ROOT %t = (s32[], s32[], f32[64,64]) tuple(%i, %k, %y)
+}
+
+%condition (p: (s32[], s32[], f32[64,64])) -> pred[] {
+  %p = (s32[], s32[], f32[64,64]) parameter(0)
+  ROOT %more = pred[] constant(true)
+}
+
+ENTRY %main (k: s32[], a: f32[64,64]) -> (s32[], s32[], f32[64,64]) {
+  %k = s32[] parameter(0)
+  %a = f32[64,64]{1,0} parameter(1)
+  %b = f32[64,64]{1,0} negate(%a)
+  %start = (s32[], s32[], f32[64,64]) tuple(%k, %k, %b)
+  ROOT %w = (s32[], s32[], f32[64,64]) while(%start), condition=%condition, body=%body, \
+backend_config={"known_trip_count":{"n":"10"}}
+}
+'''.replace('\\\n', '')
+SQUARE = 4 * 64 * 64
+
+
+@pytest.mark.parametrize(('pick', 'weight', 'moved', 'products', 'collectives'), [
+  (min, lambda cost: cost.bytes_accessed, 2 * SQUARE, 0, 0),
+  (max, lambda cost: cost.bytes_accessed, 2 * SQUARE + 10 * 3 * 2 * SQUARE, 0, 10),
+  (max, lambda cost: cost.flops, 2 * SQUARE + 10 * 3 * SQUARE, 10, 0)])
+def test_a_conditional_takes_its_cheapest_or_its_dearest_branch_each_time(pick, weight, moved, products,
+                                                                         collectives):
+  cost = program_cost.analyse(CHOICE)
+  found = program_cost.chosen(cost, pick, weight)
+  assert found.bytes_accessed == moved
+  assert found.flops == products * 2 * 64 ** 3
+  assert sum(each.count for each in found.collectives) == collectives
+  assert not found.choices
+  assert cost.bytes_accessed == 2 * SQUARE
+
+
+def test_a_choice_within_a_choice_is_made_there():
+  kernel = lambda number: program_cost.Kernel(0, 0, number, 1)
+  leaf = lambda number: program_cost.Cost((kernel(number),), (), 0)
+  inner = program_cost.Cost((kernel(10),), (), 1, (program_cost.Choice((leaf(1), leaf(5)), 3),))
+  cost = program_cost.Cost((kernel(100),), (), 0, (program_cost.Choice((inner, leaf(20)), 2),))
+  assert program_cost.chosen(cost, min).bytes_accessed == 100 + 2 * (10 + 3 * 1)
+  assert program_cost.chosen(cost, max).bytes_accessed == 100 + 2 * (10 + 3 * 5)
+  assert program_cost.chosen(cost, max).unknown_loops == 1
 
 
 # ---- Collectives --------------------------------------------------------------------------------

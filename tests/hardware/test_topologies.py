@@ -2,6 +2,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from support import devices_or_skip
 
 from conic_jax.errors import UserError
 from conic_jax.hardware import mesh as meshes
@@ -75,16 +76,6 @@ def test_the_compute_type_is_the_topologys_not_this_machines():
 
 
 # ---- With the compilers -------------------------------------------------------------------------
-
-
-def devices_or_skip(name):
-  found = topologies.parse(name)
-  try:
-    topologies.check_compiler(found)
-  except UserError as error:
-    pytest.skip(str(error))
-  topologies.prepare(found)
-  return topologies.devices(found)
 
 
 @pytest.mark.parametrize(('name', 'count'), NAMES.items())
