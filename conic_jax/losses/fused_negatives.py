@@ -21,6 +21,7 @@ from conic_jax.losses.products import contract, sum_products
 _SUMS_IN_REGISTERS = 2 ** 15
 _TRITON_CLASSES = 32
 _LOG2_E = math.log2(math.e)
+# Blocks of a TPU, at D = 128: their buffers take 6 of the 16 MiB that a kernel may have.
 _MOSAIC_FEATURES, _MOSAIC_CLASSES = 1024, 512
 
 
@@ -96,9 +97,9 @@ def mosaic(weights: jax.Array, features: jax.Array, places: jax.Array, shift: ja
            bias: jax.Array, interpret: bool = False) -> Sums:
   """The same on a TPU, for any D; logits are [classes, features]."""
   (num_rows, dim), dtype = weights.shape, features.dtype
-  count, size = len(features), mosaic_features(len(features))
+  count, size = len(features), mosaic_features(*features.shape)
   features, places, shift = (pad(x, size) for x in (features, places, shift))
-  classes_in_block = min(_MOSAIC_CLASSES, num_rows)
+  classes_in_block = mosaic_classes(num_rows, dim)
 
   def kernel(weights, features, places, shift, bias, total, weighted, largest):
     block = pl.program_id(1)
@@ -149,9 +150,14 @@ def triton_features(num_features: int, dim: int) -> int:
   return max(min(256, pl.next_power_of_2(num_features), _SUMS_IN_REGISTERS // dim), 16)
 
 
-def mosaic_features(num_features: int) -> int:
-  """Features of a block on a TPU, whole registers of 128 lanes."""
-  return min(_MOSAIC_FEATURES, pl.cdiv(num_features, 128) * 128)
+def mosaic_features(num_features: int, dim: int) -> int:
+  """Features of a block on a TPU, whole registers of 128 lanes; fewer where they are long."""
+  return min(_MOSAIC_FEATURES // pl.cdiv(dim, 128), pl.cdiv(num_features, 128) * 128)
+
+
+def mosaic_classes(num_rows: int, dim: int) -> int:
+  """Classes of a block on a TPU: all, or whole registers of 128 lanes."""
+  return min(_MOSAIC_CLASSES // pl.cdiv(dim, 128), num_rows)
 
 
 def pad(array: jax.Array, size: int) -> jax.Array:

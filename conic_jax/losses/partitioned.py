@@ -158,14 +158,15 @@ def scores(weights: jax.Array, features: jax.Array, ids: jax.Array, softmax: Sof
 def kernel(dim: int, softmax: Softmax) -> str:
   """What compiles the two passes over rows [N', D]: 'triton' and 'mosaic' for Pallas kernels, or 'xla'.
 
-  XLA stores the logits of a chunk in a GPU's or TPU's memory, and that takes longer than the products of
-  16-bit factors. It has no Triton for GPUs before compute capability 8.0 (V100), and Triton's blocks have
-  sides of powers of two. On GPUs, products of float32 factors at full precision take longer than the memory.
+  XLA stores the logits of a chunk in the memory of a GPU or TPU, which takes longer than the products of
+  16-bit factors. It has no Triton for GPUs before compute capability 8.0, such as the V100, and Triton's
+  blocks have sides of powers of two. On GPUs, float32 products take longer than the memory. On TPUs, rows
+  that do not fill registers of 128 lanes would be copied to do so.
   """
   device, dtype = softmax.mesh.devices.flat[0], jnp.dtype(softmax.dtype)
   if softmax.kernel:
     return softmax.kernel
-  if device.platform == 'tpu' and dtype != jnp.float16:
+  if device.platform == 'tpu' and dtype != jnp.float16 and dim in (128, 256, 384, 512):
     return 'mosaic'
   if (device.platform == 'gpu' and float(device.compute_capability) >= 8 and dtype.itemsize == 2
       and dim in (16, 32, 64, 128, 256)):

@@ -11,12 +11,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas import triton as plgpu
 
-from conic_jax.losses.fused_negatives import block_classes, exponential, mosaic_features, pad
+from conic_jax.losses.fused_negatives import block_classes, exponential, mosaic_classes, mosaic_features, pad
 from conic_jax.losses.products import contract, sum_products
 
 # At D = 128, as many rows as leave the gradient, the rows and the velocities in a multiprocessor's registers.
 _TRITON_ELEMENTS, _TRITON_FEATURES = 2 ** 14, 64
-_MOSAIC_CLASSES = 512
 _SMALLEST_NORM = 1e-6
 
 
@@ -105,9 +104,9 @@ def mosaic(weights: jax.Array, velocity: jax.Array, queries: Queries, bias: jax.
            interpret: bool = False) -> tuple[jax.Array, jax.Array]:
   """The same on a TPU, for any D."""
   (num_rows, dim), dtype = weights.shape, queries.features.dtype
-  features_in_block = mosaic_features(len(queries.features))
+  features_in_block = mosaic_features(*queries.features.shape)
   features, *others = (pad(x, features_in_block) for x in queries)
-  size = min(_MOSAIC_CLASSES, num_rows)
+  size = mosaic_classes(num_rows, dim)
 
   def kernel(scalars, weights, velocity, features, *inputs):
     *others, bias, new_weights, new_velocity, gradient = inputs

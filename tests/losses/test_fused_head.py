@@ -14,7 +14,7 @@ from conic_jax.errors import UserError
 from conic_jax.hardware import mesh as meshes
 from conic_jax.hardware import topologies
 from conic_jax.losses import fused_negatives, negatives, partitioned
-from conic_jax.memories import fused_sgd, instance_rows
+from conic_jax.memories import instance_rows
 
 DIM = 16
 KERNELS = pytest.mark.parametrize('kernel', ['triton', 'mosaic'])
@@ -25,7 +25,6 @@ def small_blocks(monkeypatch):
   """Blocks so small that a TPU's kernels have several, the last of them reaching further than the rows."""
   monkeypatch.setattr(fused_negatives, '_MOSAIC_FEATURES', 128)
   monkeypatch.setattr(fused_negatives, '_MOSAIC_CLASSES', 24)
-  monkeypatch.setattr(fused_sgd, '_MOSAIC_CLASSES', 40)
 
 
 def make_batch(num_instances, count):
@@ -125,7 +124,8 @@ def test_a_tie_is_correct_and_an_id_of_no_class_has_no_loss(kernel, mesh8):
   ('gpu', '10.0', 'bfloat16', 256, 'triton'), ('gpu', '9.0', 'float32', 128, 'xla'),
   ('gpu', '9.0', 'bfloat16', 96, 'xla'), ('gpu', '9.0', 'bfloat16', 8, 'xla'),
   ('gpu', '9.0', 'bfloat16', 512, 'xla'),
-  ('tpu', None, 'bfloat16', 96, 'mosaic'), ('tpu', None, 'float32', 128, 'mosaic'),
+  ('tpu', None, 'bfloat16', 128, 'mosaic'), ('tpu', None, 'float32', 384, 'mosaic'),
+  ('tpu', None, 'bfloat16', 96, 'xla'), ('tpu', None, 'bfloat16', 640, 'xla'),
   ('tpu', None, 'float16', 128, 'xla')])
 def test_a_kernel_suits_the_device_and_the_settings(platform, capability, dtype, dim, expected):
   device = SimpleNamespace(platform=platform, compute_capability=capability)
