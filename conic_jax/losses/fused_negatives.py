@@ -14,8 +14,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas import triton as plgpu
 
-from conic_jax.losses import normalise
-from conic_jax.losses.products import contract, sum_products
+from conic_jax.losses import normalise, products
 
 # The most sums [features, D] that the 65,536 registers of a multiprocessor hold beside the logits.
 _SUMS_IN_REGISTERS = 2 ** 15
@@ -67,16 +66,17 @@ def triton(weights: jax.Array, features: jax.Array, places: jax.Array, shift: ja
       rows, inside = pl.ds(start, _TRITON_CLASSES), classes < num_rows
       keys = normalise(plgpu.load(weights.at[rows, :], mask=inside[:, None], other=0.0)).astype(dtype)
       biases = plgpu.load(bias.at[rows], mask=inside, other=-jnp.inf)
-      logits = contract(queries, keys, (1, 1), dtype) + biases[None]
+      logits = products.contract(queries, keys, (1, 1), dtype) + biases[None]
       logits = jnp.where(classes[None] == own_places, -jnp.inf, logits)
       terms = exponential(logits - shifts)
-      return (sums[0] + terms.sum(axis=1), sums[1] + sum_products(terms, keys, dtype),
+      return (sums[0] + terms.sum(axis=1), sums[1] + products.sum_products(terms, keys, dtype),
               jnp.maximum(sums[2], logits.max(axis=1)))
 
     sums = jnp.zeros(size), jnp.zeros((size, dim)), jnp.full(size, -jnp.inf)
     turns = pl.cdiv(class_blocks - part, parts)
     total[...], weighted[...], largest[...] = jax.lax.fori_loop(0, turns, block, sums)
 
+  cost = _cost(weights, features, row_reads=feature_blocks, parts=parts)
   whole = lambda x: pl.BlockSpec(x.shape, lambda i, j: (0,) * x.ndim)
   by_feature = pl.BlockSpec((size,), lambda i, j: (i,))
   by_part = pl.BlockSpec((None, size), lambda i, j: (j, i))
@@ -87,7 +87,7 @@ def triton(weights: jax.Array, features: jax.Array, places: jax.Array, shift: ja
     out_specs=[by_part, pl.BlockSpec((None, size, dim), lambda i, j: (j, i, 0)), by_part],
     out_shape=[jax.ShapeDtypeStruct((parts, *shape), jnp.float32)
                for shape in (shift.shape, features.shape, shift.shape)],
-    cost_estimate=_cost(weights, features, row_reads=feature_blocks, parts=parts),
+    cost_estimate=cost, metadata=as_metadata(cost),
     compiler_params=plgpu.CompilerParams(num_warps=8, num_stages=2))(
     weights, features, places, shift, bias)
   return Sums(total.sum(axis=0)[:count], weighted.sum(axis=0)[:count], largest.max(axis=0)[:count])
@@ -109,13 +109,14 @@ def mosaic(weights: jax.Array, features: jax.Array, places: jax.Array, shift: ja
       total[...], weighted[...] = jnp.zeros_like(total), jnp.zeros_like(weighted)
       largest[...] = jnp.full_like(largest, -jnp.inf)
 
-    classes, inside = block_classes(block, classes_in_block, num_rows)
+    classes = block_classes(block, classes_in_block)
+    inside = classes < num_rows  # The last block may reach further.
     keys = normalise(jnp.where(inside, weights[...], 0)).astype(dtype)
-    logits = contract(keys, features[...], (1, 1), dtype) + jnp.where(inside, bias[...].T, -jnp.inf)
+    logits = products.contract(keys, features[...], (1, 1), dtype) + jnp.where(inside, bias[...].T, -jnp.inf)
     logits = jnp.where(classes == places[...], -jnp.inf, logits)
     terms = exponential(logits - shift[...])
     total[...] += terms.sum(axis=0, keepdims=True)
-    weighted[...] += contract(keys, terms, (0, 0), dtype)
+    weighted[...] += products.contract(keys, terms, (0, 0), dtype)
     largest[...] = jnp.maximum(largest[...], logits.max(axis=0, keepdims=True))
 
   by_feature = pl.BlockSpec((1, size), lambda i, j: (0, i))
@@ -152,12 +153,17 @@ def triton_features(num_features: int, dim: int) -> int:
 
 def mosaic_features(num_features: int, dim: int) -> int:
   """Features of a block on a TPU, whole registers of 128 lanes; fewer where they are long."""
-  return min(_MOSAIC_FEATURES // pl.cdiv(dim, 128), pl.cdiv(num_features, 128) * 128)
+  return min(_MOSAIC_FEATURES // pl.next_power_of_2(pl.cdiv(dim, 128)), pl.cdiv(num_features, 128) * 128)
 
 
 def mosaic_classes(num_rows: int, dim: int) -> int:
   """Classes of a block on a TPU: all, or whole registers of 128 lanes."""
-  return min(_MOSAIC_CLASSES // pl.cdiv(dim, 128), num_rows)
+  return min(_MOSAIC_CLASSES // pl.next_power_of_2(pl.cdiv(dim, 128)), num_rows)
+
+
+def as_metadata(cost: pl.CostEstimate) -> dict[str, str]:
+  """A cost for the text of a compiled program, where that of a Triton kernel is missing."""
+  return {'flops': str(cost.flops), 'bytes_accessed': str(cost.bytes_accessed)}
 
 
 def pad(array: jax.Array, size: int) -> jax.Array:
@@ -165,12 +171,11 @@ def pad(array: jax.Array, size: int) -> jax.Array:
   return jnp.pad(array, [(0, -len(array) % size)] + [(0, 0)] * (array.ndim - 1))
 
 
-def block_classes(block: jax.Array, size: int, num_rows: int) -> tuple[jax.Array, jax.Array]:
-  """The rows of a block and whether they exist, as the last block may reach further: both [size, 1]."""
-  classes = block * size + jax.lax.broadcasted_iota(jnp.int32, (size, 1), 0)
-  return classes, classes < num_rows
+def block_classes(block: jax.Array, size: int) -> jax.Array:
+  """The rows of a block: int32 [size, 1]."""
+  return block * size + jax.lax.broadcasted_iota(jnp.int32, (size, 1), 0)
 
 
 def exponential(x: jax.Array) -> jax.Array:
-  """eˣ as the power of two that the chip computes: two instructions, and ten for Triton's own on an H100."""
+  """eˣ as the power of two that the chip computes: two instructions of PTX, where Triton's eˣ takes nine."""
   return jnp.exp2(x * _LOG2_E)

@@ -11,8 +11,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas import triton as plgpu
 
-from conic_jax.losses.fused_negatives import block_classes, exponential, mosaic_classes, mosaic_features, pad
-from conic_jax.losses.products import contract, sum_products
+from conic_jax.losses import fused_negatives, products
 
 # At D = 128, as many rows as leave the gradient, the rows and the velocities in a multiprocessor's registers.
 _TRITON_ELEMENTS, _TRITON_FEATURES = 2 ** 14, 64
@@ -62,7 +61,7 @@ def triton(weights: jax.Array, velocity: jax.Array, queries: Queries, bias: jax.
     interpret: runs as plain JAX.
   """
   (num_rows, dim), dtype = weights.shape, queries.features.dtype
-  queries = Queries(*(pad(x, _TRITON_FEATURES) for x in queries))
+  queries = Queries(*(fused_negatives.pad(x, _TRITON_FEATURES) for x in queries))
   size = max(min(128, _TRITON_ELEMENTS // dim), 16)
 
   def kernel(weights, velocity, *inputs):
@@ -78,9 +77,9 @@ def triton(weights: jax.Array, velocity: jax.Array, queries: Queries, bias: jax.
     def block(index, gradient):
       here = pl.ds(index * _TRITON_FEATURES, _TRITON_FEATURES)
       features, *others = (x[here] if x.ndim == 1 else x[here, :] for x in queries)
-      logits = contract(keys, features, (1, 1), dtype) + biases
+      logits = products.contract(keys, features, (1, 1), dtype) + biases
       errors = _errors(logits, classes[:, None], *(x[None] for x in others))
-      return gradient + sum_products(errors, features, dtype)
+      return gradient + products.sum_products(errors, features, dtype)
 
     gradient = jax.lax.fori_loop(0, len(queries[0]) // _TRITON_FEATURES, block, jnp.zeros((size, dim)))
     old_velocity = plgpu.load(velocity.at[rows, :], mask=inside[:, None], other=0.0)
@@ -89,14 +88,14 @@ def triton(weights: jax.Array, velocity: jax.Array, queries: Queries, bias: jax.
     for ref, value in zip((new_weights, new_velocity), after):
       plgpu.store(ref.at[rows, :], value, mask=inside[:, None] & (scalars[1] > 0))
 
+  cost = _cost(weights, queries.features, feature_reads=1)  # They stay in the GPU's cache.
   whole = lambda x: pl.BlockSpec(x.shape, lambda i: (0,) * x.ndim)
   inputs = (weights, velocity, *queries, bias, _scalars(sgd))
   return pl.pallas_call(
     kernel, grid=(pl.cdiv(num_rows, size),), name='rows_sgd', interpret=interpret,
     in_specs=list(map(whole, inputs)), out_specs=[whole(weights)] * 2,
     out_shape=[jax.ShapeDtypeStruct(weights.shape, jnp.float32)] * 2, input_output_aliases={0: 0, 1: 1},
-    # The features stay in the GPU's cache.
-    cost_estimate=_cost(weights, queries[0], feature_reads=1),
+    cost_estimate=cost, metadata=fused_negatives.as_metadata(cost),
     compiler_params=plgpu.CompilerParams(num_warps=8, num_stages=3))(*inputs)
 
 
@@ -104,9 +103,9 @@ def mosaic(weights: jax.Array, velocity: jax.Array, queries: Queries, bias: jax.
            interpret: bool = False) -> tuple[jax.Array, jax.Array]:
   """The same on a TPU, for any D."""
   (num_rows, dim), dtype = weights.shape, queries.features.dtype
-  features_in_block = mosaic_features(*queries.features.shape)
-  features, *others = (pad(x, features_in_block) for x in queries)
-  size = mosaic_classes(num_rows, dim)
+  features_in_block = fused_negatives.mosaic_features(*queries.features.shape)
+  features, *others = (fused_negatives.pad(x, features_in_block) for x in queries)
+  size = fused_negatives.mosaic_classes(num_rows, dim)
 
   def kernel(scalars, weights, velocity, features, *inputs):
     *others, bias, new_weights, new_velocity, gradient = inputs
@@ -116,12 +115,12 @@ def mosaic(weights: jax.Array, velocity: jax.Array, queries: Queries, bias: jax.
     def _():
       gradient[...] = jnp.zeros_like(gradient)
 
-    classes, inside = block_classes(pl.program_id(0), size, num_rows)
-    old = weights[...]
-    inverse, biases = _inverse_norm(old), jnp.where(inside, bias[...].T, -jnp.inf)
-    logits = contract(old * inverse, features[...], (1, 1), dtype) + biases
+    # Rows that the last block has past the end stay apart from the others, and are not written.
+    classes, old = fused_negatives.block_classes(pl.program_id(0), size), weights[...]
+    inverse = _inverse_norm(old)
+    logits = products.contract(old * inverse, features[...], (1, 1), dtype) + bias[...].T
     errors = _errors(logits, classes, *(x[...] for x in others))
-    gradient[...] += sum_products(errors, features[...], dtype)
+    gradient[...] += products.sum_products(errors, features[...], dtype)
 
     @pl.when(block == pl.num_programs(1) - 1)
     def _():
@@ -165,7 +164,7 @@ def _inverse_norm(rows):
 
 def _errors(logits, classes, places, log_normaliser, sample_weights, own_error):
   """aₘ ∂ℓₘ/∂logit [classes, features]; `classes` is a column, the others are rows."""
-  errors = exponential(logits - log_normaliser) * sample_weights
+  errors = fused_negatives.exponential(logits - log_normaliser) * sample_weights
   return jnp.where(classes == places, own_error, errors)
 
 

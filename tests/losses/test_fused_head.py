@@ -184,5 +184,6 @@ def test_no_logits_are_in_an_accelerators_memory(name, platform, target, most, m
   assert not {sides for sides in arrays if count in sides and max(sides) > count}
   found = costs(traced.jaxpr.jaxpr)
   assert len(found) == 2
+  assert all(str(cost.bytes_accessed) in text and str(cost.flops) in text for cost in found), 'for the plan'
   assert 4 * 4 * padded * dim < mesh.size * sum(cost.bytes_accessed for cost in found) < most
   assert mesh.size * sum(cost.flops for cost in found) == 4 * 2 * count * padded * dim
