@@ -168,8 +168,8 @@ def kernel(dim: int, softmax: Softmax) -> str:
     return softmax.kernel
   if device.platform == 'tpu' and dtype != jnp.float16 and dim in (128, 256, 384, 512):
     return 'mosaic'
-  if (device.platform == 'gpu' and float(device.compute_capability) >= 8 and dtype.itemsize == 2
-      and dim in (16, 32, 64, 128, 256)):
+  if (device.platform == 'gpu' and dtype.itemsize == 2 and dim in (16, 32, 64, 128, 256)
+      and float(device.compute_capability) >= 8):
     return 'triton'
   return 'xla'
 

@@ -160,6 +160,7 @@ def costs(jaxpr):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings('ignore:The Pallas Triton backend is deprecated:DeprecationWarning')  # JAX 0.11.
 @pytest.mark.parametrize(('name', 'platform', 'target', 'most'), [
   ('1xH100-80GB', 'cuda', '__gpu$xla.gpu.triton', 6.0e9),
   ('v5e:2x2', 'tpu', 'tpu_custom_call', 4.0e9)])
