@@ -179,7 +179,10 @@ def _description(topology: Topology):
 
 
 def target_config(topology: Topology) -> str:
-  """A GPU's description for XLA's compiler, as a text proto."""
+  """A GPU's description for XLA's compiler, as a text proto.
+
+  JAX 0.11 lowers Triton kernels for the GPU that the maker's name says.
+  """
   gpu, major = topology.hardware, int(topology.hardware.capability)
   name = topology.name.split('x', 1)[1]
   # Since Ampere, a block may use all shared memory but one KiB.
@@ -199,5 +202,5 @@ def target_config(topology: Topology) -> str:
     }}
     platform_name: "CUDA"
     dnn_version_info {{ major: 9 minor: 1 patch: 0 }}
-    device_description_str: "{name}"
+    device_description_str: "NVIDIA {name}"
   '''

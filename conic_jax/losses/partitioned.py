@@ -18,7 +18,7 @@ from jax.sharding import Mesh, PartitionSpec
 from conic_jax.errors import UserError
 from conic_jax.hardware import local_rows
 from conic_jax.hardware.mesh import split
-from conic_jax.losses import negatives, normalise, smoothing
+from conic_jax.losses import negatives, normalise, products, smoothing
 from conic_jax.losses.known_gradient import with_gradient
 
 # Cosines are at most 1, so 1/τ may stand in for the largest logit as long as e^{−2/τ}, the smallest term, is
@@ -40,6 +40,7 @@ class Softmax:
       negatives of each other.
     smoothing: α, the total share of the label that the hardest classes have.
     chunk_size: rows scored at a time; 0 for a size that suits the device.
+    kernel: 'xla', 'triton' or 'mosaic', as `kernel` chooses; '' for the one that suits the device.
   """
   num_instances: int
   temperature: float
@@ -49,6 +50,7 @@ class Softmax:
   num_drawn: int = 0
   smoothing: float = 0.0
   chunk_size: int = 0
+  kernel: str = ''
 
   def __post_init__(self):
     if self.smoothing and self.temperature < SMALLEST_TEMPERATURE_FOR_CONSTANT_MAXIMUM:
@@ -109,9 +111,12 @@ def scores(weights: jax.Array, features: jax.Array, ids: jax.Array, softmax: Sof
     everyone, everyones_ids = gather(features), gather(ids)
     first = local_rows.first_row(len(weights), mesh)
     shift = jnp.full(len(everyone), 1 / temperature)
+    negatives_pass, largest_logits = _negatives_pass, _largest_logits
+    if kernel(weights.shape[1], softmax) != 'xla':
+      negatives_pass, largest_logits = _fused_negatives, _fused_largest_logits
     if temperature < SMALLEST_TEMPERATURE_FOR_CONSTANT_MAXIMUM:
-      shift = jax.lax.pmax(_largest_logits(weights, everyone, first, softmax), axes)
-    total, weighted, largest = _negatives_pass(
+      shift = jax.lax.pmax(largest_logits(weights, everyone, first, softmax), axes)
+    total, weighted, largest = negatives_pass(
       weights, everyone, everyones_ids, shift, first, draw_key, softmax)
     total, weighted = scatter_sum(total), scatter_sum(weighted)
     places = local_rows.local_places(everyones_ids, first, len(weights))
@@ -144,9 +149,34 @@ def scores(weights: jax.Array, features: jax.Array, ids: jax.Array, softmax: Sof
 
   spec = split(mesh)
   results, gradient = jax.shard_map(
-    local, mesh=mesh, in_specs=(spec, spec, spec, spec, PartitionSpec()), out_specs=spec)(
+    local, mesh=mesh, in_specs=(spec, spec, spec, spec, PartitionSpec()), out_specs=spec,
+    check_vma=kernel(weights.shape[1], softmax) == 'xla')(
     *jax.lax.stop_gradient((weights, features, ids, hardest, draw_key)))
   return results._replace(loss=with_gradient(results.loss, features, gradient))
+
+
+def kernel(dim: int, softmax: Softmax) -> str:
+  """What compiles the two passes over rows [N', D]: 'triton' and 'mosaic' for Pallas kernels, or 'xla'.
+
+  XLA stores the logits of a chunk in the memory of a GPU or TPU, which takes longer than the products of
+  16-bit factors. It has no Triton for GPUs before compute capability 8.0, such as the V100, and Triton's
+  blocks have sides of powers of two. On GPUs, float32 products take longer than the memory. On TPUs, rows
+  that do not fill registers of 128 lanes would be copied to do so.
+  """
+  device, dtype = softmax.mesh.devices.flat[0], jnp.dtype(softmax.dtype)
+  if softmax.kernel:
+    return softmax.kernel
+  if device.platform == 'tpu' and dtype != jnp.float16 and dim in (128, 256, 384, 512):
+    return 'mosaic'
+  if (device.platform == 'gpu' and dtype.itemsize == 2 and dim in (16, 32, 64, 128, 256)
+      and float(device.compute_capability) >= 8):
+    return 'triton'
+  return 'xla'
+
+
+def interpreted(softmax: Softmax) -> bool:
+  """Whether kernels run as plain JAX: on a CPU, for tests."""
+  return softmax.mesh.devices.flat[0].platform == 'cpu'
 
 
 def chunk_size(num_features: int, num_rows: int, softmax: Softmax) -> int:
@@ -156,26 +186,6 @@ def chunk_size(num_features: int, num_rows: int, softmax: Softmax) -> int:
   if softmax.mesh.devices.flat[0].platform == 'cpu':
     return min(2048, num_rows)
   return min(max(2048, min(65536, 2 ** 26 // num_features)), num_rows)
-
-
-def contract(a: jax.Array, b: jax.Array, axes: tuple[int, int], dtype: Any) -> jax.Array:
-  """The product over an axis of each, with factors in the compute type and sums in float32."""
-  precision = jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
-  return jax.lax.dot_general(a.astype(dtype), b.astype(dtype), (((axes[0],), (axes[1],)), ((), ())),
-                             precision=precision, preferred_element_type=jnp.float32)
-
-
-def sum_products(terms: jax.Array, vectors: jax.Array, dtype: Any) -> jax.Array:
-  """terms [A, B] times vectors [B, D], in the compute type.
-
-  float16's smallest number is larger than many probabilities: there each row of terms is scaled to at most
-  one before the cast, and scaled back in float32 after the product.
-  """
-  if dtype != jnp.float16:
-    return contract(terms, vectors, (1, 0), dtype)
-  largest = jnp.max(jnp.abs(terms), axis=1, keepdims=True)
-  largest = jnp.where(largest > 0, largest, 1)
-  return contract(terms / largest, vectors, (1, 0), dtype) * largest
 
 
 def in_turn(index: jax.Array, start: jax.Array, size: int) -> jax.Array:
@@ -193,9 +203,35 @@ def chunk_bounds(index: jax.Array, num_rows: int, size: int, first: jax.Array,
 
 def class_weights(classes, own, present, draw_key, softmax):
   """Weight of each class as a negative: β, or 0 if it takes no part; own is [C, M]. float32 [C]."""
-  if softmax.num_drawn:
-    present &= own.any(axis=1) | negatives.drawn(classes, draw_key, softmax.num_instances, softmax.num_drawn)
+  present = _takes_part(classes, own.any(axis=1), present, draw_key, softmax)
   return jnp.where(present, jnp.float32(softmax.negative_weight), 0)
+
+
+def class_bias(places: jax.Array, first: jax.Array, num_rows: int, draw_key: jax.Array | None,
+               softmax: Softmax) -> jax.Array:
+  """What kernels add to the logits of this device's classes: 0, or −∞ for one that takes no part.
+
+  Args:
+    places: int32 [M], from `local_rows.local_places` of the ids.
+    first: int32 [], the class of the device's first row.
+    num_rows: n.
+    draw_key: the key of the drawn negatives; None if none are drawn.
+    softmax: the settings.
+
+  Returns:
+    float32 [n].
+  """
+  classes = first + jnp.arange(num_rows, dtype=jnp.int32)
+  in_batch = jnp.zeros(num_rows, bool).at[places].set(True, mode='drop')
+  present = _takes_part(classes, in_batch, classes < softmax.num_instances, draw_key, softmax)
+  return jnp.where(present, 0, -jnp.inf)
+
+
+def _takes_part(classes, in_batch, present, draw_key, softmax):
+  if not softmax.num_drawn:
+    return present
+  drawn = negatives.drawn(classes, draw_key, softmax.num_instances, softmax.num_drawn)
+  return present & (in_batch | drawn)
 
 
 def _negatives_pass(weights, features, ids, shift, first, draw_key, softmax):
@@ -207,11 +243,11 @@ def _negatives_pass(weights, features, ids, shift, first, draw_key, softmax):
     start, present = chunk_bounds(index, len(weights), size, first, softmax.num_instances)
     classes = first + start + jnp.arange(size, dtype=jnp.int32)
     unit = normalise(jax.lax.dynamic_slice_in_dim(weights, start, size))
-    logits = contract(features / softmax.temperature, unit, (1, 1), softmax.dtype)
+    logits = products.contract(features / softmax.temperature, unit, (1, 1), softmax.dtype)
     own = classes[None] == ids[:, None]
     weight = class_weights(classes, own.T, present, draw_key, softmax)
     terms = jnp.where(own, 0, jnp.exp(logits - shift[:, None]) * weight[None])
-    weighted += sum_products(terms, unit, softmax.dtype)
+    weighted += products.sum_products(terms, unit, softmax.dtype)
     counted = jnp.where(own | (weight == 0)[None], -jnp.inf, logits)
     return total + terms.sum(axis=1), weighted, jnp.maximum(largest, counted.max(axis=1))
 
@@ -227,8 +263,33 @@ def _largest_logits(weights, features, first, softmax):
   def chunk(index, largest):
     start, present = chunk_bounds(index, len(weights), size, first, softmax.num_instances)
     unit = normalise(jax.lax.dynamic_slice_in_dim(weights, start, size))
-    logits = contract(features / softmax.temperature, unit, (1, 1), softmax.dtype)
+    logits = products.contract(features / softmax.temperature, unit, (1, 1), softmax.dtype)
     return jnp.maximum(largest, jnp.where(present[None], logits, -jnp.inf).max(axis=1))
 
   start = jax.lax.pcast(jnp.full(len(features), -jnp.inf), softmax.mesh.axis_names, to='varying')
   return jax.lax.fori_loop(0, -(-len(weights) // size), chunk, start)
+
+
+def _fused_negatives(weights, features, ids, shift, first, draw_key, softmax):
+  """`_negatives_pass` as a kernel."""
+  places = local_rows.local_places(ids, first, len(weights))
+  bias = class_bias(places, first, len(weights), draw_key, softmax)
+  total, weighted, largest = _kernel_sums(weights, features, places, shift, bias, softmax)
+  return softmax.negative_weight * total, softmax.negative_weight * weighted, largest
+
+
+def _fused_largest_logits(weights, features, first, softmax):
+  """`_largest_logits` as a kernel: the sums are ignored; with 1/τ as the maximum they cannot overflow."""
+  nowhere = jnp.full(len(features), len(weights), jnp.int32)
+  bias = class_bias(nowhere, first, len(weights), None, dataclasses.replace(softmax, num_drawn=0))
+  shift = jnp.full(len(features), 1 / softmax.temperature)
+  return _kernel_sums(weights, features, nowhere, shift, bias, softmax)[2]
+
+
+def _kernel_sums(weights, features, places, shift, bias, softmax):
+  from conic_jax.losses import fused_negatives  # Takes a while, and needs an accelerator.
+  inputs = weights, (features / softmax.temperature).astype(softmax.dtype), places, shift, bias
+  if kernel(weights.shape[1], softmax) == 'mosaic':
+    return fused_negatives.mosaic(*inputs, interpreted(softmax))
+  cores = getattr(softmax.mesh.devices.flat[0], 'core_count', 8)
+  return fused_negatives.triton(*inputs, cores, interpreted(softmax))

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from conic_jax.hardware import local_rows
 from conic_jax.hardware.mesh import split
-from conic_jax.losses import normalise, partitioned, smoothing
+from conic_jax.losses import normalise, partitioned, products, smoothing
 from conic_jax.memories.memory import Memory
 
 _PADDED_TO = 1024
@@ -166,6 +166,8 @@ def update(rows: Rows, batch: Classified, lr: jax.Array, softmax: partitioned.So
       pull = smoothing.Pull(features, coefficients * softmax.smoothing, batch.hardest, result.log_target,
                             applied)
       velocity = smoothing.pull_hardest(weights, velocity, pull, first, temperature, 1 / keep)
+    if partitioned.kernel(weights.shape[1], softmax) != 'xla':
+      return _fused(weights, velocity, batch, draw_key, lr, applied, keep, weight_decay, softmax)
 
     def chunk(index, carry):
       weights, velocity = carry
@@ -176,17 +178,17 @@ def update(rows: Rows, batch: Classified, lr: jax.Array, softmax: partitioned.So
       # In float32 normalised after the product, which is cheaper; narrower types may not hold unnormalised
       # rows.
       if dtype == jnp.float32:
-        logits = partitioned.contract(old, features / temperature, (1, 1), dtype) * inverse
+        logits = products.contract(old, features / temperature, (1, 1), dtype) * inverse
       else:
-        logits = partitioned.contract(old * inverse, features / temperature, (1, 1), dtype)
+        logits = products.contract(old * inverse, features / temperature, (1, 1), dtype)
       own = classes[:, None] == batch.ids[None]
       weight = partitioned.class_weights(classes, own, present, draw_key, softmax)
       errors = jnp.exp(logits - result.log_normaliser[None]) * weight[:, None]
       errors = jnp.where(own, result.own_error[None], errors)
       if dtype == jnp.float16:
-        gradient = partitioned.sum_products(errors * coefficients[None], features, dtype)
+        gradient = products.sum_products(errors * coefficients[None], features, dtype)
       else:
-        gradient = partitioned.sum_products(errors, features * coefficients[:, None], dtype)
+        gradient = products.sum_products(errors, features * coefficients[:, None], dtype)
       radial = jnp.sum(gradient * old, axis=1, keepdims=True) * inverse ** 2
       new_velocity = keep * old_velocity + (gradient - radial * old) * inverse + weight_decay * old
       here = applied & partitioned.in_turn(index, start, size)[:, None]
@@ -204,9 +206,24 @@ def update(rows: Rows, batch: Classified, lr: jax.Array, softmax: partitioned.So
   spec, everywhere = split(mesh), PartitionSpec()
   weights, velocity = jax.shard_map(
     local, mesh=mesh, in_specs=(spec, spec, spec, everywhere, everywhere, everywhere),
-    out_specs=(spec, spec))(
+    out_specs=(spec, spec), check_vma=partitioned.kernel(rows.weights.shape[1], softmax) == 'xla')(
     rows.weights, rows.momentum, batch._replace(draw_key=None), batch.draw_key, lr, jnp.asarray(applied))
   return Rows(weights, velocity)
+
+
+def _fused(weights, velocity, batch, draw_key, lr, applied, momentum, weight_decay, softmax):
+  """The loop of `update` over this device's rows as a kernel."""
+  from conic_jax.memories import fused_sgd  # Takes a while, and needs an accelerator.
+  first = local_rows.first_row(len(weights), softmax.mesh)
+  places = local_rows.local_places(batch.ids, first, len(weights))
+  bias = partitioned.class_bias(places, first, len(weights), draw_key, softmax)
+  log_normaliser = batch.scores.log_normaliser - jnp.log(jnp.float32(softmax.negative_weight))
+  queries = fused_sgd.Queries(
+    (batch.features / softmax.temperature).astype(softmax.dtype), places, log_normaliser,
+    batch.sample_weights, batch.sample_weights * batch.scores.own_error)
+  run = getattr(fused_sgd, partitioned.kernel(weights.shape[1], softmax))
+  return run(weights, velocity, queries, bias, fused_sgd.Sgd(lr, applied, momentum, weight_decay),
+             partitioned.interpreted(softmax))
 
 
 def write(rows: Rows, ids: jax.Array, values: jax.Array, valid: jax.Array, mesh: Mesh) -> Rows:

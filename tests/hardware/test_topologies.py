@@ -59,7 +59,7 @@ def test_a_gpus_target_is_what_was_said_of_it(name):
   text = topologies.target_config(found)
   major = {'V': 7, 'A': 8, 'H': 9}[name[0]]
   for field in (f'major: {major}  minor: 0', f'device_memory_size: {found.hardware.memory}\n',
-                f'device_description_str: "{name}"'):
+                f'device_description_str: "NVIDIA {name}"'):
     assert field in text
   assert text.count('{') == text.count('}')
 

@@ -12,7 +12,7 @@ from conic_jax import losses
 from conic_jax.errors import UserError
 from conic_jax.hardware import local_rows
 from conic_jax.hardware.mesh import batch_sharding
-from conic_jax.losses import negatives, partitioned, smoothing
+from conic_jax.losses import negatives, partitioned, products, smoothing
 from conic_jax.memories import instance_rows
 
 DIM, IMAGES, VIEWS = 16, 16, 2
@@ -244,7 +244,7 @@ def test_narrow_products_of_synthetic_cosines(dtype, tolerance):
   vectors = rng.normal(size=(2048, DIM)) + 0.2
   vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
   wanted = probabilities @ vectors
-  actual = partitioned.sum_products(jnp.float32(probabilities), jnp.float32(vectors), dtype)
+  actual = products.sum_products(jnp.float32(probabilities), jnp.float32(vectors), dtype)
   assert np.abs(actual - wanted).max() < tolerance * np.abs(wanted).max()
 
 
