@@ -37,7 +37,8 @@ SHAPES = (
   (16, 56, 64, 256, 1, 1), (16, 14, 256, 1024, 1, 1), (16, 7, 512, 512, 3, 1))
 
 
-def jax_passes(x: np.ndarray, kernel: np.ndarray, gradient: np.ndarray, stride: int, ours: bool) -> list[Callable]:
+def jax_passes(x: np.ndarray, kernel: np.ndarray, gradient: np.ndarray, stride: int, ours: bool
+               ) -> list[Callable]:
   """The three passes by JAX, compiled."""
   margin, options = kernel.shape[0] // 2, OURS if ours else {}
 

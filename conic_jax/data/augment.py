@@ -24,7 +24,7 @@ Planes = tuple[jax.Array, ...]  # red, green, blue
 
 
 def view_keys(seed: int, epoch: int | jax.Array, ids: jax.Array, num_views: int,
-              first_view: int = 0) -> jax.Array:
+              first_view: int | jax.Array = 0) -> jax.Array:
   """Makes the key of each view, a function of seed, epoch, image and view only.
 
   Args:
@@ -38,7 +38,7 @@ def view_keys(seed: int, epoch: int | jax.Array, ids: jax.Array, num_views: int,
     Keys [B, V].
   """
   epoch_key = jax.random.fold_in(jax.random.key(seed), epoch)
-  views = jnp.arange(first_view, first_view + num_views)
+  views = first_view + jnp.arange(num_views)
   image_keys = jax.vmap(lambda id: jax.random.fold_in(epoch_key, id))(ids)
   return jax.vmap(lambda key: jax.vmap(lambda view: jax.random.fold_in(key, view))(views))(
       image_keys)

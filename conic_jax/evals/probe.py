@@ -179,8 +179,9 @@ def _features(probe: Probe, positions: np.ndarray, count: int, encoders: Sequenc
   group = dataclasses.replace(probe.views, count=count)
   found = [[] for _ in encoders]
   for batch in _batches(probe, positions, group):
-    images, labels, ids, valid = _augment(to_global(batch, probe.mesh), group=group, seed=probe.seed,
-                                          mesh=probe.mesh)
+    images, labels, ids, valid = _augment(
+      to_global(_by_pairs(batch), probe.mesh), jnp.uint32(_EPOCHS[count]),
+      group=dataclasses.replace(group, count=_PAIR), seed=probe.seed, mesh=probe.mesh)
     for encoder, parts in zip(encoders, found, strict=True):
       features = _encode(encoder.variables, images, encode=encoder.encode, mesh=probe.mesh)
       parts.append(to_host(Features(features, labels, ids, valid))[0])
@@ -202,11 +203,21 @@ def _batches(probe: Probe, positions: np.ndarray, group: Views) -> Iterable[dict
   return probe.kept.setdefault(group.count, list(batches))
 
 
+def _by_pairs(batch: dict[str, Any]) -> dict[str, Any]:
+  """The batch with each image once for every two of its views: one program serves pairs and several views."""
+  views, flip = batch['views'][0], batch['flip']
+  pairs = views.shape[1] // _PAIR
+  return {'views': views.reshape(-1, _PAIR, *views.shape[2:]), 'flip': flip.reshape(-1, _PAIR),
+          'first_view': np.tile(np.arange(pairs, dtype=np.int32) * _PAIR, len(views)),
+          **{name: np.repeat(batch[name], pairs) for name in ('id', 'label', 'valid')}}
+
+
 @functools.partial(jax.jit, static_argnames=('group', 'seed', 'mesh'))
-def _augment(batch, *, group, seed, mesh):
+def _augment(batch, epoch, *, group, seed, mesh):
   """All views of a batch, [M, S, S, 3], image-major, with the labels, ids and validity of their images."""
-  keys = view_keys(seed, jnp.uint32(_EPOCHS[group.count]), batch['id'], group.count)
-  images = augment(batch['views'][0], batch['flip'], keys, group)
+  keys = jax.vmap(lambda id, first: view_keys(seed, epoch, id[None], group.count, first)[0])(
+    batch['id'], batch['first_view'])
+  images = augment(batch['views'], batch['flip'], keys, group)
   images = images.reshape(-1, *images.shape[2:])
   repeated = (jnp.repeat(batch[name], group.count) for name in ('label', 'id', 'valid'))
   return jax.lax.with_sharding_constraint((images, *repeated), batch_sharding(mesh))

@@ -52,8 +52,8 @@ def product_of_patches(x: jax.Array, kernel: jax.Array, strides: Sequence[int],
   rows, columns = (_taps(*sizes) for sizes in zip(x.shape[1:3], kernel.shape, strides, padding))
   height, width = (_places(*sizes) for sizes in zip(x.shape[1:3], kernel.shape, strides, padding))
   x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-  patches = [x[:, i:i + strides[0] * (height - 1) + 1:strides[0], j:j + strides[1] * (width - 1) + 1:strides[1]]
-             for i in rows for j in columns]
+  down, across = (strides[0] * (height - 1) + 1, strides[1] * (width - 1) + 1)
+  patches = [x[:, i:i + down:strides[0], j:j + across:strides[1]] for i in rows for j in columns]
   patches = jnp.concatenate(patches, axis=-1) if len(patches) > 1 else patches[0]
   kernel = kernel[rows.start:rows.stop, columns.start:columns.stop]
   return jnp.dot(patches, kernel.reshape(-1, kernel.shape[-1]), precision=precision)

@@ -18,6 +18,7 @@ from conic_jax.evals import probe as probes
 from conic_jax.evals import protocols
 from conic_jax.evals.encoders import Encoder
 from conic_jax.evals.features import Encode, FrozenEncoder
+from conic_jax.hardware import compiler
 from conic_jax.hardware import mesh as meshes
 from conic_jax.hardware.processes import run_everywhere
 from conic_jax.home import expand_config
@@ -107,20 +108,34 @@ class Task:
 
   def begin(self) -> TrainState:
     """The state before the first step, with the weights that it starts from if there are any."""
-    state = jax.jit(self.init, out_shardings=self.shardings)()
+    state = self.compiled_once(self.init, self.shardings)
     return warm_start.begin_from(self.start, state, self.method, self.mesh) if self.start else state
 
   def initial_statistics(self) -> dict[str, Any]:
     """The batch-norm statistics of `begin`."""
     everywhere = meshes.replicated(self.mesh)
-    initial = jax.jit(lambda: jax.jit(self.init)().batch_stats, out_shardings=everywhere)()
+    initial = self.compiled_once(lambda: jax.jit(self.init)().batch_stats, everywhere)
     own = {'encoder': jax.device_put(self.start.variables['batch_stats'], everywhere)} if self.start else {}
     return initial | own
 
-  @functools.cached_property
-  def random_variables(self) -> Callable[[], dict[str, Any]]:
-    """Creates the variables of the random network, replicated."""
-    return jax.jit(lambda: variables(jax.jit(self.init)()), out_shardings=meshes.replicated(self.mesh))
+  def random_variables(self, untrained: TrainState | None) -> Callable[[], dict[str, Any]]:
+    """What creates the variables of the random network, replicated.
+
+    Args:
+      untrained: a state with random parameters, whose variables the host keeps a copy of, rather than
+        compiling what draws them; None if there is none.
+    """
+    everywhere = meshes.replicated(self.mesh)
+    drawn = untrained and variables(untrained)
+    if drawn and all(leaf.is_fully_replicated for leaf in jax.tree.leaves(drawn)):
+      kept = jax.device_get(drawn)
+      return lambda: jax.device_put(kept, everywhere)
+    return functools.cache(lambda: self.compiled_once(lambda: variables(jax.jit(self.init)()), everywhere))
+
+  def compiled_once(self, make: Callable[[], Any], shardings: Any) -> Any:
+    """What `make` creates, by a program that runs once."""
+    return jax.jit(make, out_shardings=shardings,
+                   compiler_options=compiler.options_of_one_run(self.mesh.devices.flat[0].platform))()
 
   def encoder(self, variables: dict[str, Any]) -> FrozenEncoder:
     """The encoder with these variables, to evaluate."""
@@ -161,11 +176,12 @@ def pretrain(config: Any) -> dict[str, Any]:
     if checkpoints.last_step() is not None:
       session.remove('before_training')
     probe = probes.make(task.method.views[0], task.data.train, task.config, task.last_step, task.mesh)
+    random_variables = task.random_variables(state if fresh and not task.start else None)
     if first_step == 0:
-      report_random(task, probe, reporter)
+      report_random(task, random_variables, probe, reporter)
     phase = training_phase(task, first_step, probe, checkpoints, hosts, undecodable, reporter)
     state = run_steps(phase, state, session)
-    return finish(task, state, probe, phase, session, reporter)
+    return finish(task, state, random_variables, probe, phase, session, reporter)
 
 
 def prepare(config: Any, session: Session) -> Task:
@@ -320,9 +336,10 @@ def write_config(task: Task, session: Session, fresh: bool = False) -> None:
                     'another folder.') from error
 
 
-def report_random(task: Task, probe: probes.Probe, reporter: Reporter) -> None:
+def report_random(task: Task, random_variables: Callable[[], dict[str, Any]], probe: probes.Probe,
+                  reporter: Reporter) -> None:
   """Reports, at step 0, the random network's figures as a baseline."""
-  initial = task.encoder(task.random_variables())
+  initial = task.encoder(random_variables())
   reporter.report(0, 0.0, probes.baselines(probe, initial) | protocols.knn_baselines(
     initial, task.data.train, task.data.test, task.config, task.mesh))
 
@@ -362,8 +379,8 @@ def training_phase(task: Task, first_step: int, probe: probes.Probe, checkpoints
            f'config.dtype {config.dtype} is too narrow (try float32).')
 
 
-def finish(task: Task, state: TrainState, probe: probes.Probe, phase: Phase, session: Session,
-           reporter: Reporter) -> dict[str, Any]:
+def finish(task: Task, state: TrainState, random_variables: Callable[[], dict[str, Any]], probe: probes.Probe,
+           phase: Phase, session: Session, reporter: Reporter) -> dict[str, Any]:
   """Evaluates the encoder, writes summary.json and draws pictures if `config.figures`; returns the summary.
 
   Raises:
@@ -374,7 +391,7 @@ def finish(task: Task, state: TrainState, probe: probes.Probe, phase: Phase, ses
   config, data, encoder = task.config, task.data, task.encoder(variables(state))
   summary = {'step': int(state.step), 'num_images': data.sampler.num_images}
   summary |= verdict.of_summary(reporter.reports, config)
-  summary |= protocols.evaluate(encoder, task.random_variables, data.train, data.test, config, task.mesh,
+  summary |= protocols.evaluate(encoder, random_variables, data.train, data.test, config, task.mesh,
                                 say=reporter.say, probe=probe)
   checkpoints = phase.checkpoints
   failure = (checkpoints and checkpoints.failure) or reporter.failure

@@ -28,7 +28,8 @@ def test_compiled_programs_are_kept_for_the_next_process(environment, tmp_path):
   run = lambda: subprocess.run([sys.executable, '-c', PROGRAM], check=True, text=True, stdout=subprocess.PIPE,
                                env=environment | {'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}).stdout
   folder = run().strip()
-  assert folder == str(compiler.compiled_folder()) and folder.startswith(str(tmp_path))
+  assert folder == str(compiler.compiled_folder())
+  assert folder.startswith(str(tmp_path))
   kept = {path.name: path.stat().st_mtime_ns for path in compiler.compiled_folder().glob('*-cache')}
   assert kept
   run()
@@ -65,3 +66,12 @@ def test_the_oldest_programs_are_dropped(tmp_path):
     os.utime(path, (1000 - index, 1000 - index))
   compiler._drop_oldest(tmp_path, 250)
   assert sorted(path.name for path in tmp_path.iterdir()) == ['0-cache', '1-cache']
+
+
+@pytest.mark.parametrize(('platform', 'flags', 'options'), [
+  ('cpu', '', {'xla_backend_optimization_level': 1}), ('gpu', '', {}), ('tpu', '', {}),
+  ('cpu', '--xla_backend_optimization_level=0', {})])
+def test_a_program_that_runs_once_is_compiled_quickly_on_a_cpu(platform, flags, options, environment,
+                                                               monkeypatch):
+  monkeypatch.setenv('XLA_FLAGS', flags)
+  assert compiler.options_of_one_run(platform) == options

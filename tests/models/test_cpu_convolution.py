@@ -43,7 +43,8 @@ def test_a_product_of_patches_is_the_convolution(height, width, size, stride, ma
   np.testing.assert_allclose(result, by_loops(x, kernel, (stride, stride), padding), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize('size, side, stride', [(1, 8, 1), (1, 8, 2), (3, 1, 1), (3, 2, 1), (3, 4, 2), (3, 8, 1)])
+@pytest.mark.parametrize(('size', 'side', 'stride'),
+                         [(1, 8, 1), (1, 8, 2), (3, 1, 1), (3, 2, 1), (3, 4, 2), (3, 8, 1)])
 def test_the_convolution_and_its_gradients_are_xlas(size, side, stride):
   x, kernel = arrays((3, side, side, 5), (size, size, 5, 7))
   padding = ((size // 2,) * 2,) * 2
@@ -66,7 +67,7 @@ def convolutions(size, side, platform, **options):
   return text.count('stablehlo.convolution')
 
 
-@pytest.mark.parametrize('size, side, product', [(1, 8, True), (3, 2, True), (3, 1, True), (3, 3, False)])
+@pytest.mark.parametrize(('size', 'side', 'product'), [(1, 8, True), (3, 2, True), (3, 1, True), (3, 3, False)])
 def test_a_product_is_taken_on_a_cpu_alone_and_by_shape(size, side, product):
   assert convolutions(size, side, 'cpu') == (not product)
   assert convolutions(size, side, 'tpu') == convolutions(size, side, 'cuda') == 1
