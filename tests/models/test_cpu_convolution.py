@@ -67,7 +67,8 @@ def convolutions(size, side, platform, **options):
   return text.count('stablehlo.convolution')
 
 
-@pytest.mark.parametrize(('size', 'side', 'product'), [(1, 8, True), (3, 2, True), (3, 1, True), (3, 3, False)])
+@pytest.mark.parametrize(('size', 'side', 'product'),
+                         [(1, 8, True), (3, 2, True), (3, 1, True), (3, 3, False)])
 def test_a_product_is_taken_on_a_cpu_alone_and_by_shape(size, side, product):
   assert convolutions(size, side, 'cpu') == (not product)
   assert convolutions(size, side, 'tpu') == convolutions(size, side, 'cuda') == 1
