@@ -8,7 +8,7 @@ step; lightly's takes float images that its loader has augmented, which is not t
 number of keys and optimizer are the same, batch norm is over the whole batch, and PyTorch has channels last.
 Both use the same threads, in turn in one process. Times are of the processor, all threads together, so that
 other programs of the machine matter less; the table gives medians, and the median of the ratios of
-neighbours in time. Writes benchmarks/results/cpu_step.md. Needs lightly and torch (pip install torch torchvision lightly).
+neighbours in time. Writes benchmarks/results/cpu_step.md. Needs lightly (pip install -e '.[benchmarks]').
 """
 import argparse
 import os
@@ -158,8 +158,8 @@ def main() -> None:
       setting = SETTINGS[name]
       ours, theirs, ratio = measure(method_name, setting, args.repeats)
       encoder, stem, side, batch = setting
-      lines.append(f'| {method_name} | {encoder}, {stem} stem | {side} | {batch} | {ours:.2f} | {theirs:.2f} | '
-                   f'{ratio:.2f} |')
+      lines.append(f'| {method_name} | {encoder}, {stem} stem | {side} | {batch} | {ours:.2f} '
+                   f'| {theirs:.2f} | {ratio:.2f} |')
       print(lines[-1], flush=True)
   if not args.only:
     RESULTS.write_text('\n'.join(lines) + '\n')

@@ -81,7 +81,8 @@ def main() -> None:
            f'Medians of {args.repeats}.', '', '| what | seconds | of the processor |',
            '| --- | ---: | ---: |',
            f'| first start | {first[0]:.1f} | {first[1]:.1f} |',
-           f'| second start | {second[0]:.1f} | {second[1]:.1f} |', f'| `import conic_jax` | {package:.2f} | |',
+           f'| second start | {second[0]:.1f} | {second[1]:.1f} |',
+           f'| `import conic_jax` | {package:.2f} | |',
            f'| `import conic_jax.api` | {api:.2f} | |']
   print('\n'.join(lines))
   RESULTS.write_text('\n'.join(lines) + '\n')
