@@ -15,7 +15,7 @@ from conic_jax.memories import instance_rows
 # The largest error allowed, as a share of the largest entry.
 TOLERANCES = {'float32': 1e-4, 'bfloat16': 3e-2, 'float16': 1e-2}
 # The momentum before the step that is checked, as a share of the rows.
-_MOVING = 0.01
+_MOVING = 1e-4
 NO_TORCH = 'PyTorch with CUDA is not installed'
 
 
@@ -47,8 +47,15 @@ def _reference(problem: head.Problem) -> dict[str, Any]:
   """What a step gives in float64."""
   loss, gradient, from_rest = head.reference(problem)
   momentum = (problem.rows - from_rest) / head.LR + head.MOMENTUM * _MOVING * problem.rows
-  return {'loss': loss, 'gradient of the features': gradient, 'rows': problem.rows - head.LR * momentum,
-          'momentum': momentum}
+  return _quantities(problem, loss, gradient, problem.rows - head.LR * momentum, momentum)
+
+
+def _quantities(problem: head.Problem, loss: Any, gradient: Any, rows: Any, momentum: Any) -> dict[str, Any]:
+  """What is compared; the gradient of rows outside the batch apart, as it is much smaller."""
+  before = problem.rows.astype(np.float64)
+  others = momentum - (head.MOMENTUM * _MOVING + head.WEIGHT_DECAY) * before
+  return {'loss': loss, 'gradient of the features': gradient, 'rows': rows, 'momentum': momentum,
+          "other rows' gradient": np.delete(others, problem.ids, axis=0)}
 
 
 def _first_step(problem: head.Problem, dtype: Any, device: Any, form: str) -> dict[str, Any]:
@@ -58,7 +65,7 @@ def _first_step(problem: head.Problem, dtype: Any, device: Any, form: str) -> di
   loss, gradient, (weights, momentum) = head.jax_variant(
     step, instance_rows.Rows(rows.weights, _MOVING * rows.weights), batch,
     lambda rows: jnp.stack([rows.weights[:count], rows.momentum[:count]])).first
-  return {'loss': loss, 'gradient of the features': gradient, 'rows': weights, 'momentum': momentum}
+  return _quantities(problem, loss, gradient, weights, momentum)
 
 
 def measure(report: Report, setting: Setting) -> None:

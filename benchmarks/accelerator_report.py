@@ -156,16 +156,22 @@ def _line(row: Row) -> str:
 
 
 def _draw(rows: list[Row], path: Path) -> bool:
-  """Bars of the errors, as shares of what is allowed, and of the ratios of times; False if there are none."""
+  """Bars of the largest error of each form and type and of the ratios of times; False if there are none."""
   drawn = [row for row in rows if row.ratio is not None and np.isfinite(row.ratio)]
-  errors = [row for row in drawn if row.part == CORRECTNESS]
+  largest: dict[str, Row] = {}
+  for row in drawn:
+    form = row.name.partition(':')[0]
+    if row.part == CORRECTNESS and (form not in largest or (row.ratio or 0) > (largest[form].ratio or 0)):
+      largest[form] = row
+  errors = list(largest.values())
   panels = [(title, part) for title, part in (
-    ('Error, as a share of what is allowed', errors),
+    ('Largest error, as a share of what is allowed', errors),
     ('Ratio of times', [row for row in drawn if row.part != CORRECTNESS])) if part]
   if not panels:
     return False
   with style.drawing():
-    figure = Figure(figsize=(10, 1 + 0.25 * max(len(part) for _, part in panels)), layout='constrained')
+    most = max(len(part) for _, part in panels)
+    figure = Figure(figsize=(10, 1 + 0.25 * most), layout='constrained')
     for axis, (title, part) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
       names = [row.name if row.part == CORRECTNESS else f'{row.part}: {row.name}' for row in part]
       bars = axis.barh(range(len(part)), [row.ratio for row in part],
@@ -175,6 +181,6 @@ def _draw(rows: list[Row], path: Path) -> bool:
       axis.set_yticklabels(names)
       axis.axvline(1, color=style.GREY, linewidth=1)
       axis.margins(x=0.12)
-      axis.invert_yaxis()
+      axis.set_ylim(most - 0.5, -0.5)
     style.save(figure, path)
   return True

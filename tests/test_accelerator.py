@@ -7,6 +7,7 @@ import pytest
 from benchmarks import accelerator, accelerator_head, accelerator_step
 from conic_jax.hardware import topologies
 from conic_jax.losses import fused_negatives
+from conic_jax.memories import fused_sgd
 
 
 @pytest.fixture
@@ -31,7 +32,8 @@ def test_a_cpu_runs_all_parts_with_small_shapes(run):
   checked = {row[1] for row in rows if row[0] == 'correctness'}
   assert checked == {f'{form}, {dtype}: {quantity}' for form in ('xla', 'triton', 'mosaic')
                      for dtype in ('float32', 'bfloat16', 'float16')
-                     for quantity in ('loss', 'gradient of the features', 'rows', 'momentum')}
+                     for quantity in ('loss', 'gradient of the features', 'rows', 'momentum',
+                                      "other rows' gradient")}
   assert {row[0] for row in rows} == {'correctness', 'head', 'plan', 'step', 'input'}
   ratios = {row[1]: float(row[4]) for row in rows if row[4]}
   assert ratios['whole step to its encoder'] > 0
@@ -99,3 +101,16 @@ def test_nothing_starts_once_the_time_is_over(part, passed):
   report = accelerator.Report(seconds=-1)
   assert report.attempt(part, 'late', lambda: pytest.fail('started')) is None
   assert [(row.found, row.passed) for row in report.rows] == [('not measured', passed)]
+
+
+def test_rows_that_forget_their_momentum_are_wrong(monkeypatch):
+  kernel = fused_sgd.mosaic
+  monkeypatch.setattr(fused_sgd, 'mosaic', lambda weights, velocity, *inputs: kernel(
+    weights, 0 * velocity, *inputs))
+  monkeypatch.setattr(accelerator_head, 'TOLERANCES', {'float32': 1e-4})
+  report = accelerator.Report()
+  accelerator_head.check(report, accelerator.choose(jax.devices()[0], small=True))
+  assert not report.is_correct
+  failed = {row.name for row in report.rows if not row.passed}
+  assert "mosaic, float32: other rows' gradient" in failed
+  assert all(name.startswith('mosaic') for name in failed)
