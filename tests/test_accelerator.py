@@ -4,7 +4,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from benchmarks import accelerator, accelerator_head, accelerator_step
+from benchmarks import accelerator, accelerator_head, accelerator_step, head
 from conic_jax.hardware import topologies
 from conic_jax.losses import fused_negatives
 from conic_jax.memories import fused_sgd
@@ -94,6 +94,21 @@ def test_a_known_device_has_a_floor_and_a_plan(monkeypatch):
   assert set(ratios) == {('head', 'xla to its floor'), ('plan', 'head, xla')}
   # XLA's form moves more than the floor's bytes: the plan is the larger time.
   assert 1 < ratios['plan', 'head, xla'] < ratios['head', 'xla to its floor']
+
+
+def test_where_pytorch_has_a_gpu_it_takes_turns_with_the_head(monkeypatch):
+  """Here on the CPU, in the place of a GPU."""
+  pytest.importorskip('torch')
+  make = head.torch_variant
+  monkeypatch.setattr(accelerator_head, 'has_cuda_torch', lambda: True)
+  monkeypatch.setattr(head, 'torch_variant', lambda problem, metric_learning, device: make(
+    problem, metric_learning, {'cuda': 'cpu'}[device]))
+  report = accelerator.Report()
+  accelerator_head.measure(report, accelerator.choose(jax.devices()[0], small=True))
+  ratios = {row.name: row.ratio for row in report.rows if row.ratio is not None}
+  assert set(ratios) == {'xla to PyTorch'}
+  assert ratios['xla to PyTorch'] > 0
+  assert {row.name for row in report.rows} == {'xla', 'xla to PyTorch', 'head, xla', 'PyTorch'}
 
 
 @pytest.mark.parametrize(('part', 'passed'), [('head', True), ('correctness', False)])
