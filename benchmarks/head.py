@@ -17,7 +17,7 @@ import argparse
 import importlib.util
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,10 +54,12 @@ class Variant(NamedTuple):
     step: takes one step and waits for it.
     first: loss, gradient of the features and rows after one step.
     temporaries: bytes besides inputs and outputs, or None.
+    text: the compiled program; '' for torch's.
   """
   step: Callable[[], Any]
   first: tuple[Any, Any, Any]
   temporaries: int | None
+  text: str = ''
 
 
 def make_problem(instances: int, features: int, dim: int) -> Problem:
@@ -78,13 +80,30 @@ def jax_variant(step: Callable, state: Any, batch: tuple, rows_of: Callable[[Any
   def take():
     nonlocal state
     state, *_ = jax.block_until_ready(compiled(state, *batch))
-  return Variant(take, first, compiled.memory_analysis().temp_size_in_bytes)
+  return Variant(take, first, compiled.memory_analysis().temp_size_in_bytes, compiled.as_text() or '')
 
 
-def ours(problem: Problem, dtype: Any) -> Variant:
-  """The partitioned classifier, over all devices."""
-  mesh, count = meshes.make_mesh(), len(problem.rows)
-  softmax = partitioned.Softmax(count, TEMPERATURE, mesh, dtype)
+def ours(problem: Problem, dtype: Any, devices: Sequence[Any] | None = None, kernel: str = '') -> Variant:
+  """The partitioned classifier; see `partitioned_step`."""
+  count = len(problem.rows)
+  return jax_variant(*partitioned_step(problem, dtype, devices, kernel), lambda rows: rows.weights[:count])
+
+
+def partitioned_step(problem: Problem, dtype: Any, devices: Sequence[Any] | None = None,
+                     kernel: str = '') -> tuple[Callable, instance_rows.Rows, tuple]:
+  """A step of the partitioned classifier.
+
+  Args:
+    problem: the batch and the rows.
+    dtype: of the products.
+    devices: that the rows are split over; None for all.
+    kernel: as for `partitioned.Softmax`.
+
+  Returns:
+    The step, rows with momentum zero, and the batch, as for `jax_variant`.
+  """
+  mesh, count = meshes.make_mesh(devices=devices), len(problem.rows)
+  softmax = partitioned.Softmax(count, TEMPERATURE, mesh, dtype, kernel=kernel)
 
   def step(rows, features, ids):
     def loss_fn(features):
@@ -100,8 +119,7 @@ def ours(problem: Problem, dtype: Any) -> Variant:
   padded[:count] = problem.rows
   put = lambda x: jax.device_put(x, meshes.batch_sharding(mesh))
   rows = instance_rows.Rows(put(padded), put(np.zeros_like(padded)))
-  return jax_variant(step, rows, (put(problem.features), put(problem.ids)),
-                     lambda rows: rows.weights[:count])
+  return step, rows, (put(problem.features), put(problem.ids))
 
 
 def optax_variant(problem: Problem, dtype: Any) -> Variant:
@@ -123,11 +141,18 @@ def optax_variant(problem: Problem, dtype: Any) -> Variant:
   return jax_variant(step, (rows, optimizer.init(rows)), (features, ids), lambda state: state[0])
 
 
-def torch_variant(problem: Problem, metric_learning: bool) -> Variant:
-  """F.cross_entropy, or NormalizedSoftmaxLoss, with torch's SGD on the CPU."""
+def torch_precision(device: str) -> Any:
+  """torch's autocast: the 16-bit type that a GPU computes fast, and on the CPU none."""
   import torch  # pyright: ignore[reportMissingImports]
-  features = torch.tensor(problem.features, requires_grad=True)
-  ids = torch.tensor(problem.ids, dtype=torch.int64)
+  narrow = device == 'cuda' and torch.cuda.get_device_capability() < (8, 0)
+  return torch.autocast(device, torch.float16 if narrow else torch.bfloat16, enabled=device != 'cpu')
+
+
+def torch_variant(problem: Problem, metric_learning: bool, device: str = 'cpu') -> Variant:
+  """F.cross_entropy, or on the CPU NormalizedSoftmaxLoss, with torch's SGD; on 'cuda' in mixed precision."""
+  import torch  # pyright: ignore[reportMissingImports]
+  features = torch.tensor(problem.features, device=device, requires_grad=True)
+  ids = torch.tensor(problem.ids, dtype=torch.int64, device=device)
   if metric_learning:
     from pytorch_metric_learning.losses import (  # pyright: ignore[reportMissingImports]
       NormalizedSoftmaxLoss,
@@ -138,7 +163,7 @@ def torch_variant(problem: Problem, metric_learning: bool) -> Variant:
     rows, score = loss_fn.W, lambda: loss_fn(features, ids)
   else:
     transposed = False
-    rows = torch.nn.Parameter(torch.tensor(problem.rows))
+    rows = torch.nn.Parameter(torch.tensor(problem.rows, device=device))
     functional = torch.nn.functional
     score = lambda: functional.cross_entropy(
       functional.linear(features, functional.normalize(rows)) / TEMPERATURE, ids)
@@ -147,13 +172,14 @@ def torch_variant(problem: Problem, metric_learning: bool) -> Variant:
   def take():
     optimizer.zero_grad()
     features.grad = None
-    loss = score()
+    with torch_precision(device):
+      loss = score()
     loss.backward()
     optimizer.step()
-    return loss
+    return loss.item()  # Waits for the whole step.
   loss = take()
-  after = rows.detach().numpy().T if transposed else rows.detach().numpy()
-  first = loss.item(), features.grad.numpy().copy(), after.copy()
+  after = rows.detach().cpu().numpy().T if transposed else rows.detach().cpu().numpy()
+  first = loss, features.grad.cpu().numpy().copy(), after.copy()
   return Variant(take, first, None)
 
 

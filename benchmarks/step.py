@@ -15,11 +15,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from benchmarks.hardware import hardware
 from conic_jax import methods, optim
@@ -44,16 +47,25 @@ def make_batch(config, mesh, num_instances: int) -> dict:
     'flip': rng.random((batch, count)) < 0.5}, mesh)
 
 
-def measure(name: str, repeats: int) -> dict[str, object]:
-  """Times one setting.
+class Prepared(NamedTuple):
+  """A train step and what it takes.
 
-  Returns:
-    Medians in seconds, the median ratio, and what was timed.
+  Attributes:
+    step: (state, batch) -> (state, …), with its state donated.
+    state, batch: its arguments.
+    bare: value and gradient of the encoder alone on the batch's images.
+    num_views: images that the encoder sees.
   """
-  preset, batch_size, num_instances = SETTINGS[name]
-  config = load(f'configs/conic.py:{preset}')
-  config.batch_size = batch_size or config.batch_size
-  mesh, dtype = meshes.make_mesh(), meshes.compute_dtype('auto')
+  step: Any
+  state: Any
+  batch: dict
+  bare: Callable[[], Any]
+  num_views: int
+
+
+def prepare(config: Any, num_instances: int, mesh: Mesh) -> Prepared:
+  """The train step of a config for N instances, on noise."""
+  dtype = meshes.compute_dtype('auto', mesh.devices.flat[0])
   method = methods.make(config, num_instances, mesh, dtype)
   optimizer = optim.make_optimizer(config.optimizer)
   init = lambda: train_step.init_state(method, optimizer, 0, dtype)
@@ -76,6 +88,20 @@ def measure(name: str, repeats: int) -> dict[str, object]:
         {'params': params, 'batch_stats': batch_stats}, images, mode='batch', mutable=['batch_stats'])
       return features.mean(), new
     return jax.value_and_grad(loss, has_aux=True)(params)
+  return Prepared(step, state, batch, lambda: bare(params, images), len(images))
+
+
+def measure(name: str, repeats: int) -> dict[str, object]:
+  """Times one setting.
+
+  Returns:
+    Medians in seconds, the median ratio, and what was timed.
+  """
+  preset, batch_size, num_instances = SETTINGS[name]
+  config = load(f'configs/conic.py:{preset}')
+  config.batch_size = batch_size or config.batch_size
+  prepared = prepare(config, num_instances, meshes.make_mesh())
+  state = prepared.state
 
   def timed(function):
     start = time.perf_counter()
@@ -84,14 +110,14 @@ def measure(name: str, repeats: int) -> dict[str, object]:
 
   times = {'step': [], 'bare': []}
   for repeat in range(repeats + 1):
-    seconds, (state, *_) = timed(lambda state=state: step(state, batch))
-    bare_seconds, _ = timed(lambda: bare(params, images))
+    seconds, (state, *_) = timed(lambda state=state: prepared.step(state, prepared.batch))
+    bare_seconds, _ = timed(prepared.bare)
     if repeat:  # The first of each compiles.
       times['step'].append(seconds)
       times['bare'].append(bare_seconds)
   ratios = np.divide(times['step'], times['bare'])
-  return {'setting': name, 'encoder': config.encoder.name, 'views': len(images),
-          'size': config.views.size, 'instances': num_instances, 'dtype': jnp.dtype(dtype).name,
+  return {'setting': name, 'encoder': config.encoder.name, 'views': prepared.num_views,
+          'size': config.views.size, 'instances': num_instances, 'dtype': meshes.compute_dtype('auto').name,
           'repeats': repeats, 'step_seconds': float(np.median(times['step'])),
           'bare_seconds': float(np.median(times['bare'])), 'time_ratio': float(np.median(ratios))}
 

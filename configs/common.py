@@ -266,7 +266,10 @@ def finetune(**given) -> ConfigDict:
 
 def pretraining(method: str) -> ConfigDict:
   """Settings of every pretraining; each config then states its paper's values and adds its own fields."""
-  config = ConfigDict({**run(method=method), **length(), **hardware(), **reports()})
+  config = ConfigDict({
+    **run(method=method), **length(), **hardware(),
+    'kernels': True,              # Pallas kernels for the softmax where they serve; False is XLA everywhere
+    **reports()})
   config.data, config.sampler, config.views = data(), sampler(), views()
   config.encoder, config.head, config.optimizer = encoder(), head(), optimizer()
   config.checkpoint, config.probe = checkpoint(), probe()

@@ -181,6 +181,7 @@ FIELDS: dict[str, dict[str, Field]] = {
     'minutes': Field(NOT_NEGATIVE, 'time for open epochs (auto); 0 is no limit'),
     'max_steps': Field(at_least(0), 'stop after this many steps; 0 runs all'),
     'dtype': Field(one_of('auto', 'float32', 'bfloat16', 'float16'), 'compute type; auto suits the device'),
+    'kernels': Field(FLAG, 'Pallas kernels for the softmax where they serve; false: XLA everywhere'),
     'log_every': Field(at_least(1), 'steps between two reports'),
     'knn_every': Field(at_least(0), 'epochs between online kNN evaluations; 0 is never'),
     'figures': Field(FLAG, 'draw curves, neighbours and a map of the features at the end'),

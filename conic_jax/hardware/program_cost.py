@@ -3,8 +3,8 @@
 XLA's own cost analysis counts the body of a loop once and does not see into a GPU's library calls; here a
 body counts as often as it runs, and all backends are read alike. A kernel's bytes are what it reads and
 writes of the device's memory: of an operand that it only slices, through fusions within fusions, the slices;
-of an array updated in place, the update. Of a conditional one branch runs: the cheapest and the dearest are
-both at hand.
+of an array updated in place, the update. A Pallas kernel's products and bytes are those that it states. Of a
+conditional one branch runs: the cheapest and the dearest are both at hand.
 """
 import collections
 import dataclasses
@@ -39,6 +39,9 @@ _FREE = {'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'whil
          'opt-barrier', 'domain', 'add-dependency'}
 # Calls of the compiler's own that move nothing.
 _FREE_CALLS = {'AllocateBuffer', 'AssumeGatherIndicesInBound', 'ConcatBitcast'}
+# Where the calls of Pallas kernels state their cost, a JSON object of numbers as texts.
+_STATED_COSTS = {'__gpu$xla.gpu.triton': re.compile(r'serialized_metadata = "(\{[^}]*\})"'),
+                 'tpu_custom_call': re.compile(r'"cost_estimate":(\{[^}]*\})')}
 _VIEWS = {'dynamic-slice', 'slice', 'gather'}
 _IN_PLACE = {'dynamic-update-slice', 'scatter'}
 # Every entry of their result may need every entry of their operands.
@@ -184,6 +187,9 @@ def _flops(instruction: Instruction, computation: Computation,
     return sum(half for half, _ in parts), sum(single for _, single in parts)
   name = _target(instruction)
   operands = [computation[operand].shape for operand in instruction.operands]
+  if stated := _stated_cost(instruction):
+    half = any(array.kind in _SIXTEEN_BIT for shape in operands for array in arrays(shape))
+    return (stated['flops'], 0) if half else (0, stated['flops'])
   if instruction.opcode == 'dot' or name.startswith('__cublas$'):
     flops = _dot_flops(instruction, operands)
   elif instruction.opcode == 'convolution' or name.startswith('__cudnn$conv'):
@@ -192,6 +198,15 @@ def _flops(instruction: Instruction, computation: Computation,
     return 0, 0
   half = next(arrays(operands[0])).kind in _SIXTEEN_BIT
   return (flops, 0) if half else (0, flops)
+
+
+def _stated_cost(instruction: Instruction) -> dict[str, float]:
+  """What a Pallas kernel says that it costs: 'flops' and 'bytes_accessed'; {} for all else."""
+  pattern = _STATED_COSTS.get(_target(instruction))
+  found = pattern and pattern.search(instruction.attributes)
+  cost = json.loads(found.group(1).replace(r'\22', '"')) if found else {}
+  names = 'flops', 'bytes_accessed'
+  return {name: float(cost[name]) for name in names} if cost.keys() >= set(names) else {}
 
 
 def _dot_flops(instruction: Instruction, operands: list[str]) -> float:
@@ -257,6 +272,8 @@ def _bytes_moved(instruction: Instruction, computation: Computation,
   shapes = [computation[name].shape for name in instruction.operands]
   if _target(instruction) in _FREE_CALLS:
     return 0
+  if stated := _stated_cost(instruction):
+    return stated['bytes_accessed']
   if instruction.opcode.endswith('-done'):  # Completes a copy, a slice or a collective.
     started = computation[instruction.operands[0]]
     source = size(computation[started.operands[0]].shape)

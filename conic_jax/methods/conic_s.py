@@ -17,6 +17,7 @@ from conic_jax.memories import window
 from conic_jax.memories.instance_rows import Classified
 from conic_jax.memories.windowed_rows import STORES, WindowedRows
 from conic_jax.methods.instance import InstanceMethod, mean_weights, rows_sgd
+from conic_jax.methods.method import softmax_kernel
 
 
 class ConICS(InstanceMethod):
@@ -29,7 +30,7 @@ class ConICS(InstanceMethod):
     # The window includes an image's own class: its negatives are the N′ − 1 others.
     beta = settings.beta or (num_instances - 1) / max(1, settings.window - 1)
     softmax = partitioned.Softmax(settings.window, config.temperature, mesh, dtype, negative_weight=beta,
-                                  chunk_size=settings.chunk_size)
+                                  chunk_size=settings.chunk_size, kernel=softmax_kernel(config))
     super().__init__(config, num_instances, mesh, dtype, alpha=alpha, softmax=softmax)
     self.memories = {'window': WindowedRows(softmax, rows_sgd(settings), num_instances, self.dim,
                                             settings.store, config.batch_size, config.seed)}

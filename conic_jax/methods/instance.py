@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from conic_jax import losses
 from conic_jax.losses import partitioned
 from conic_jax.memories.instance_rows import Classified, InstanceRows, RowsSgd
-from conic_jax.methods.method import Aux, Method
+from conic_jax.methods.method import Aux, Method, softmax_kernel
 from conic_jax.methods.network import Network, merge_views
 from conic_jax.views import Views
 
@@ -52,7 +52,8 @@ class InstanceMethod(Method):
     self.alpha, self.alpha_pace = alpha, config.get('alpha_pace', 0.0)
     settings = config.classifier
     self.softmax = softmax or partitioned.Softmax(num_instances, config.temperature, mesh, dtype,
-                                                  chunk_size=settings.chunk_size)
+                                                  chunk_size=settings.chunk_size,
+                                                  kernel=softmax_kernel(config))
     self.chance = 'loss_instance', self.softmax.chance_loss
     self.num_instances, self.mesh, self.dtype = num_instances, mesh, dtype
     self.memories = {

@@ -19,7 +19,7 @@ from conic_jax import losses
 from conic_jax.errors import UserError
 from conic_jax.losses import nce, partitioned
 from conic_jax.memories.bank import Bank, Normaliser
-from conic_jax.methods.method import Aux, Method
+from conic_jax.methods.method import Aux, Method, softmax_kernel
 from conic_jax.methods.network import Network
 from conic_jax.views import Views
 
@@ -32,7 +32,8 @@ class InstDisc(Method):
     self.views = (Views(**config.views),)
     self.bank = Bank(num_instances, config.head.features, config.bank.momentum, mesh)
     self.memories = {'bank': self.bank}
-    self.softmax = partitioned.Softmax(num_instances, config.temperature, mesh, dtype)
+    self.softmax = partitioned.Softmax(num_instances, config.temperature, mesh, dtype,
+                                       kernel=softmax_kernel(config))
     self.noise = None
     self.chance = None if config.loss.name == 'nce' else ('loss', math.log(num_instances))
     if config.loss.name == 'nce':

@@ -42,6 +42,11 @@ class InitialPass:
   finish: Callable[[Any, Any], Any]
 
 
+def softmax_kernel(config: Any) -> str:
+  """`Softmax.kernel` for `config.kernels`: '' for what suits the device, 'xla' without kernels."""
+  return '' if config.get('kernels', True) else 'xla'
+
+
 class Method(abc.ABC):
   """A way to learn without labels: the views of an image, a loss, and the memories.
 

@@ -18,7 +18,7 @@ from conic_jax.memories import instance_rows
 from conic_jax.memories.hardest_table import HardestTable
 from conic_jax.memories.instance_rows import Classified
 from conic_jax.methods.instance import InstanceMethod, mean_weights
-from conic_jax.methods.method import InitialPass
+from conic_jax.methods.method import InitialPass, softmax_kernel
 from conic_jax.methods.network import merge_views
 from conic_jax.run.state import TrainState
 
@@ -102,5 +102,6 @@ def make(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype) -> OneMi
     raise UserError(f'config.classifier.drawn is {drawn}: of {num_instances} classes as many can be drawn, '
                     'and 0 takes all of them.')
   softmax = partitioned.Softmax(num_instances, config.temperature, mesh, dtype, smoothing=alpha,
-                                num_drawn=drawn, chunk_size=config.classifier.chunk_size)
+                                num_drawn=drawn, chunk_size=config.classifier.chunk_size,
+                                kernel=softmax_kernel(config))
   return OneMillion(config, num_instances, mesh, dtype, softmax)

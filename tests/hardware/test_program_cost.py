@@ -302,6 +302,39 @@ ENTRY %main (a: f16[4,8], b: f16[8,2]) -> f16[4,2] {
   assert program_cost.analyse(text).bytes_accessed == 2 * (4 * 8 + 8 * 2 + 4 * 2)
 
 
+PALLAS = '''HloModule m
+ENTRY %main (a: f32[512,128], b: {kind}[64,128]) -> f32[64,128] {{
+  %a = f32[512,128]{{1,0}} parameter(0)
+  %b = {kind}[64,128]{{1,0}} parameter(1)
+  %call = (f32[64]{{0}}, f32[64,128]{{1,0}}) custom-call(%a, %b), custom_call_target={target}
+  ROOT %out = f32[64,128]{{1,0}} get-tuple-element(%call), index=1
+}}
+'''
+TRITON = (r'"__gpu$xla.gpu.triton", backend_config={debug = false, grid_x = 4 : i32, ir = "ML\EF\22}", '
+          r'name = "negatives", num_warps = 8 : i32, serialized_metadata = "{\22flops\22: \2216777216\22, '
+          r'\22bytes_accessed\22: \221081344\22}"}')
+MOSAIC = ('"tpu_custom_call", frontend_attributes={kernel_metadata={}}, backend_config={"custom_call_config":'
+          '{"body":"TUzvUg==","cost_estimate":{"flops":"16777216","transcendentals":"32768",'
+          '"bytes_accessed":"1081344","remote_bytes_transferred":"0"},"needs_layout_passes":true}}')
+
+
+@pytest.mark.parametrize('target', [TRITON, MOSAIC], ids=['triton', 'mosaic'])
+@pytest.mark.parametrize(('kind', 'half'), [('bf16', True), ('f16', True), ('f32', False)])
+def test_a_pallas_kernel_costs_what_it_states(target, kind, half):
+  kernel, = program_cost.analyse(PALLAS.format(kind=kind, target=target)).kernels
+  assert (kernel.half_flops, kernel.single_flops) == ((2 ** 24, 0) if half else (0, 2 ** 24))
+  assert kernel.bytes == 1081344
+
+
+@pytest.mark.parametrize('target', [
+  TRITON.replace('serialized_metadata', 'other'), MOSAIC.replace('cost_estimate', 'other'),
+  MOSAIC.replace('flops', 'other'), TRITON.replace('__gpu$xla.gpu.triton', 'other')])
+def test_a_kernel_that_states_no_cost_moves_its_operands_and_results(target):
+  kernel, = program_cost.analyse(PALLAS.format(kind='f32', target=target)).kernels
+  assert kernel.half_flops == kernel.single_flops == 0
+  assert kernel.bytes == 4 * (512 * 128 + 64 * 128 + 64 + 64 * 128)
+
+
 # ---- Choices ------------------------------------------------------------------------------------
 
 

@@ -57,11 +57,12 @@ def test_a_run_older_than_inventories_gets_one(begun):
 
 
 def test_changed_settings_are_listed_and_go_on(begun, capsys):
-  begun.temperature, begun.views.hue = 0.2, 0.3
+  begun.temperature, begun.views.hue, begun.kernels = 0.2, 0.3, False
   training.pretrain(begun)
   told = [line for line in capsys.readouterr().out.splitlines() if line.startswith('Changed since')]
   assert len(told) == 1
-  assert told[0].endswith('config.max_steps 3 → 0, config.temperature 0.1 → 0.2, config.views.hue 0.2 → 0.3.')
+  assert told[0].endswith('config.kernels True → False, config.max_steps 3 → 0, config.temperature 0.1 → '
+                          '0.2, config.views.hue 0.2 → 0.3.')
   assert max(losses_by_step(begun.run)) == 6
 
 
