@@ -24,6 +24,7 @@ from conic_jax.run.state import TrainState
 
 PRIORS = ('none', 'running', 'frozen')
 TABLES = ('auto', 'epoch', 'batch')
+SEARCHES = ('exact', 'approximate')
 # Up to this many images 'auto' tabulates the hardest classes of all: N × K ids, and N² cosines an epoch.
 _MOST_FOR_A_TABLE = 10 ** 8
 
@@ -48,7 +49,8 @@ class OneMillion(InstanceMethod):
     if self.prior.batch_norm != 'none':
       self.initial_pass = InitialPass(self.write_rows, self.after_pass)
     if softmax.smoothing and table == 'epoch':
-      self.memories = {**self.memories, 'hardest': HardestTable(num_instances, self.num_hardest, mesh)}
+      seed = config.seed if config.smoothing.search == 'approximate' else None
+      self.memories = {**self.memories, 'hardest': HardestTable(num_instances, self.num_hardest, mesh, seed)}
 
   def classify(self, params, memories, features, batch, rng):
     count = len(features) // len(batch['id'])
@@ -90,6 +92,9 @@ def make(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype) -> OneMi
                     f"{', '.join(PRIORS)}.")
   if config.smoothing.table not in TABLES:
     raise UserError(f"config.smoothing.table is '{config.smoothing.table}'; available: {', '.join(TABLES)}.")
+  if config.smoothing.search not in SEARCHES:
+    raise UserError(f"config.smoothing.search is '{config.smoothing.search}'; available: "
+                    f"{', '.join(SEARCHES)}.")
   if not 0 <= alpha < 1:
     raise UserError(f'config.smoothing.alpha is {alpha}; it must be at least 0 (no smoothing) and below 1.')
   if alpha and drawn:
