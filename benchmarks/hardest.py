@@ -2,11 +2,11 @@
 
   python -m benchmarks.hardest [--instances 131072] [--repeats 1] [--json FILE]
 
-The rows have D = 128 coordinates, drawn with standard deviations 1/√i for i = 1, 2, …, as the
-spectra of learned features fall, and then unit norm. *Spread* rows are only that, which is the hard case. *Clustered*
-rows are a class's centre plus such a draw; there are N/400 classes, each a draw plus the centre of one of 20
-groups. *Moved* is the exact table of the clustered rows from before they moved, as if it were kept for another
-epoch: half of a unit draw is added to each row, which turns it by about 27°.
+The rows have D = 128 coordinates, drawn with standard deviations 1/√i for i = 1, 2, …, as the spectra of
+learned features fall, and then unit norm. *Spread* rows are only that, which is the hard case. *Clustered*
+rows are a class's centre plus such a draw; there are N/400 classes, each a draw plus the centre of one of
+20 groups. *Moved* is the exact table of the clustered rows from before they moved, as if it were kept for
+another epoch: half of a unit draw is added to each row, which turns it by about 27°.
 
 The mass of found classes is their Σ e^{cosine/τ}, τ = 0.15, over that of the exact K = 100; recall is the
 share of the exact that is found. Both are means over 2,048 rows. Times are of whole tables, compiled before;

@@ -73,9 +73,10 @@ def products(num_instances: int, num_cells: int) -> int:
 def in_order(vectors: jax.Array) -> jax.Array:
   """Vectors [C, D], C a power of two, ordered so that near ones are near in the order.
 
-  Groups are halved at the median along their first principal direction, until one vector is left in each.
+  Groups are halved at the median along their first principal direction, until one vector is left in each. The
+  power iteration starts near the direction of the group before the cut, whose sign it keeps.
   """
-  groups = vectors[None]
+  groups, direction = vectors[None], jnp.zeros_like(vectors[:1])
   while groups.shape[1] > 1:
     centred = groups - groups.mean(axis=1, keepdims=True)
 
@@ -83,10 +84,11 @@ def in_order(vectors: jax.Array) -> jax.Array:
       along = jnp.einsum('gsd,gd->gs', centred, direction)
       return normalise(jnp.einsum('gs,gsd->gd', along, centred))
 
-    direction = jax.lax.fori_loop(0, _POWER_STEPS, power_step, normalise(centred[:, 0]))
+    direction = jax.lax.fori_loop(0, _POWER_STEPS, power_step, normalise(direction + centred[:, 0] / 2))
     order = jnp.argsort(jnp.einsum('gsd,gd->gs', centred, direction), axis=1)
     groups = jnp.take_along_axis(groups, order[:, :, None], axis=1)
     groups = groups.reshape(-1, groups.shape[1] // 2, groups.shape[2])
+    direction = jnp.repeat(direction, 2, axis=0)
   return groups[:, 0]
 
 

@@ -1,7 +1,8 @@
 """The hardest classes by an approximate search: each row meets a sixth of the others, those most like it.
 
 Rows are sorted by their cell of a k-means and cut into tiles of 128. A tile's rows are compared, as dense
-products, with those of the sixth of all tiles whose means are nearest to them. `hardest.table` is the reference.
+products, with those of the sixth of all tiles whose means are nearest to them. The exact search of
+`hardest.table` is the reference.
 """
 from typing import NamedTuple
 
@@ -123,7 +124,7 @@ def _search(rows, ids, order, plan, mesh):
 
   def chunk(index, best):
     names = index * size + jnp.arange(size)
-    places = (names[:, None] * _TILE + jnp.arange(_TILE)).reshape(-1)
+    places = (names[:, None] * _TILE + jnp.arange(_TILE)[None]).reshape(-1)
     held = local_rows.take(rows, local_rows.local_places(places, first * _TILE, len(rows)))
     keys = jax.lax.psum(held, mesh.axis_names).reshape(size, _TILE, -1)
     key_ids = order.at[places].get(mode='fill', fill_value=plan.num_instances).reshape(size, _TILE)
