@@ -1,6 +1,6 @@
 """The approximate search for the hardest classes against the exact one.
 
-  python -m benchmarks.hardest [--instances 131072] [--repeats 1] [--json FILE]
+  python -m benchmarks.hardest [--instances 65536] [--repeats 1] [--json FILE]
 
 The rows have D = 128 coordinates, drawn with standard deviations 1/√i for i = 1, 2, …, as the spectra of
 learned features fall, and then unit norm. *Spread* rows are only that, which is the hard case. *Clustered*
@@ -98,7 +98,7 @@ def measure(num_instances: int, repeats: int
 def main() -> None:
   """Measures, prints and writes the table."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--instances', type=int, default=131_072, help='N, a multiple of the devices')
+  parser.add_argument('--instances', type=int, default=65_536, help='N, a multiple of the devices')
   parser.add_argument('--repeats', type=int, default=1)
   parser.add_argument('--json', type=Path, help='write the figures there too')
   args = parser.parse_args()
