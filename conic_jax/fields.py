@@ -269,6 +269,7 @@ FIELDS: dict[str, dict[str, Field]] = {
     'k': Field(at_least(1), 'hardest classes per image'),
     'table': Field(one_of('auto', 'epoch', 'batch'),
                    'found per epoch for all, or per batch; auto: batch above 10⁸ images'),
+    'search': Field(one_of('exact', 'approximate'), 'of the table of an epoch; approximate costs a fifth'),
   },
   'prior': {
     'batch_norm': Field(one_of('none', 'running', 'frozen'), "of the prior's network; none for random rows"),

@@ -28,7 +28,7 @@ _COLUMNS_AT_ONCE = 12
 _FEW = (0, 8, 32)
 
 
-class _Best(NamedTuple):
+class Best(NamedTuple):
   """The K best keys of each query so far, [Q, K] each: cosines in descending order, and ids."""
   cosines: jax.Array
   ids: jax.Array
@@ -61,7 +61,7 @@ def table(weights: jax.Array, *, num_instances: int, k: int, mesh: Mesh,
   Source: One-Million, Eq. 2.
   """
   chex.assert_rank(weights, 2)
-  _check(k, num_instances)
+  check(k, num_instances)
 
   def local(weights):
     first = local_rows.first_row(len(weights), mesh)
@@ -70,11 +70,11 @@ def table(weights: jax.Array, *, num_instances: int, k: int, mesh: Mesh,
 
     def chunk(index, best):
       ids = index * size + jnp.arange(size, dtype=jnp.int32)
-      keys = jax.lax.psum(_rows_of(ids, weights, first).astype(dtype), mesh.axis_names)
+      keys = jax.lax.psum(unit_rows(ids, weights, first).astype(dtype), mesh.axis_names)
       return _absorb(best, weights, classes, keys, ids, num_instances, block)
 
     block = _block_size(num_instances, mesh)
-    best = _nothing(len(weights), k, block, mesh)
+    best = nothing(len(weights), k, block, mesh)
     return jax.lax.fori_loop(0, -(-num_instances // size), chunk, best).ids[:len(weights)]
 
   spec = split(mesh)
@@ -106,36 +106,37 @@ def for_batch(weights: jax.Array, ids: jax.Array, *, num_instances: int, k: int,
   Source: One-Million, Eq. 2.
   """
   chex.assert_rank([weights, ids], [2, 1])
-  _check(k, num_instances)
+  check(k, num_instances)
   axes = mesh.axis_names
 
   def local(weights, ids):
     first = local_rows.first_row(len(weights), mesh)
     everyones = jax.lax.all_gather(ids, axes, tiled=True)
-    queries = jax.lax.psum(_rows_of(everyones, weights, first), axes)
+    queries = jax.lax.psum(unit_rows(everyones, weights, first), axes)
     size = _chunk_size(len(weights))
 
     def chunk(index, best):
       classes = first + index * size + jnp.arange(size, dtype=jnp.int32)
-      keys = _rows_of(classes, weights, first).astype(dtype)
+      keys = unit_rows(classes, weights, first).astype(dtype)
       end = jnp.minimum(first + len(weights), num_instances)
       return _absorb(best, queries, everyones, keys, classes, end, block)
 
     block = _block_size(len(everyones), mesh)
-    best = _nothing(len(everyones), k, block, mesh)
+    best = nothing(len(everyones), k, block, mesh)
     best = jax.lax.fori_loop(0, -(-len(weights) // size), chunk, best)
 
     def exchange(entries):
       by_share = entries[:len(everyones)].reshape(mesh.size, len(ids), k)
       by_device = jax.lax.all_to_all(by_share, axes, 0, 0)
       return by_device.swapaxes(0, 1).reshape(len(ids), -1)
-    return _largest_of(_Best(*map(exchange, best)), k).ids
+    return _largest_of(Best(*map(exchange, best)), k).ids
 
   spec = split(mesh)
   return jax.shard_map(local, mesh=mesh, in_specs=(spec, spec), out_specs=spec)(weights, ids)
 
 
-def _check(k, num_instances):
+def check(k: int, num_instances: int) -> None:
+  """Raises a UserError if K is not in [1, N − 1]."""
   if not 1 <= k < num_instances:
     raise UserError(f'config.smoothing.k is {k}, but of {num_instances} images each has '
                     f'{num_instances - 1} others: set config.smoothing.k to a number from 1 to that.')
@@ -152,15 +153,15 @@ def _block_size(num_queries, mesh):
   return min(64 if mesh.devices.flat[0].platform == 'cpu' else 1024, num_queries)
 
 
-def _rows_of(ids, weights, first):
+def unit_rows(ids: jax.Array, weights: jax.Array, first: jax.Array) -> jax.Array:
   """Unit rows [M, D] of these ids; zero if another device holds them."""
   return normalise(local_rows.take(weights, local_rows.local_places(ids, first, len(weights))))
 
 
-def _nothing(num_queries, k, block, mesh):
+def nothing(num_queries: int, k: int, block: int, mesh: Mesh) -> Best:
   """Results before any key, for whole blocks of queries."""
   shape = (-(-num_queries // block) * block, k)
-  nothing = _Best(jnp.full(shape, -jnp.inf), jnp.zeros(shape, jnp.int32))
+  nothing = Best(jnp.full(shape, -jnp.inf), jnp.zeros(shape, jnp.int32))
   return jax.lax.pcast(nothing, mesh.axis_names, to='varying')
 
 
@@ -169,28 +170,32 @@ def _absorb(best, queries, query_ids, keys, key_ids, end, block):
   def step(index, best):
     start = index * block
     places = jnp.minimum(start + jnp.arange(block), len(queries) - 1)
-    precision = jax.lax.Precision.HIGHEST if keys.dtype == jnp.float32 else None
-    cosines = jax.lax.dot_general(
-      normalise(queries[places]).astype(keys.dtype), keys, (((1,), (1,)), ((), ())),
-      precision=precision, preferred_element_type=jnp.float32)
+    cosines = products(normalise(queries[places]).astype(keys.dtype), keys)
     excluded = (key_ids[None] == query_ids[places][:, None]) | (key_ids[None] >= end)
     old = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, block), best)
-    new = _merge(old, jnp.where(excluded, -jnp.inf, cosines), key_ids[0])
+    new = merge(old, jnp.where(excluded, -jnp.inf, cosines), key_ids)
     return jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, start, 0), best, new)
 
   return jax.lax.fori_loop(0, len(best.ids) // block, step, best)
 
 
-def _merge(best, cosines, first_key):
-  """The best of `best` and of the keys `first_key`, `first_key` + 1, … with these cosines [Q, C]."""
+def products(queries: jax.Array, keys: jax.Array) -> jax.Array:
+  """Cosines of unit rows, float32 [Q, C]; float32 factors are not rounded."""
+  precision = jax.lax.Precision.HIGHEST if keys.dtype == jnp.float32 else None
+  return jax.lax.dot_general(queries, keys, (((1,), (1,)), ((), ())),
+                             precision=precision, preferred_element_type=jnp.float32)
+
+
+def merge(best: Best, cosines: jax.Array, key_ids: jax.Array) -> Best:
+  """The best of `best` and of the keys of these ids [C] with these cosines [Q, C]; the first among equals."""
   k = best.ids.shape[1]
 
   def with_at_most(count, best, cosines):
     if not count:
       return best
     largest, places = _largest(cosines, count)
-    return _largest_of(_Best(jnp.concatenate([best.cosines, largest], axis=1),
-                             jnp.concatenate([best.ids, first_key + places], axis=1)), k)
+    return _largest_of(Best(jnp.concatenate([best.cosines, largest], axis=1),
+                             jnp.concatenate([best.ids, key_ids[places]], axis=1)), k)
 
   counts = [*(few for few in _FEW if few < k), min(k, cosines.shape[1])]
   entering = jnp.max(jnp.sum(cosines > best.cosines[:, -1:], axis=1))
@@ -201,7 +206,7 @@ def _merge(best, cosines, first_key):
 def _largest_of(candidates, k):
   """The K best of each row's candidates; the first ones among equals."""
   cosines, places = jax.lax.top_k(candidates.cosines, k)
-  return _Best(cosines, jnp.take_along_axis(candidates.ids, places, axis=1))
+  return Best(cosines, jnp.take_along_axis(candidates.ids, places, axis=1))
 
 
 def _largest(values, count):

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from conic_jax.hardware.mesh import split
-from conic_jax.losses import hardest
+from conic_jax.losses import hardest, hardest_tiles
 from conic_jax.memories.instance_rows import padded_rows
 from conic_jax.memories.memory import Memory
 
@@ -18,11 +18,13 @@ class HardestTable(Memory):
   Attributes:
     num_instances: N; k: K.
     mesh: the mesh that rows and table are split over.
+    seed: of the approximate search; None for the exact one.
     rows: the name of the memory that holds the rows.
   """
   num_instances: int
   k: int
   mesh: Mesh
+  seed: int | None = None
   rows: str = 'rows'
   prepares_epochs = True
 
@@ -32,8 +34,11 @@ class HardestTable(Memory):
     return jnp.zeros((padded_rows(self.num_instances, self.mesh.size), self.k), jnp.int32)
 
   def before_epoch(self, memories, name):
-    return hardest.table(memories[self.rows].weights, num_instances=self.num_instances, k=self.k,
-                         mesh=self.mesh)
+    weights = memories[self.rows].weights
+    sizes = {'num_instances': self.num_instances, 'k': self.k, 'mesh': self.mesh}
+    if self.seed is None:
+      return hardest.table(weights, **sizes)
+    return hardest_tiles.table(weights, **sizes, key=jax.random.key(self.seed))
 
   def partition_rules(self):
     return (('', split(self.mesh)),)

@@ -24,6 +24,7 @@ from conic_jax.run.state import TrainState
 
 PRIORS = ('none', 'running', 'frozen')
 TABLES = ('auto', 'epoch', 'batch')
+SEARCHES = ('exact', 'approximate')
 # Up to this many images 'auto' tabulates the hardest classes of all: N × K ids, and N² cosines an epoch.
 _MOST_FOR_A_TABLE = 10 ** 8
 
@@ -42,13 +43,12 @@ class OneMillion(InstanceMethod):
   def __init__(self, config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype,
                softmax: partitioned.Softmax):
     super().__init__(config, num_instances, mesh, dtype, alpha=0.0, softmax=softmax)
-    self.prior, self.num_hardest, table = config.prior, config.smoothing.k, config.smoothing.table
-    if table == 'auto':
-      table = 'epoch' if num_instances <= _MOST_FOR_A_TABLE else 'batch'
+    self.prior, self.num_hardest = config.prior, config.smoothing.k
     if self.prior.batch_norm != 'none':
       self.initial_pass = InitialPass(self.write_rows, self.after_pass)
-    if softmax.smoothing and table == 'epoch':
-      self.memories = {**self.memories, 'hardest': HardestTable(num_instances, self.num_hardest, mesh)}
+    if softmax.smoothing and _has_table(config, num_instances):
+      seed = config.seed if config.smoothing.search == 'approximate' else None
+      self.memories = {**self.memories, 'hardest': HardestTable(num_instances, self.num_hardest, mesh, seed)}
 
   def classify(self, params, memories, features, batch, rng):
     count = len(features) // len(batch['id'])
@@ -78,6 +78,12 @@ class OneMillion(InstanceMethod):
     return state if self.prior.keep_statistics else state.replace(batch_stats=initial)
 
 
+def _has_table(config, num_instances):
+  """Whether the hardest classes are found for all images at the start of an epoch."""
+  table = config.smoothing.table
+  return table == 'epoch' or (table == 'auto' and num_instances <= _MOST_FOR_A_TABLE)
+
+
 def make(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype) -> OneMillion:
   """Creates the method from `config`.
 
@@ -90,6 +96,12 @@ def make(config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype) -> OneMi
                     f"{', '.join(PRIORS)}.")
   if config.smoothing.table not in TABLES:
     raise UserError(f"config.smoothing.table is '{config.smoothing.table}'; available: {', '.join(TABLES)}.")
+  if config.smoothing.search not in SEARCHES:
+    raise UserError(f"config.smoothing.search is '{config.smoothing.search}'; available: "
+                    f"{', '.join(SEARCHES)}.")
+  if config.smoothing.search == 'approximate' and not _has_table(config, num_instances):
+    raise UserError("config.smoothing.search is 'approximate', but the hardest classes are found for each "
+                    "batch, exactly: set it to 'exact', or config.smoothing.table to 'epoch'.")
   if not 0 <= alpha < 1:
     raise UserError(f'config.smoothing.alpha is {alpha}; it must be at least 0 (no smoothing) and below 1.')
   if alpha and drawn:

@@ -4,7 +4,7 @@ import pytest
 from support import refuses
 
 from conic_jax import losses
-from conic_jax.losses import hardest, known_gradient, nce, negatives, partitioned, smoothing
+from conic_jax.losses import hardest, hardest_tiles, known_gradient, nce, negatives, partitioned, smoothing
 
 
 @pytest.mark.parametrize(('function', 'shapes'), [
@@ -35,4 +35,5 @@ def test_wrong_shapes_over_a_mesh(mesh8):
   refuses(lambda *arrays: partitioned.scores(*arrays, softmax), (64, 3), (8, 3), (16,))
   refuses(lambda *arrays: nce.nce(*arrays, key, noise), (64, 3), (8, 3), (8,), (16,), ())
   refuses(lambda weights: hardest.table(weights, **known), (64,))
+  refuses(lambda weights: hardest_tiles.table(weights, **known, key=key), (64,))
   refuses(lambda *arrays: hardest.for_batch(*arrays, **known), (64, 3), (8, 1))

@@ -14,6 +14,7 @@ from conic_jax import losses, methods
 from conic_jax.data import pipeline
 from conic_jax.errors import Stopped, UserError
 from conic_jax.hardware import mesh as meshes
+from conic_jax.losses import hardest_tiles
 from conic_jax.pretraining import train_step, training
 from conic_jax.run.session import Session
 from conic_jax.run.signals import StopRequest
@@ -107,6 +108,21 @@ def test_an_epoch_begins_with_the_hardest_classes_of_its_rows(config):
   np.testing.assert_array_equal(by_batch.scores.loss, by_epoch.scores.loss)
 
 
+def test_an_epoch_can_begin_with_an_approximate_search(config, monkeypatch):
+  """Of few rows it finds the hardest too: one tile holds them all."""
+  method, _, _, after = run_pass(config)
+  config.smoothing.search = 'approximate'
+  approximate = methods.make(config, 48, method.mesh, jnp.dtype(jnp.float32)).memories['hardest']
+  searches, search = [], hardest_tiles.table
+  monkeypatch.setattr(hardest_tiles, 'table',
+                      lambda *args, **sizes: searches.append(1) or search(*args, **sizes))
+  expected = method.memories['hardest'].before_epoch(after.memories, 'hardest')
+  assert not searches
+  found = jax.jit(lambda states: approximate.before_epoch(states, 'hardest'))(after.memories)
+  assert searches
+  np.testing.assert_array_equal(found[:48], expected[:48])
+
+
 def test_stopped_in_the_pass_and_in_an_epoch_equals_undisturbed(config, tmp_path, monkeypatch):
   config.batch_size = 16
   undisturbed = config.copy_and_resolve_references()
@@ -135,12 +151,19 @@ def test_stopped_in_the_pass_and_in_an_epoch_equals_undisturbed(config, tmp_path
 @pytest.mark.parametrize(('field', 'value', 'answer'), [
   ('prior.batch_norm', 'batch', "config.prior.batch_norm is 'batch'"),
   ('smoothing.table', 'step', "config.smoothing.table is 'step'"),
+  ('smoothing.search', 'tree', "config.smoothing.search is 'tree'"),
   ('smoothing.alpha', 1.0, 'config.smoothing.alpha is 1.0'), ('smoothing.k', 48, 'config.smoothing.k is 48'),
   ('classifier.drawn', 20, 'set config.smoothing.alpha to 0'),
   ('temperature', 0.01, 'config.temperature is 0.01')])
 def test_settings_are_refused(config, field, value, answer, mesh8):
   config.update_from_flattened_dict({field: value})
   with pytest.raises(UserError, match=answer):
+    methods.make(config, 48, mesh8, jnp.dtype(jnp.float32))
+
+
+def test_an_approximate_search_needs_a_table(config, mesh8):
+  config.smoothing.table, config.smoothing.search = 'batch', 'approximate'
+  with pytest.raises(UserError, match=r'config\.smoothing\.search .* config\.smoothing\.table'):
     methods.make(config, 48, mesh8, jnp.dtype(jnp.float32))
 
 

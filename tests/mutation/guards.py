@@ -43,6 +43,8 @@ GUARDS: dict[str, tuple[str, ...]] = {
   'losses/products': ('tests/losses/test_partitioned.py', 'tests/losses/test_fused_head.py'),
   'memories/fused_sgd': ('tests/losses/test_fused_head.py',),
   'losses/hardest': ('tests/losses/test_hardest.py',),
+  'losses/hardest_tiles': ('tests/losses/test_hardest_tiles.py',),
+  'losses/cells': ('tests/losses/test_hardest_tiles.py',),
   'memories/journal': ('tests/memories/test_journal.py', 'tests/memories/test_store.py',
                        'tests/memories/test_store_crash.py', 'tests/memories/test_store_damage.py'),
   'memories/row_file': ('tests/memories/test_store.py', 'tests/memories/test_store_crash.py',
