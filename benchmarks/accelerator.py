@@ -28,6 +28,7 @@ from benchmarks import accelerator_head, accelerator_report, accelerator_step
 from benchmarks.accelerator_report import Report, Setting
 from benchmarks.hardware import hardware
 from conic_jax.hardware import topologies
+from conic_jax.hardware.compiler import prepare_compiler
 
 RESULTS = Path(__file__).parent / 'results'
 # Seconds after which nothing new starts, so that all ends within ten minutes.
@@ -81,6 +82,7 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument('--small', action='store_true', help='small shapes, as on a CPU')
   parser.add_argument('--results', type=Path, default=RESULTS, help='folder for the table and the picture')
   args = parser.parse_args(argv)
+  prepare_compiler()
   os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')  # PyTorch needs memory too.
   start, device, report = time.perf_counter(), jax.devices()[0], Report(_LAST_START)
   small = args.small or device.platform == 'cpu'

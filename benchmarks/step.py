@@ -28,6 +28,7 @@ from benchmarks.hardware import hardware
 from conic_jax import methods, optim
 from conic_jax.command_line import load
 from conic_jax.hardware import mesh as meshes
+from conic_jax.hardware.compiler import prepare_compiler
 from conic_jax.pretraining import train_step
 
 # Preset of configs/conic.py, images per batch (None is the preset's), instances.
@@ -158,6 +159,7 @@ def main() -> None:
   parser.add_argument('--against', type=Path, metavar='CHECKOUT', help='a checkout of another commit')
   parser.add_argument('--rounds', type=int, default=5, help='with --against')
   args = parser.parse_args()
+  prepare_compiler()
   if args.against:
     name, repeats = args.only or 'photos', args.repeats or 20
     lines = [f'# The train step of two commits: {name}', '',
