@@ -6,6 +6,8 @@ import subprocess
 import sys
 from importlib.metadata import version
 
+from conic_jax.hardware.compiler import CONVOLUTIONS_BY_EIGEN
+
 # Kernels of MLIR take three times as long to compile; jaxlib 0.11 has no others.
 _MLIR = 'CONIC_JAX_TESTS_MLIR'
 _QUICK = version('jaxlib').startswith('0.10.') and _MLIR not in os.environ
@@ -13,8 +15,8 @@ _QUICK = version('jaxlib').startswith('0.10.') and _MLIR not in os.environ
 
 def xla_flags(devices):
   """The value of XLA_FLAGS of a process with this many CPU devices."""
-  return (f'--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0'
-          + ' --xla_cpu_use_fusion_emitters=false' * _QUICK)
+  return (f'--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0 '
+          + CONVOLUTIONS_BY_EIGEN + ' --xla_cpu_use_fusion_emitters=false' * _QUICK)
 
 
 def with_mlir_kernels(test):

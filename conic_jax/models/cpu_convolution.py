@@ -68,4 +68,4 @@ def _taps(size: int, kernel: int, stride: int, padding: tuple[int, int]) -> rang
   """The kernel's entries along an axis that meet the image at some place of the output."""
   places = range(_places(size, kernel, stride, padding))
   meets = [i for i in range(kernel) if any(0 <= stride * place + i - padding[0] < size for place in places)]
-  return range(meets[0], meets[-1] + 1)
+  return range(min(meets, default=0), max(meets, default=0) + 1)

@@ -30,7 +30,7 @@ def arrays(x_shape, kernel_shape):
   return rng.standard_normal(x_shape, np.float32), rng.standard_normal(kernel_shape, np.float32)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.integers(1, 5), st.integers(1, 5), st.sampled_from([(1, 1), (3, 3), (1, 3), (5, 5), (7, 7)]),
        st.integers(1, 3), st.integers(0, 3))
 def test_a_product_of_patches_is_the_convolution(height, width, size, stride, margin):
