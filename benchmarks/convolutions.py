@@ -28,7 +28,8 @@ from conic_jax.hardware.compiler import CONVOLUTIONS_BY_EIGEN
 from conic_jax.models.cpu_convolution import convolve
 
 RESULTS = Path(__file__).parent / 'results' / 'convolutions.md'
-OURS = dict([CONVOLUTIONS_BY_EIGEN.removeprefix('--').split('=')])
+_NAME, _, _VALUE = CONVOLUTIONS_BY_EIGEN.removeprefix('--').partition('=')
+OURS = {_NAME: _VALUE}
 # Images, side, channels in and out, side of the kernel, stride.
 SHAPES = (
   (128, 32, 3, 64, 7, 2), (128, 8, 64, 64, 3, 1), (128, 4, 128, 128, 3, 1), (128, 2, 256, 256, 3, 1),

@@ -94,9 +94,9 @@ def lightly_step(method_name: str, setting: Setting) -> Callable[[], Any]:
   from lightly.models.utils import deactivate_requires_grad, update_momentum
   width = 2048 if setting.encoder == 'resnet50' else 512
   moco = method_name == 'MoCo v2'
-  make = lambda: torch.nn.Sequential(
-    network(setting), MoCoProjectionHead(width, 2048, 128) if moco else SimCLRProjectionHead(width, 2048, 128)
-  ).to(memory_format=torch.channels_last)
+  head = MoCoProjectionHead if moco else SimCLRProjectionHead
+  last: dict[str, Any] = {'memory_format': torch.channels_last}
+  make = lambda: torch.nn.Sequential(network(setting), head(width, 2048, 128)).to(**last)
   model, momentum_model = make(), make() if moco else None
   criterion = NTXentLoss(0.2, memory_bank_size=(KEYS, 128) if moco else 0)
   optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY)

@@ -20,6 +20,7 @@ os.environ.update(OMP_WAIT_POLICY='PASSIVE', GOMP_SPINCOUNT='0', KMP_BLOCKTIME='
 
 import faiss
 import jax
+import jax.numpy as jnp
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
@@ -42,7 +43,8 @@ def ours(bank: np.ndarray, queries: np.ndarray) -> Callable[[], np.ndarray]:
   """The search of `conic_jax.evals.knn`, to ids on the host."""
   mesh = meshes.make_mesh()
   features = lambda rows: jax.device_put(Features(
-    rows, np.zeros(len(rows), np.int32), np.arange(len(rows), dtype=np.int32), np.ones(len(rows), bool)),
+    jnp.asarray(rows), jnp.zeros(len(rows), jnp.int32), jnp.arange(len(rows), dtype=jnp.int32),
+    jnp.ones(len(rows), jnp.bool)),
     meshes.batch_sharding(mesh))
   held, asked = features(bank), features(queries)
   return lambda: knn.neighbours(held, asked, NEIGHBOURS, mesh)[1]
