@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import head
-from benchmarks.accelerator_report import CORRECTNESS, Report, Setting, add_plan, interleaved, milliseconds
+from benchmarks.accelerator_report import CORRECTNESS, Report, Setting, add_plan, milliseconds
+from benchmarks.timing import interleaved
 from conic_jax.hardware import mesh as meshes
 from conic_jax.losses import partitioned
 from conic_jax.memories import instance_rows

@@ -1,6 +1,6 @@
 """What `benchmarks.accelerator` found: rows of a table, failures among them, and their picture."""
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,17 +96,6 @@ class Report:
 
 
 # ---- Times --------------------------------------------------------------------------------------
-
-
-def interleaved(steps: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, np.ndarray]:
-  """Seconds of steps that take turns, each of which waits for its result; the first of each is left out."""
-  seconds: dict[str, list[float]] = {name: [] for name in steps}
-  for _ in range(repeats + 1):
-    for name, step in steps.items():
-      start = time.perf_counter()
-      step()
-      seconds[name].append(time.perf_counter() - start)
-  return {name: np.array(values[1:]) for name, values in seconds.items()}
 
 
 def planned_seconds(text: str, where: Topology | None) -> float | None:

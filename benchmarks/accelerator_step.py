@@ -9,15 +9,14 @@ import numpy as np
 
 from benchmarks import step as steps
 from benchmarks.accelerator_head import NO_TORCH, has_cuda_torch
-from benchmarks.accelerator_report import Report, Setting, add_plan, interleaved
+from benchmarks.accelerator_report import Report, Setting, add_plan
 from benchmarks.head import torch_precision
+from benchmarks.timing import interleaved
 from conic_jax.command_line import load
 from conic_jax.data import folder, pipeline
 from conic_jax.data.sampler import Sampler
 from conic_jax.hardware import mesh as meshes
 from conic_jax.views import Views
-
-_BATCHES = 6
 
 
 def measure(report: Report, setting: Setting) -> None:
@@ -95,17 +94,11 @@ def _torch_step(views: int, side: int) -> Any:
 
 def _input_rate(config: Any) -> float:
   """Images per second that all cores decode and crop, from photographs with a short side of 256."""
-  from benchmarks.input import make_images  # Needs scikit-image and scikit-learn.
+  from benchmarks.input import make_images, rate  # Needs scikit-image and scikit-learn.
   with tempfile.TemporaryDirectory() as made:
     source = folder.Folder(make_images(made), '')
     batch = min(config.batch_size, source.num_images)
     sampler = Sampler(source.num_images, batch, seed=0)
     stream = pipeline.train_batches(source, (Views(**config.views),), sampler, start_step=0,
                                     rows=np.arange(batch))
-    next(stream)
-    start = time.perf_counter()
-    for _ in range(_BATCHES):
-      next(stream)
-    rate = _BATCHES * batch / (time.perf_counter() - start)
-    stream.close()
-  return rate
+    return rate(stream, batch, time.perf_counter)

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from benchmarks.hardware import hardware
+from benchmarks.timing import interleaved
 from conic_jax.hardware.compiler import CONVOLUTIONS_BY_EIGEN
 from conic_jax.models.cpu_convolution import convolve
 
@@ -81,12 +82,8 @@ def measure(shape: tuple[int, ...], repeats: int) -> np.ndarray:
     (images, side, side, channels), (size, size, channels, outputs), (images, out, out, outputs)))
   passes = [*jax_passes(x, kernel, gradient, stride, ours=False),
             *jax_passes(x, kernel, gradient, stride, ours=True), *torch_passes(x, kernel, gradient, stride)]
-  times = np.zeros((repeats + 1, len(passes)))
-  for repeat, (index, one) in ((repeat, pair) for repeat in range(repeats + 1) for pair in enumerate(passes)):
-    start = time.process_time()
-    one()
-    times[repeat, index] = time.process_time() - start
-  return 1e3 * np.median(times[1:], axis=0).reshape(3, 3)  # The first of each compiles.
+  seconds = interleaved({str(index): one for index, one in enumerate(passes)}, repeats, time.process_time)
+  return 1e3 * np.array([np.median(times) for times in seconds.values()]).reshape(3, 3)
 
 
 def main() -> None:

@@ -26,12 +26,11 @@ import numpy as np
 import torch
 
 from benchmarks.hardware import hardware
-from benchmarks.step import make_batch
-from conic_jax import methods, optim
+from benchmarks.step import prepare
+from benchmarks.timing import interleaved
 from conic_jax.command_line import load
 from conic_jax.hardware import mesh as meshes
 from conic_jax.hardware.compiler import prepare_compiler
-from conic_jax.pretraining import train_step
 
 RESULTS = Path(__file__).parent / 'results' / 'cpu_step.md'
 KEYS, LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 4096, 0.06, 0.9, 1e-4
@@ -60,19 +59,12 @@ def our_step(method_name: str, setting: Setting) -> Callable[[], Any]:
   if 'queue' in config:
     config.queue.size = KEYS
     config.batch_norm.groups = 0
-  num_instances, mesh, dtype = 50_000, meshes.make_mesh(), meshes.compute_dtype('float32')
-  method = methods.make(config, num_instances, mesh, dtype)
-  optimizer = optim.make_optimizer(config.optimizer)
-  init = lambda: train_step.init_state(method, optimizer, 0, dtype)
-  shardings = train_step.state_shardings(jax.eval_shape(init), method, mesh)
-  state, batch = jax.jit(init, out_shardings=shardings)(), make_batch(config, mesh, num_instances)
-  step = train_step.jit_step(
-    train_step.make_step(method, optimizer, optim.cosine_schedule(LEARNING_RATE, 1000), 0, 1000, dtype),
-    shardings, mesh)
+  prepared = prepare(config, 50_000, meshes.make_mesh())
+  state = prepared.state
 
   def take():
     nonlocal state
-    state, *_ = jax.block_until_ready(step(state, batch))
+    state, *_ = jax.block_until_ready(prepared.step(state, prepared.batch))
   return take
 
 
@@ -122,15 +114,10 @@ def lightly_step(method_name: str, setting: Setting) -> Callable[[], Any]:
 
 def measure(method_name: str, setting: Setting, repeats: int) -> tuple[float, float, float]:
   """Median seconds of the processor, ours and lightly's, and the median ratio of lightly's to ours."""
-  steps = our_step(method_name, setting), lightly_step(method_name, setting)
-  times = np.zeros((repeats + 1, 2))
-  for repeat in range(repeats + 1):
-    for index, step in enumerate(steps):
-      start = time.process_time()
-      step()
-      times[repeat, index] = time.process_time() - start
-  times = times[1:]  # The first of each compiles.
-  return *np.median(times, axis=0), float(np.median(times[:, 1] / times[:, 0]))
+  times = interleaved({'ours': our_step(method_name, setting), 'lightly': lightly_step(method_name, setting)},
+                      repeats, time.process_time)
+  ours, lightly = times['ours'], times['lightly']
+  return float(np.median(ours)), float(np.median(lightly)), float(np.median(lightly / ours))
 
 
 def define_missing_operators() -> None:

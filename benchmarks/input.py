@@ -78,13 +78,18 @@ def time_ours(source, **options):
   batch = min(BATCH, source.num_images)
   stream = pipeline.train_batches(source, (VIEWS,), Sampler(source.num_images, batch, seed=0), start_step=0,
                                   rows=np.arange(batch), threads=1, prefetch=1, **options)
+  return rate(stream, batch, time.process_time)
+
+
+def rate(stream, batch, clock):
+  """Images per second of a stream of batches, by a clock; the first is not counted."""
   next(stream)
-  start = time.process_time()
+  start = clock()
   for _ in range(BATCHES):
     next(stream)
-  rate = BATCHES * batch / (time.process_time() - start)
+  seconds = clock() - start
   stream.close()
-  return rate
+  return BATCHES * batch / seconds
 
 
 def time_pillow(source, rng, make_view):

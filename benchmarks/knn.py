@@ -25,6 +25,7 @@ import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
 from benchmarks.hardware import hardware
+from benchmarks.timing import interleaved
 from conic_jax.evals import knn
 from conic_jax.evals.features import Features
 from conic_jax.hardware import mesh as meshes
@@ -84,19 +85,14 @@ def main() -> None:
               f'faiss {version("faiss-cpu")}': lambda: by_faiss(bank, queries),
               f'scikit-learn {version("scikit-learn")}': lambda: by_sklearn(bank, queries)}
   found = {name: search() for name, search in searches.items()}
-  times = np.zeros((args.repeats, len(searches)))
-  for repeat in range(args.repeats):
-    for index, search in enumerate(searches.values()):
-      start = time.process_time()
-      search()
-      times[repeat, index] = time.process_time() - start
+  times = interleaved(searches, args.repeats, time.process_time)
   lines = ['# Nearest neighbours on a CPU', '',
            f'`python -m benchmarks.knn --rows {args.rows} --queries {args.queries} --dim {args.dim} '
            f'--repeats {args.repeats}`', '', hardware(), '',
            '| search | CPU s | ours to it | neighbours in common |', '| --- | ---: | ---: | ---: |']
-  for index, name in enumerate(searches):
-    ratio = np.median(times[:, 0] / times[:, index])
-    lines.append(f'| {name} | {np.median(times[:, index]):.2f} | {ratio:.2f} | '
+  for name, seconds in times.items():
+    ratio = np.median(times['conic_jax'] / seconds)
+    lines.append(f'| {name} | {np.median(seconds):.2f} | {ratio:.2f} | '
                  f'{shared(found[name], found["conic_jax"]):.4%} |')
   print('\n'.join(lines))
   RESULTS.write_text('\n'.join(lines) + '\n')

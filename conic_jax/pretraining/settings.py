@@ -15,6 +15,7 @@ from conic_jax.data import pipeline
 from conic_jax.data.sampler import Sampler
 from conic_jax.data.sources import Source
 from conic_jax.errors import UserError
+from conic_jax.hardware import compiler
 from conic_jax.hardware import mesh as meshes
 from conic_jax.memories.host import HostSettings
 from conic_jax.pretraining import train_step
@@ -138,7 +139,8 @@ def seconds_per_image(config: Any, source: Source, mesh: Mesh) -> float:
   last_step = sampler.steps_per_epoch * config.epochs
   trial = _Trial()
   with tempfile.TemporaryDirectory() as folder, Session(Path(folder), mesh) as session:
-    state = jax.jit(init, out_shardings=shardings)()
+    state = jax.jit(init, out_shardings=shardings, compiler_options=compiler.options_of_one_run(
+      mesh.devices.flat[0].platform))()
     host_settings = HostSettings(
       folder=session.folder, batch_size=config.batch_size, last_step=last_step, save_every=last_step,
       batch_ids=sampler.batch_ids, keep=2)

@@ -108,13 +108,13 @@ class Task:
 
   def begin(self) -> TrainState:
     """The state before the first step, with the weights that it starts from if there are any."""
-    state = self.compiled_once(self.init, self.shardings)
+    state = self.jit_of_one_run(self.init, self.shardings)()
     return warm_start.begin_from(self.start, state, self.method, self.mesh) if self.start else state
 
   def initial_statistics(self) -> dict[str, Any]:
     """The batch-norm statistics of `begin`."""
     everywhere = meshes.replicated(self.mesh)
-    initial = self.compiled_once(lambda: jax.jit(self.init)().batch_stats, everywhere)
+    initial = self.jit_of_one_run(lambda: jax.jit(self.init)().batch_stats, everywhere)()
     own = {'encoder': jax.device_put(self.start.variables['batch_stats'], everywhere)} if self.start else {}
     return initial | own
 
@@ -130,12 +130,12 @@ class Task:
     if drawn and all(leaf.is_fully_replicated for leaf in jax.tree.leaves(drawn)):
       kept = jax.device_get(drawn)
       return lambda: jax.device_put(kept, everywhere)
-    return functools.cache(lambda: self.compiled_once(lambda: variables(jax.jit(self.init)()), everywhere))
+    return self.jit_of_one_run(lambda: variables(jax.jit(self.init)()), everywhere)
 
-  def compiled_once(self, make: Callable[[], Any], shardings: Any) -> Any:
-    """What `make` creates, by a program that runs once."""
+  def jit_of_one_run(self, make: Callable[[], Any], shardings: Any) -> Callable[[], Any]:
+    """`jax.jit` of what runs once or twice."""
     return jax.jit(make, out_shardings=shardings,
-                   compiler_options=compiler.options_of_one_run(self.mesh.devices.flat[0].platform))()
+                   compiler_options=compiler.options_of_one_run(self.mesh.devices.flat[0].platform))
 
   def encoder(self, variables: dict[str, Any]) -> FrozenEncoder:
     """The encoder with these variables, to evaluate."""

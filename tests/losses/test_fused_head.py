@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
+from support import devices_or_skip
 from test_partitioned import assert_equal, make_hardest, make_rows, make_step, own_labels, reference
 
 from conic_jax import losses
-from conic_jax.errors import UserError
 from conic_jax.hardware import mesh as meshes
-from conic_jax.hardware import program_cost, topologies
+from conic_jax.hardware import program_cost
 from conic_jax.losses import fused_negatives, negatives, partitioned
 from conic_jax.memories import instance_rows
 
@@ -136,16 +136,6 @@ def test_a_kernel_suits_the_device_and_the_settings(platform, capability, dtype,
 
 
 # ---- With the compilers -------------------------------------------------------------------------
-
-
-def devices_or_skip(name):
-  found = topologies.parse(name)
-  try:
-    topologies.check_compiler(found)
-  except UserError as error:
-    pytest.skip(str(error))
-  topologies.prepare(found)
-  return topologies.devices(found)
 
 
 def costs(jaxpr):
