@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from conic_jax import command_line, visualise
+from conic_jax.buckets.outputs import output
 from conic_jax.data import augment, pipeline, sources
 from conic_jax.data.folder import Folder
 from conic_jax.errors import UserError
@@ -111,13 +112,14 @@ def _maps(network: EncoderModule, variables: Any, images: jax.Array, views: View
 # ---- The command --------------------------------------------------------------------------------
 
 
-def run(names: list[str], folder: str, count: int, size: int, out: Path, say: Callable[[str], None]) -> None:
+def run(names: list[str], folder: str, count: int, size: int, out: str | Path,
+        say: Callable[[str], None]) -> None:
   """Draws the encoders' maps over images from the folder.
 
   Raises:
     UserError: if an encoder, an image or an argument is invalid.
   """
-  if out.suffix != '.png':
+  if Path(out).suffix != '.png':
     raise UserError(f'--out={out}: the picture is a PNG; give it a name that ends in .png.')
   if len(names) > 2 or not 1 <= count <= _MOST_IMAGES or size < 1:
     raise UserError(f'One encoder or two, --count from 1 to {_MOST_IMAGES}, --size of at least 1; usage: '
@@ -129,7 +131,8 @@ def run(names: list[str], folder: str, count: int, size: int, out: Path, say: Ca
   titles = [Path(name).name for name in names]
   titles = titles if len(set(titles)) == len(set(names)) else names
   maps = [(title, activation_maps(encoder, images)) for title, encoder in zip(titles, encoders, strict=True)]
-  visualise.insist(functools.partial(visualise.activations_picture, images, maps), out, '--out')
+  with output(out, '--out') as written:
+    visualise.insist(functools.partial(visualise.activations_picture, images, maps), written.path, '--out')
   say(f'{out}: {" and ".join(titles)} over {len(images)} images')
 
 
@@ -142,7 +145,7 @@ def _arguments() -> argparse.Namespace:
                       help='images to show, 50 at most (default: %(default)s)')
   parser.add_argument('--size', metavar='PIXELS', type=int, default=224,
                       help='side of the square that an encoder sees (default: %(default)s)')
-  parser.add_argument('--out', metavar='FILE', type=command_line.local_path('--out'),
+  parser.add_argument('--out', metavar='FILE', type=command_line.path_or_url('--out'),
                       default=Path('maps.png'), help='the picture, a PNG (default: %(default)s)')
   return parser.parse_args()
 

@@ -30,6 +30,7 @@ from conic_jax.hardware import mesh as meshes
 from conic_jax.pretraining import training
 from conic_jax.report.__main__ import report
 from conic_jax.report.read_run import read_reports
+from conic_jax.run.copies import fetched
 from conic_jax.run.json_file import read_json
 from conic_jax.run.run_config import read_config
 from conic_jax.terminal import print_line
@@ -70,8 +71,8 @@ def load(encoder: 'str | Path | Run', **settings: Any) -> 'Encoder':
   """Opens an encoder.
 
   Args:
-    encoder: the folder of a run, a file of weights (.safetensors, or a ResNet of PyTorch), a `Run`, or
-      'random'.
+    encoder: the folder of a run, or a file of weights (.safetensors, or a ResNet of PyTorch), of this machine
+      or in a bucket; a `Run`; or 'random'.
     **settings: of a random one its network, such as name='resnet50'.
 
   Raises:
@@ -81,7 +82,7 @@ def load(encoder: 'str | Path | Run', **settings: Any) -> 'Encoder':
   >>> encoder(np.zeros((2, 100, 80, 3), np.uint8)).shape
   (2, 128)
   """
-  name = str(encoder.folder) if isinstance(encoder, Run) else str(encoder)
+  name = encoder.name if isinstance(encoder, Run) else str(encoder)
   network = None
   if name == encoders.RANDOM:
     network = types.SimpleNamespace(**_network(settings))
@@ -174,18 +175,18 @@ class Encoder:
     paths, similarities = embeddings.nearest(self(image), [embedded], k)
     return list(zip(paths, similarities.tolist(), strict=True))
 
-  def export(self, target: str, out: str | Path) -> list[Path]:
+  def export(self, target: str, out: str | Path) -> list[Path | str]:
     """Writes the encoder for another tool, with a model card; returns the files.
 
     Args:
       target: 'safetensors', 'flax', 'torchvision', 'timm', 'transformers', 'onnx', 'detectron2', or a module
         of yours.
-      out: the file, or the folder.
+      out: the file, or the folder; of this machine or in a bucket.
 
     Raises:
       UserError: if the target cannot express it, or the name is taken.
     """
-    return export(Path(self.name), target, Path(out))
+    return export(self.name, target, out)
 
   def _embed(self, source: Source, root: str, layer: str, pool: Pool
              ) -> tuple[Embeddings, pipeline.UndecodableImages]:
@@ -229,12 +230,15 @@ class Run:
   """The folder of a run.
 
   Attributes:
-    folder: the folder.
+    name: the folder, a path of this machine or a URL in a bucket.
+    folder: the folder; for one in a bucket a copy of what can be read of it here.
   """
+  name: str
   folder: Path
 
   def __init__(self, folder: str | Path):
-    self.folder = Path(folder)
+    self.name = str(folder)
+    self.folder = fetched(folder)
     read_config(self.folder)
 
   @property
@@ -282,15 +286,16 @@ class Run:
     """
     path, given = (protocol, {}) if data is None else config_files.with_images(protocol, str(data))
     config = command_line.load(path)
-    own = {'encoder': str(self.folder)}
+    own = {'encoder': self.name}
     command_line.set_fields(config, own | given | fields.full_names(settings))
     return standalone.evaluate(config)
 
-  def export(self, target: str, out: str | Path) -> list[Path]:
+  def export(self, target: str, out: str | Path) -> list[Path | str]:
     """Writes the encoder for another tool; see `Encoder.export`."""
-    return export(self.folder, target, Path(out))
+    return export(self.name, target, out)
 
-  def explore(self, images: str | Path | None = None, out: str | Path | None = None, **settings: Any) -> Path:
+  def explore(self, images: str | Path | None = None, out: str | Path | None = None, **settings: Any
+              ) -> Path | str:
     """Writes a page to look at its images, or those of a folder, by what its encoder thinks of them.
 
     Args:
@@ -301,10 +306,8 @@ class Run:
     Returns:
       The page, to open in a browser.
     """
-    return explore(str(self.folder), str(images) if images else None, Path(out) if out else None, **settings)
+    return explore(self.name, str(images) if images else None, out, **settings)
 
-  def report(self, out: str | Path | None = None) -> Path:
+  def report(self, out: str | Path | None = None) -> Path | str:
     """Writes its page, by default report.html in its folder; returns the file."""
-    page = Path(out) if out else self.folder / 'report.html'
-    report(self.folder, page)
-    return page
+    return report(self.name, out)

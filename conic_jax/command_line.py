@@ -48,6 +48,17 @@ def whole_number(text: str) -> int:
   return int(text)
 
 
+def path_or_url(flag: str) -> Callable[[str], str | Path]:
+  """Argument type for a file or folder of this machine, or one in a bucket, which stays text."""
+  def parse_path(text: str) -> str | Path:
+    if '://' not in text:
+      return Path(text)
+    if not text.startswith(('gs://', 's3://')):
+      raise UserError(f"{flag}: '{text}' is neither a path of this machine nor gs://… or s3://….")
+    return text
+  return parse_path
+
+
 def local_path(flag: str) -> Callable[[str], Path]:
   """Argument type for a file to write, on this machine or a mounted file system."""
   def parse_path(text: str) -> Path:

@@ -13,6 +13,7 @@ run's own evaluations, or those of the file; else 224 of 256.
 A file is searched with the encoder that its features are of.
 """
 import argparse
+import contextlib
 import functools
 import os
 from collections.abc import Callable, Iterator
@@ -22,12 +23,14 @@ import numpy as np
 from tqdm import tqdm
 
 from conic_jax import command_line, visualise
+from conic_jax.buckets.outputs import output
 from conic_jax.data import files, folder, pipeline
 from conic_jax.data.given_images import GivenImages
 from conic_jax.errors import UserError
 from conic_jax.evals import embeddings, encoders, protocols
 from conic_jax.evals.embeddings import Embeddings
 from conic_jax.hardware import mesh as meshes
+from conic_jax.run.copies import fetched
 from conic_jax.terminal import file_name, print_line
 
 _USAGE = (f'python -m conic_jax.embed RUN_OR_FILE FOLDER [--out=FILE{"|".join(embeddings.SUFFIXES)}] '
@@ -48,7 +51,8 @@ def run(arguments: argparse.Namespace) -> None:
   """
   _check(arguments)
   encoder, mesh = encoders.open_encoder(arguments.encoder), meshes.make_mesh()
-  written = Path(arguments.images)
+  of_features = arguments.images.endswith(embeddings.SUFFIXES)
+  written = fetched(arguments.images, 'FOLDER') if of_features else Path(arguments.images)
   metadata, blocks = embeddings.read(written) if written.is_file() else ({}, None)
   weights = embeddings.fingerprint(encoder)
   if metadata.get('fingerprint', weights) != weights:
@@ -67,22 +71,29 @@ def run(arguments: argparse.Namespace) -> None:
                 'size': str(size), 'resize': str(resize),
                 'mean': ' '.join(map(str, encoder.views.mean)), 'std': ' '.join(map(str, encoder.views.std))}
     blocks = _of_folder(embed, arguments.images, batch_size)
-  if arguments.out:
-    count = embeddings.write(blocks, metadata, arguments.out)
-    print_line(f'{count} vectors written to {arguments.out}')
-    _, blocks = embeddings.read(arguments.out)
-  if query is not None:
-    paths, similarities = embeddings.nearest(query, blocks, arguments.k)
-    for path, similarity in zip(paths, similarities, strict=True):
-      print_line(f'{similarity:7.4f}  {path}')
-    if arguments.sheet:
-      _draw(arguments.neighbours, metadata.get('images', ''), paths, similarities, arguments.sheet)
-      print_line(f'Picture: {arguments.sheet}')
+  with contextlib.ExitStack() as outputs:
+    if arguments.out:
+      out = outputs.enter_context(output(arguments.out, '--out', new=True)).path
+      count = embeddings.write(blocks, metadata, out)
+      print_line(f'{count} vectors written to {arguments.out}')
+      _, blocks = embeddings.read(out)
+    if query is not None:
+      _show_nearest(arguments, metadata.get('images', ''), *embeddings.nearest(query, blocks, arguments.k))
+
+
+def _show_nearest(arguments: argparse.Namespace, root: str, paths: list[str], similarities: np.ndarray
+                  ) -> None:
+  for path, similarity in zip(paths, similarities, strict=True):
+    print_line(f'{similarity:7.4f}  {path}')
+  if arguments.sheet:
+    with output(arguments.sheet, '--sheet', new=True) as sheet:
+      _draw(arguments.neighbours, root, paths, similarities, sheet.path)
+    print_line(f'Picture: {arguments.sheet}')
 
 
 def _check(arguments):
   """Raises any `UserError` that needs no computation."""
-  out, sheet = arguments.out, arguments.sheet
+  out, sheet = (path and Path(path) for path in (arguments.out, arguments.sheet))
   if not (out or arguments.neighbours):
     raise UserError('Nothing to do: --out=FILE writes the features, --neighbours=IMAGE finds the nearest.')
   if arguments.encoder == encoders.RANDOM:
@@ -150,12 +161,12 @@ def _arguments() -> argparse.Namespace:
   parser = command_line.Parser(_USAGE, __doc__)
   parser.add_argument('encoder', metavar='RUN_OR_FILE', help='folder of a run, or a file of weights')
   parser.add_argument('images', metavar='FOLDER', help='folder of images, or a file that --out wrote')
-  parser.add_argument('--out', metavar='FILE', type=command_line.local_path('--out'),
+  parser.add_argument('--out', metavar='FILE', type=command_line.path_or_url('--out'),
                       help='where to write the features, .parquet or .npz')
   parser.add_argument('--neighbours', metavar='IMAGE', help='find the images nearest to this one')
   parser.add_argument('-k', metavar='N', type=command_line.whole_number, default=8,
                       help='how many of them (default: %(default)s)')
-  parser.add_argument('--sheet', metavar='FILE', type=command_line.local_path('--sheet'),
+  parser.add_argument('--sheet', metavar='FILE', type=command_line.path_or_url('--sheet'),
                       help='a picture of them, a PNG')
   for name, meaning in (('--size', 'side of the crop in pixels'), ('--resize', 'short side before the crop'),
                         ('--batch_size', 'images encoded at a time')):

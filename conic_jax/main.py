@@ -6,7 +6,6 @@ import gc
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from conic_jax.ending import end_while_starting
@@ -19,6 +18,7 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 from absl import flags
 
 from conic_jax import command_line
+from conic_jax.buckets.run_folder import run_folder
 from conic_jax.errors import UserError
 from conic_jax.hardware.cluster import joined
 from conic_jax.hardware.place import Place, find_place
@@ -80,7 +80,7 @@ def task_of(config: Any) -> Callable[[Any], Any]:
 
 def last_checkpoint(config: Any) -> str | None:
   """The folder of a pretraining's last finished checkpoint; None if it has none."""
-  folder = Path(config.run, 'checkpoints')
+  folder = run_folder(config.run).large / 'checkpoints'
   steps = steps_in(folder) if config.task == 'pretrain' else []
   return str(folder / str(steps[-1])) if steps else None
 

@@ -16,6 +16,8 @@ import numpy as np
 from absl import flags
 
 from conic_jax import command_line, methods, visualise
+from conic_jax.buckets.bucket import is_url
+from conic_jax.buckets.outputs import output
 from conic_jax.data import decode, pipeline, sources
 from conic_jax.data.sampler import Sampler
 from conic_jax.errors import UserError
@@ -129,11 +131,13 @@ def check_images(images: int, batch_size: int | None) -> None:
 
 def run(values: flags.FlagValues) -> None:
   """Draws the picture that the flags ask for."""
-  config, out = values.config, Path(values.out)
+  config, out = values.config, values.out
   if config.task != 'pretrain':
     raise UserError(f"config.task is '{config.task}': views are drawn of a pretraining.")
   settings.check(config)
-  if out.suffix != '.png':
+  if is_url(config.run):  # What the run chose when it began is not looked up in a bucket.
+    config.run = ''
+  if Path(out).suffix != '.png':
     raise UserError(f'--out={out}: the picture is a PNG; give it a name that ends in .png.')
   check_images(values.images, config.batch_size)
   config, _ = settings.choose_splits(config)
@@ -145,9 +149,10 @@ def run(values: flags.FlagValues) -> None:
   pipeline.check_views(source, method.views)
   batch = first_batch(config, source, method, values.images)
   names = [source.name(int(id)) for id in batch['id']]
-  visualise.insist(
-    lambda file: visualise.views_picture(columns(source, method, batch), np.asarray(batch['crop']), names,
-                                         drawn_mosaics(method, batch), file), out, '--out')
+  with output(out, '--out') as written:
+    visualise.insist(
+      lambda file: visualise.views_picture(columns(source, method, batch), np.asarray(batch['crop']), names,
+                                           drawn_mosaics(method, batch), file), written.path, '--out')
   print_line(f'{out}: the first {values.images} images of the first batch, as {config.method} sees them')
 
 

@@ -16,6 +16,7 @@ from conic_jax.export import read
 from conic_jax.export.families import image_size
 from conic_jax.hardware import mesh as meshes
 from conic_jax.run.checkpoints import restore_encoder, restore_model
+from conic_jax.run.copies import fetched
 from conic_jax.run.run_config import read_config
 from conic_jax.views import Views, evaluated
 
@@ -49,8 +50,8 @@ def open_encoder(name: str, network: Any = None, dtype: str = 'auto', seed: int 
   """Opens an encoder by name.
 
   Args:
-    name: the folder of a run (its latest checkpoint is used), a file that `export.read.load` reads, or
-      'random'.
+    name: the folder of a run (its latest checkpoint is used) or a file that `export.read.load` reads, of this
+      machine or in a bucket, or 'random'.
     network: settings for `models.build_encoder`, for a random encoder.
     dtype: as config.dtype.
     seed: seed of a random encoder.
@@ -58,10 +59,10 @@ def open_encoder(name: str, network: Any = None, dtype: str = 'auto', seed: int 
   Raises:
     UserError: if it is neither a run nor a weights file.
   """
-  if name != RANDOM and not (name and Path(name).exists()):
+  path = Path(name) if name == RANDOM else fetched(name, 'the encoder')
+  if name != RANDOM and not (name and path.exists()):
     raise UserError(f"There is no encoder '{name}': it is the folder of a run, a file of weights, or random.")
   views, pretraining, variables = evaluated({}), None, None
-  path = Path(name)
   if name != RANDOM and path.is_file():
     settings, variables = read.load(path)
     network = types.SimpleNamespace(**settings)
@@ -88,7 +89,7 @@ def with_head(encoder: Encoder) -> Encoder:
   Raises:
     UserError: if the encoder is not from a run, or its method has no head.
   """
-  model = {} if encoder.pretraining is None else restore_model(Path(encoder.name))
+  model = {} if encoder.pretraining is None else restore_model(fetched(encoder.name, 'the encoder'))
   if 'head' not in model.get('params', {}):
     raise UserError(f"config.eval.features is 'head', and the encoder {encoder.name} has none: give the "
                     'folder of a run, or set config.eval.features to encoder.')

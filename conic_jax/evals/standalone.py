@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from conic_jax import fields
+from conic_jax.buckets.run_folder import RunFolder, run_folder
 from conic_jax.errors import UserError
 from conic_jax.evals import encoders, finetune, protocols, segment, svm
 from conic_jax.evals.encoders import Encoder
@@ -49,35 +50,33 @@ def evaluate(config: Any) -> dict[str, Any]:
   if not config.encoder:
     raise UserError('Which encoder? --config.encoder=RUN, the folder of a pretraining run, or a file of '
                     'weights, or --config.encoder=random.')
-  if '://' in config.run:
-    raise UserError('config.run is a folder of this machine or of a shared file system, not a bucket.')
   encoder = encoders.open_encoder(config.encoder, config.network, config.dtype, config.seed)
   config = complete(config, encoder)
-  run = Path(config.run or own_folder(encoder))
+  run = run_folder(config.run or own_folder(encoder), process=jax.process_index())
   if not config.result or config.result[0] == '.' or '/' in config.result or config.result in _OF_RUNS:
     raise UserError(f"config.result is '{config.result}': give a name without folders that is not one of a "
                     f"run's own ({', '.join(sorted(_OF_RUNS))}).")
   with Session(run / config.result, meshes.make_mesh(config.mesh)) as session:
     if session.first_process:
-      _write(lambda: run.mkdir(parents=True, exist_ok=True), run)
+      _write(lambda: run.local.mkdir(parents=True, exist_ok=True), run)
     outcome = task(encoder, config, session)
     session.log('\n'.join(f'{name:24}{value}' for name, value in outcome.figures.items()))
     if session.first_process:
       written = run / f'{config.result}.json'
-      _write(lambda: write_json(written, outcome.figures), written)
+      _write(lambda: write_json(written.local, outcome.figures), written)
+      written.send()
       session.log(f'Written to {written}')
       for name, draw in outcome.pictures.items():
         picture = run / 'figures' / f'{config.result}_{name}.png'
-        if attempt(draw, picture, session.log):
+        if attempt(draw, picture.local, session.log):
+          picture.send()
           session.log(f'Picture: {picture}')
   return outcome.figures
 
 
-def own_folder(encoder: Encoder) -> Path:
+def own_folder(encoder: Encoder) -> str:
   """Default folder for an encoder's results."""
-  if encoder.pretraining is not None:
-    return Path(encoder.name)
-  return Path('runs', f'evaluated_{Path(encoder.name).stem}')
+  return encoder.name if encoder.pretraining is not None else f'runs/evaluated_{Path(encoder.name).stem}'
 
 
 def complete(config: Any, encoder: Encoder) -> Any:
@@ -108,7 +107,7 @@ def complete(config: Any, encoder: Encoder) -> Any:
   return config
 
 
-def _write(action: Callable[[], None], path: Path) -> None:
+def _write(action: Callable[[], None], path: RunFolder) -> None:
   try:
     action()
   except OSError as error:

@@ -19,6 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from conic_jax import command_line
+from conic_jax.buckets.bucket import is_url
+from conic_jax.buckets.outputs import output
 from conic_jax.errors import UserError
 from conic_jax.evals import encoders
 from conic_jax.explore import collection as collections
@@ -37,14 +39,14 @@ _LANDMARKS = 5000               # images that t-SNE places; the others follow th
 _OURS = re.compile(r'index\.html|sheet\d+\.jpg|(images|outliers|copies|leaks)\.csv')
 
 
-def explore(encoder: str, images: str | None = None, out: Path | None = None, *, points: int = 50_000,
-            clusters: int | None = None, table: str | Path | None = None, seed: int = 0) -> Path:
+def explore(encoder: str, images: str | None = None, out: str | Path | None = None, *, points: int = 50_000,
+            clusters: int | None = None, table: str | Path | None = None, seed: int = 0) -> Path | str:
   """Writes the page of some images, replacing an older one.
 
   Args:
-    encoder: the folder of a run, or a file of weights.
+    encoder: the folder of a run, or a file of weights; of this machine or in a bucket.
     images: a folder, or a file that embed wrote; None for those of the run.
-    out: the folder to write; by default explore/ in the run's, or beside the file.
+    out: the folder to write, a path or a URL; by default explore/ in the run's, or beside the file.
     points: images on the page at most; of more a sample.
     clusters: number of clusters; by default √(n / 2), 40 at most.
     table: CSV of what else to colour by.
@@ -56,8 +58,9 @@ def explore(encoder: str, images: str | None = None, out: Path | None = None, *,
   Raises:
     UserError: if there are no such images, or the page cannot be written.
   """
-  out = out or _usual_out(Path(encoder))
-  _check_out(out)
+  out = out or _usual_out(encoder)
+  if not is_url(out):
+    _check_out(Path(out))
   columns = _read_table(Path(table)) if table else {}
   if images and Path(images).is_file():
     found = collections.of_file(Path(images), points, seed)
@@ -70,14 +73,15 @@ def explore(encoder: str, images: str | None = None, out: Path | None = None, *,
   def write(folder: Path) -> None:
     folder.mkdir()
     write_page.write(folder, f'{Path(encoder).name}: {len(found.paths):,} images', found, findings, tiles)
-  try:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if out.exists():
-      shutil.rmtree(out)
-    whole(out, write)
-  except OSError as error:
-    raise UserError(f'--out={out} cannot be written ({error}): give another --out.') from error
-  return out / 'index.html'
+  with output(out, '--out') as written:
+    try:
+      written.path.parent.mkdir(parents=True, exist_ok=True)
+      if written.path.exists():
+        shutil.rmtree(written.path)
+      whole(written.path, write)
+    except OSError as error:
+      raise UserError(f'--out={out} cannot be written ({error}): give another --out.') from error
+  return written.name(written.path / 'index.html')
 
 
 def _findings(found: Collection, greys: np.ndarray, clusters: int | None, seed: int,
@@ -119,8 +123,14 @@ def newest_run() -> str:
   return str(max(found, key=reported))
 
 
-def _usual_out(encoder: Path) -> Path:
-  return encoder / 'explore' if encoder.is_dir() else encoder.with_name(f'{encoder.stem}_explore')
+def _usual_out(encoder: str) -> str | Path:
+  """Beside a file, in a run; what is in a bucket and has no ending is a run."""
+  path = Path(encoder)
+  if is_url(encoder):
+    start, end = (encoder.rstrip('/'), '/explore') if not path.suffix else (
+      encoder.removesuffix(path.suffix), '_explore')
+    return start + end
+  return path / 'explore' if path.is_dir() else path.with_name(f'{path.stem}_explore')
 
 
 def _check_out(out: Path) -> None:
@@ -174,7 +184,7 @@ def _arguments() -> argparse.Namespace:
                       help='folder of a run, or a file of weights; the newest run in runs/ by default')
   parser.add_argument('images', metavar='FOLDER_OR_FEATURES', nargs='?',
                       help='folder of images, or a file that embed wrote; those of the run by default')
-  parser.add_argument('--out', metavar='FOLDER', type=command_line.local_path('--out'),
+  parser.add_argument('--out', metavar='FOLDER', type=command_line.path_or_url('--out'),
                       help="what to write; explore/ in the run's folder by default")
   parser.add_argument('--table', metavar='FILE', type=command_line.local_path('--table'),
                       help='a CSV with a column path, whose other columns colour the map')

@@ -11,6 +11,7 @@ import jax
 from jax.sharding import Mesh
 
 from conic_jax import fields, methods, optim, recipe
+from conic_jax.buckets.run_folder import RunFolder, run_folder
 from conic_jax.data import pipeline
 from conic_jax.data.sampler import Sampler
 from conic_jax.data.sources import Source
@@ -38,14 +39,12 @@ def check(config: Any) -> None:
   if config.minutes and config.epochs is not None:
     raise UserError(f'config.minutes is {config.minutes:g} and config.epochs is {config.epochs}: minutes '
                     'choose the epochs. Give one of them: --config.epochs=auto leaves them to the minutes.')
-  if '://' in config.run:
-    raise UserError(f'config.run {config.run} is no folder: give one of this machine, or of a file system '
-                    'that all hosts share.')
+  run_folder(config.run)  # Tells of a URL that is none of a bucket.
 
 
 def choose_splits(config: Any) -> tuple[Any, list[recipe.Choice]]:
   """The config with open `data.train` and `data.test` chosen, or as its run began, and these choices."""
-  kept = {choice.field: choice for choice in recipe.stored(Path(config.run), config)}
+  kept = {choice.field: choice for choice in recipe.stored(_place(config), config)}
   choices = [kept.get(choice.field, choice) for choice in recipe.split_folders(config)]
   return recipe.apply(config, choices), choices
 
@@ -75,7 +74,7 @@ def settle(config: Any, source: Source, labelled: bool, mesh: Mesh, say: Say,
     if splits:
       say(recipe.describe(list(splits)))
     return config, _reasons(splits) if splits else {}
-  kept = recipe.stored(Path(config.run), config)
+  kept = recipe.stored(_place(config), config)
   if kept:
     say(f'Settings chosen when this run began: {len(kept)}, in {config.run}/config.json. They stay, so that '
         'it goes on as it began; for others give config.run a new name.')
@@ -93,6 +92,10 @@ def settle(config: Any, source: Source, labelled: bool, mesh: Mesh, say: Say,
       minutes = config.epochs * facts.num_images * facts.seconds_per_image / 60
       say(f'Training takes about {minutes:.2g} minutes here; evaluation and pictures follow.')
   return config, _reasons([*splits, *kept, *chosen])
+
+
+def _place(config: Any) -> RunFolder:
+  return run_folder(config.run, process=jax.process_index())
 
 
 def _reasons(choices: Sequence[recipe.Choice]) -> dict[str, Any]:

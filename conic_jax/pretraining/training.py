@@ -2,7 +2,6 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,6 +10,7 @@ import optax
 from jax.sharding import Mesh
 
 from conic_jax import methods, optim, recipe
+from conic_jax.buckets.run_folder import run_folder
 from conic_jax.data import inventory, pipeline, sources
 from conic_jax.data.sampler import Sampler
 from conic_jax.errors import UserError, listed
@@ -159,7 +159,8 @@ def pretrain(config: Any) -> dict[str, Any]:
   """
   config = expand_config(config)
   settings.check(config)
-  with Session(Path(config.run), meshes.make_mesh(config.mesh)) as session:
+  place = run_folder(config.run, process=jax.process_index())
+  with Session(place, meshes.make_mesh(config.mesh)) as session:
     session.claim_folder('config.run')
     task = prepare(config, session)
     check_resumed(task, session)
@@ -194,7 +195,7 @@ def prepare(config: Any, session: Session) -> Task:
   config, splits = settings.choose_splits(config)
   config, of_weights, start = warm_start.open_start(config)
   train = sources.open_source(config.data, config.data.train)
-  if recipe.has_begun(session.folder):
+  if recipe.has_begun(session.place):
     train = inventory.keep_places(train, session.folder, session.log)
   test = sources.open_source(config.data, config.data.test) if config.data.test else None
   labelled = protocols.has_labels(train, test)
@@ -305,13 +306,13 @@ def check_resumed(task: Task, session: Session) -> None:
     UserError: if the images are others.
   """
   def check() -> None:
-    if session.first_process and recipe.has_begun(session.folder):
+    if session.first_process and recipe.has_begun(session.place):
       if unchecked := inventory.check(task.data.train, session.folder):
         session.log(unchecked)
         inventory.write(task.data.train, session.folder)
       before = read_json(session.folder / 'config.json')
       if before is None:
-        session.log(f'{session.folder}/config.json cannot be read, and is written anew.')
+        session.log(f'{session.place}/config.json cannot be read, and is written anew.')
       elif changed := changes(before, task.description):
         session.log(f'Changed since this run began or last went on: {listed(changed, 12)}.')
   run_everywhere(check)
@@ -332,7 +333,7 @@ def write_config(task: Task, session: Session, fresh: bool = False) -> None:
     if fresh or not (session.folder / inventory.FILE).exists():
       inventory.write(task.data.train, session.folder)
   except OSError as error:
-    raise UserError(f'{session.folder} cannot be written ({reason(error)}): free room, or give config.run '
+    raise UserError(f'{session.place} cannot be written ({reason(error)}): free room, or give config.run '
                     'another folder.') from error
 
 
@@ -402,9 +403,11 @@ def finish(task: Task, state: TrainState, random_variables: Callable[[], dict[st
       failure = str(error)
   if config.figures:
     protocols.draw(encoder, data.train, data.test, config, task.mesh, session.folder, say=reporter.say)
+  if session.first_process and not failure:
+    failure = session.unsent()
   if failure:
     last = checkpoints.last_path() if checkpoints else 'none'
     raise UserError(f'The training ended, but not all of it could be saved ({failure}): the last good '
-                    f'checkpoint is {last}. Free room on the disk and run the same command again to go on '
+                    f'checkpoint is {last}. {session.remedy} and run the same command again to go on '
                     'from it.')
   return summary

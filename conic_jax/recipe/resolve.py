@@ -7,6 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from conic_jax.buckets.run_folder import RunFolder
 from conic_jax.data import files
 from conic_jax.errors import UserError
 from conic_jax.recipe.facts import Facts
@@ -112,12 +113,12 @@ def split_folders(config: Any) -> list[Choice]:
   return [found[field] for field in asked]
 
 
-def has_begun(run: Path) -> bool:
+def has_begun(run: RunFolder) -> bool:
   """Whether a run has a checkpoint."""
-  return any(steps_in(run / name) for name in ('checkpoints', 'before_training'))
+  return any(steps_in(run.large / name) for name in ('checkpoints', 'before_training'))
 
 
-def stored(run: Path, config: Any) -> list[Choice]:
+def stored(run: RunFolder, config: Any) -> list[Choice]:
   """The stored values of open fields with which a run began; they are kept. Empty if it has not begun.
 
   A run has begun if it has a checkpoint. Before that, its choices are kept as long as all given settings are
@@ -130,7 +131,7 @@ def stored(run: Path, config: Any) -> list[Choice]:
   Raises:
     UserError: if the run has begun and its config.json cannot be read.
   """
-  begun, written = has_begun(run), _read(run / 'config.json')
+  begun, written = has_begun(run), _read(run.local / 'config.json')
   if written is None:
     if begun and (chosen := open_fields(config)):
       raise UserError(f'{run}/config.json cannot be read, which has the settings that this run chose: bring '

@@ -15,10 +15,13 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
+from orbax.checkpoint.path import atomicity
 
+from conic_jax.buckets.bucket import is_remote
 from conic_jax.errors import UserError
 from conic_jax.hardware.processes import run_everywhere
 from conic_jax.run.finite import check_finite
+from conic_jax.run.orbax_s3 import teach_orbax
 from conic_jax.run.run_config import read_config, say_unknown
 from conic_jax.run.state import TrainState
 from conic_jax.run.whole import ManifestWriter, newest_whole, of_model, set_aside, steps_in
@@ -93,14 +96,25 @@ def _quieten_orbax() -> _OrbaxLog:
   return log
 
 
-def _manager(folder: Path, keep: int | None, clean: bool = False) -> ocp.CheckpointManager:
+def _opened_by_orbax(folder: Any) -> Any:
+  """A folder of checkpoints as Orbax takes it."""
+  if not is_remote(folder):
+    return folder.absolute()
+  if str(folder).startswith('s3://'):
+    teach_orbax()
+  return folder
+
+
+def _manager(folder: Any, keep: int | None, clean: bool = False) -> ocp.CheckpointManager:
   # Where a folder cannot be made, threads that wait for it would keep the process for ten minutes.
   at_once = ocp.AsyncOptions(create_directories_asynchronously=False)
+  # A bucket cannot rename a folder: the last object that is written says that a checkpoint is whole.
   options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=clean,
-                                         async_options=at_once)
+                                         async_options=at_once, temporary_path_class=(
+                                           atomicity.CommitFileTemporaryPath if is_remote(folder) else None))
   handlers = {'model': ocp.StandardCheckpointHandler(), 'training': ocp.StandardCheckpointHandler(),
               'identity': ocp.JsonCheckpointHandler()}
-  return ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handlers)
+  return ocp.CheckpointManager(_opened_by_orbax(folder), options=options, item_handlers=handlers)
 
 
 def _close_failed(manager: ocp.CheckpointManager) -> None:
@@ -115,10 +129,10 @@ def _close_failed(manager: ocp.CheckpointManager) -> None:
       return
 
 
-def _reader_of_models(folder: Path) -> ocp.CheckpointManager:
+def _reader_of_models(folder: Any) -> ocp.CheckpointManager:
   """A manager that reads models alone, whatever the state of the rest."""
   _quieten_orbax()
-  return ocp.CheckpointManager(folder.absolute(), options=ocp.CheckpointManagerOptions(read_only=True),
+  return ocp.CheckpointManager(_opened_by_orbax(folder), options=ocp.CheckpointManagerOptions(read_only=True),
                                item_handlers={'model': ocp.StandardCheckpointHandler()})
 
 
@@ -133,16 +147,19 @@ class Checkpoints:
   that fails all the same ends every process, as its parts wait for each other.
 
   Args:
-    folder: their folder.
+    folder: their folder, of this machine or in a bucket.
     keep: how many to keep.
     say: shows a line.
     verify: whether to compare the newest with the hashes of what was saved.
+    obstacle: says why nothing may be saved now, None if it may; asked in the first process before each save.
 
   Raises:
     UserError: if there are checkpoints and none is whole.
   """
 
-  def __init__(self, folder: Path, keep: int, say: Callable[[str], None] = print_line, verify: bool = True):
+  def __init__(self, folder: Any, keep: int, say: Callable[[str], None] = print_line, verify: bool = True,
+               obstacle: Callable[[], str | None] = lambda: None):
+    self._given_obstacle, self._known = obstacle, list[int]()
     self._folder, self._keep, self._last_failed, self._lost = folder, keep, False, False
     self.failure: str | None = None
     self._log = _quieten_orbax()
@@ -157,9 +174,10 @@ class Checkpoints:
   def steps(self) -> list[int]:
     """The steps of the good checkpoints, in ascending order."""
     try:
-      return sorted(self._opened().all_steps())
-    except OSError:  # The folder is gone.
-      return []
+      self._known = sorted(self._opened().all_steps())
+    except OSError:  # The folder is gone, or the bucket out of reach.
+      self._known = self._known if is_remote(self._folder) else []
+    return self._known
 
   def last_path(self) -> str:
     """The folder of the last good checkpoint, or 'none'."""
@@ -192,8 +210,9 @@ class Checkpoints:
     self._manifests.ended()
     if self.failure and jax.process_index() == 0:
       # Threads of a failed save may go on writing for a while: each wait looks again.
-      for unfinished in self._folder.glob('*.orbax-checkpoint-tmp*'):
-        shutil.rmtree(unfinished, ignore_errors=True)
+      with contextlib.suppress(Exception):
+        for unfinished in self._folder.glob('*.orbax-checkpoint-tmp*'):
+          unfinished.rmtree() if is_remote(unfinished) else shutil.rmtree(unfinished, ignore_errors=True)
 
   def discard(self, step: int) -> None:
     """Deletes the checkpoint of a step, if it exists: its state turned out to be bad."""
@@ -251,9 +270,10 @@ class Checkpoints:
 
   def _obstacle(self, state: TrainState) -> str | None:
     """Why some process could not write its part of a state, as far as is known before; None if all can."""
+    given = self._given_obstacle() if jax.process_index() == 0 else None
     needed = sum(shard.data.nbytes for leaf in jax.tree.leaves(state)
                  for shard in leaf.addressable_shards if shard.replica_id == 0)
-    own = _shortage(self._folder, needed)
+    own = given or _shortage(self._folder, needed)
     if jax.process_count() == 1:
       return own
     own = own or _cannot_write(self._folder / f'.process-{jax.process_index()}', min(needed, _TRIED))
@@ -322,8 +342,10 @@ _MESSAGE = 300
 _LOOK = 0.05
 
 
-def _shortage(folder: Path, needed: int) -> str | None:
-  """What a folder's disk lacks for so many bytes; None if they fit."""
+def _shortage(folder: Any, needed: int) -> str | None:
+  """What a folder's disk lacks for so many bytes; None if they fit, as in a bucket."""
+  if is_remote(folder):
+    return None
   try:
     lacking = needed - shutil.disk_usage(folder).free
   except OSError:  # The save itself will say what is wrong.
@@ -331,15 +353,15 @@ def _shortage(folder: Path, needed: int) -> str | None:
   return f'{folder} lacks {lacking / 2**20:,.1f} MiB' if lacking > 0 else None
 
 
-def _cannot_write(path: Path, size: int) -> str | None:
+def _cannot_write(path: Any, size: int) -> str | None:
   """Why a file of so many bytes cannot be written; None if it can. Nothing is left of it."""
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(bytes(size))
-  except OSError as error:
-    return f'{path.parent}: {error.strerror}'
+  except Exception as error:  # Of a bucket's client any.
+    return f'{path.parent}: {getattr(error, "strerror", None) or _first_line(error, 200)}'
   finally:
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(Exception):
       path.unlink()
   return None
 
@@ -359,7 +381,7 @@ def _first_line(error: BaseException, most: int) -> str:
 
 
 @contextlib.contextmanager
-def _readable(checkpoint: Path) -> Iterator[None]:
+def _readable(checkpoint: Any) -> Iterator[None]:
   """Tells of a checkpoint that cannot be read, as one without a manifest may be damaged unnoticed."""
   try:
     yield

@@ -8,9 +8,10 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from conic_jax import __version__
+from conic_jax.buckets.bucket import in_words, is_remote
 from conic_jax.errors import UserError, listed
 from conic_jax.run.json_file import write_json
 
@@ -52,16 +53,19 @@ def claim_folder(folder: Path, field: str, log: Callable[[str], None]) -> Claim:
     folder.mkdir(parents=True, exist_ok=True)
     check_is_run(folder, field)
     claimed = Claim(folder, _lock(folder, field, log))
-    _mark(folder)
+    mark(folder)
   except OSError as error:
     raise UserError(f"{field} is '{folder}', which cannot be written ({reason(error)}): free room, or give "
                     'another folder.') from error
   return claimed
 
 
-def check_is_run(folder: Path, field: str) -> None:
-  """Raises a `UserError` if a folder holds files and is not a run's."""
-  names = sorted(path.name for path in folder.iterdir())
+def check_is_run(folder: Any, field: str) -> None:
+  """Raises a `UserError` if a folder, of this machine or in a bucket, holds files and is not a run's."""
+  with in_words(folder, field) if is_remote(folder) else contextlib.nullcontext():
+    if is_remote(folder) and folder.exists() and not folder.is_dir():
+      raise UserError(f"{field} is '{folder}', which is a file: give a folder.")
+    names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
   if MARKER in names:
     _check_format(folder / MARKER)
   elif set(names) - {_LOCK} and not _is_older_run(folder):
@@ -74,16 +78,16 @@ def reason(error: OSError) -> str:
   return error.strerror or str(error)
 
 
-def _is_older_run(folder: Path) -> bool:
+def _is_older_run(folder: Any) -> bool:
   """Whether a folder without a marker is a run's: runs had none before format 1."""
   try:
     config = json.loads((folder / 'config.json').read_text())
   except (OSError, ValueError):
-    return (folder / 'checkpoints').is_dir() and (folder / 'metrics.jsonl').is_file()
+    return (folder / 'checkpoints').is_dir() and (folder / 'metrics.jsonl').exists()
   return isinstance(config, dict) and {'method', 'encoder', 'views'} <= config.keys()
 
 
-def _check_format(marker: Path) -> None:
+def _check_format(marker: Any) -> None:
   try:
     found = json.loads(marker.read_text())['format']
   except (ValueError, KeyError, TypeError):
@@ -93,7 +97,8 @@ def _check_format(marker: Path) -> None:
                     f'up to {FORMAT}: use the newer version that wrote it.')
 
 
-def _mark(folder: Path) -> None:
+def mark(folder: Path) -> None:
+  """Says in a folder that it is a run's."""
   marker = folder / MARKER
   if not marker.exists():
     write_json(marker, {'format': FORMAT, 'conic_jax': __version__}, indent=None)

@@ -116,6 +116,8 @@ def run_steps(phase: Phase, state: Any, session: Session) -> Any:
           phase.report(state, done, figures | clock.figures(done))
       if evaluating and phase.evaluate:
         phase.evaluate(state, done)
+      if reporting or evaluating:
+        session.send()
       if saving or stopping:
         save(phase, state, done)
       if stopping:

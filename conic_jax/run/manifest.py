@@ -1,13 +1,13 @@
-"""Manifests: the size and the hash of every file of a folder, so that damage is noticed."""
+"""Manifests: the size and a hash of every file of a folder, so that damage is noticed."""
 import functools
 import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from typing import Any
 
-from conic_jax.run.json_file import write_json
+from conic_jax.buckets.bucket import checksum, files_below, is_remote, size
 
 FORMAT = 1
 # Files hashed at the same time; hashing releases Python's lock.
@@ -23,19 +23,23 @@ def everything(name: str) -> bool:
   return True
 
 
-def make(folder: Path) -> Manifest:
-  """[size in bytes, SHA-256] of every file below a folder, by relative path."""
-  names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob('*') if path.is_file())
-  return {name: [(folder / name).stat().st_size, found] for name, found in _hashes(folder, names)}
+def make(folder: Any) -> Manifest:
+  """[size in bytes, hash] of every file below a folder, by relative path."""
+  names = sorted(path.relative_to(folder).as_posix() for path in files_below(folder))
+  return {name: [size(folder / name), found] for name, found in _hashes(folder, names)}
 
 
-def write(folder: Path, path: Path) -> None:
+def write(folder: Any, path: Any) -> None:
   """Writes the manifest of a folder to a file, atomically."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  write_json(path, {'format': FORMAT, 'files': make(folder)}, indent=0)
+  # An object of a bucket is whole or not there.
+  temporary = path if is_remote(path) else path.with_name(path.name + '.tmp')
+  temporary.write_text(json.dumps({'format': FORMAT, 'files': make(folder)}, indent=0) + '\n')
+  if temporary != path:
+    temporary.replace(path)
 
 
-def damage(folder: Path, path: Path, concerns: Concerns = everything) -> str | None:
+def damage(folder: Any, path: Any, concerns: Concerns = everything) -> str | None:
   """What is wrong with a folder by its manifest; None if all of it is as it was written.
 
   Args:
@@ -48,27 +52,30 @@ def damage(folder: Path, path: Path, concerns: Concerns = everything) -> str | N
   """
   try:
     wanted: Manifest = json.loads(path.read_text())['files']
-    wanted = {name: [int(size), str(found)] for name, (size, found) in wanted.items()}
+    wanted = {name: [int(length), str(found)] for name, (length, found) in wanted.items()}
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     return f'its manifest {path} cannot be read ({error})'
   wanted = {name: entry for name, entry in wanted.items() if concerns(name)}
   # Sizes first, as they take no time.
-  for name, (size, _) in wanted.items():
-    if not (folder / name).is_file():
+  for name, (length, _) in wanted.items():
+    if not (folder / name).exists():
       return f'{name} is missing'
-    if (found := (folder / name).stat().st_size) != size:
-      return f'{name} has {found:,} bytes instead of {size:,}'
+    if (found := size(folder / name)) != length:
+      return f'{name} has {found:,} bytes instead of {length:,}'
   return next((f'the content of {name} is not what was written'
                for name, found in _hashes(folder, wanted) if found != wanted[name][1]), None)
 
 
-def _hashes(folder: Path, names: Iterable[str]) -> Iterator[tuple[str, str]]:
+def _hashes(folder: Any, names: Iterable[str]) -> Iterator[tuple[str, str]]:
   """The hash of each file, in order."""
   names = list(names)
   with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
     yield from zip(names, pool.map(lambda name: _hash(folder / name), names))
 
 
-def _hash(path: Path) -> str:
+def _hash(path: Any) -> str:
+  """The SHA-256 of a file's content; of an object the bucket's own checksum, for which nothing is read."""
+  if is_remote(path):
+    return checksum(path)
   with path.open('rb') as file:
     return hashlib.file_digest(file, functools.partial(hashlib.sha256, usedforsecurity=False)).hexdigest()

@@ -4,15 +4,16 @@ import json
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from typing import Any
 
+from conic_jax.buckets.bucket import COMMITTED, is_remote, move, size
 from conic_jax.errors import UserError
 from conic_jax.run import manifest
 from conic_jax.run.manifest import Concerns, everything
 
 # Every checkpoint's items.
 _ITEMS = ('model', 'training')
-_POLL_SECONDS = 0.1
+_POLL_SECONDS, _POLL_BUCKET_SECONDS = 0.1, 2.0
 
 
 def of_model(name: str) -> bool:
@@ -20,22 +21,27 @@ def of_model(name: str) -> bool:
   return not name.startswith('training/')
 
 
-def manifest_path(folder: Path, step: int) -> Path:
+def manifest_path(folder: Any, step: int) -> Any:
   """The manifest of a step's checkpoint; it lies beside the folder, which is Orbax's."""
   return folder.parent / 'checksums' / f'{folder.name}-{step}.json'
 
 
-def steps_in(folder: Path) -> list[int]:
-  """The steps of the checkpoints in a folder, damaged or not, ascending."""
-  return sorted(int(path.name) for path in folder.glob('*') if path.name.isdecimal() and path.is_dir())
+def steps_in(folder: Any) -> list[int]:
+  """The steps of the checkpoints in a folder of this machine or a bucket, damaged or not, ascending."""
+  return sorted(int(path.name) for path in folder.glob('*') if path.name.isdecimal() and complete(path))
 
 
-def newest_whole(folder: Path, verify: bool = True, concerns: Concerns = everything
+def complete(checkpoint: Any) -> bool:
+  """Whether all of a checkpoint was written: a folder gets its name then, in a bucket its last file."""
+  return (checkpoint / COMMITTED).exists() if is_remote(checkpoint) else checkpoint.is_dir()
+
+
+def newest_whole(folder: Any, verify: bool = True, concerns: Concerns = everything
                  ) -> tuple[int | None, dict[int, str]]:
   """The newest checkpoint that is whole, and what is wrong with each newer one.
 
   Args:
-    folder: the folder of checkpoints.
+    folder: the folder of checkpoints, of this machine or in a bucket.
     verify: whether to compare the files' contents with their hashes.
     concerns: which files to look at.
 
@@ -57,17 +63,21 @@ def newest_whole(folder: Path, verify: bool = True, concerns: Concerns = everyth
   return None, damaged
 
 
-def damage(folder: Path, step: int, verify: bool = True, concerns: Concerns = everything) -> str | None:
+def damage(folder: Any, step: int, verify: bool = True, concerns: Concerns = everything) -> str | None:
   """What is wrong with a step's checkpoint, which must have all its parts; None if nothing is."""
   checkpoint, path = folder / str(step), manifest_path(folder, step)
   try:
-    json.loads((checkpoint / 'identity' / 'metadata').read_text())
+    needed = ['identity/metadata']
     for item in filter(lambda item: concerns(f'{item}/'), _ITEMS):
-      json.loads((checkpoint / item / '_METADATA').read_text())
-      if not (checkpoint / item / 'manifest.ocdbt').stat().st_size:
-        return f'{item}/manifest.ocdbt is empty'
-  except FileNotFoundError as error:
-    return f'{Path(error.filename).relative_to(checkpoint)} is missing'
+      needed += [f'{item}/_METADATA', f'{item}/manifest.ocdbt']
+    for name in needed:
+      if not (checkpoint / name).exists():
+        return f'{name} is missing'
+      if name.endswith('.ocdbt'):
+        if not size(checkpoint / name):
+          return f'{name} is empty'
+      else:
+        json.loads((checkpoint / name).read_text())
   except (OSError, ValueError) as error:
     return f'it cannot be read ({error})'
   if verify and path.exists():
@@ -75,7 +85,7 @@ def damage(folder: Path, step: int, verify: bool = True, concerns: Concerns = ev
   return None
 
 
-def set_aside(folder: Path, steps: Mapping[int, str], newest: int, say: Callable[[str], None]) -> None:
+def set_aside(folder: Any, steps: Mapping[int, str], newest: int, say: Callable[[str], None]) -> None:
   """Moves damaged checkpoints out of the way of new ones, and says so."""
   for step, problem in steps.items():
     aside = folder.parent / 'damaged' / f'{folder.name}-{step}'
@@ -83,8 +93,7 @@ def set_aside(folder: Path, steps: Mapping[int, str], newest: int, say: Callable
     while aside.exists():
       number += 1
       aside = aside.with_name(f'{folder.name}-{step}-{number}')
-    aside.parent.mkdir(exist_ok=True)
-    (folder / str(step)).rename(aside)
+    move(folder / str(step), aside)
     with contextlib.suppress(OSError):
       manifest_path(folder, step).unlink()
     say(f'The checkpoint {folder / str(step)} is damaged ({problem}): it is kept in {aside}, and the run '
@@ -94,7 +103,7 @@ def set_aside(folder: Path, steps: Mapping[int, str], newest: int, say: Callable
 class ManifestWriter:
   """Writes the manifests of checkpoints in the background, each once its checkpoint is complete."""
 
-  def __init__(self, folder: Path):
+  def __init__(self, folder: Any):
     self._folder = folder
     self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix='manifests')
     self._ended = threading.Event()
@@ -116,16 +125,17 @@ class ManifestWriter:
 
   def _write(self, step: int, ended: threading.Event) -> None:
     checkpoint = self._folder / str(step)
-    while not checkpoint.exists() and not ended.wait(_POLL_SECONDS):
-      pass
-    with contextlib.suppress(OSError):  # A checkpoint without a manifest is read, too.
-      if checkpoint.exists():
+    pause = _POLL_BUCKET_SECONDS if is_remote(checkpoint) else _POLL_SECONDS
+    with contextlib.suppress(Exception):  # A checkpoint without a manifest is read, too.
+      while not complete(checkpoint) and not ended.wait(pause):
+        pass
+      if complete(checkpoint):
         manifest.write(checkpoint, manifest_path(self._folder, step))
     self._forget()
 
   def _forget(self) -> None:
     """Removes the manifests of checkpoints that are gone: Orbax deletes one after its successor appeared."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(Exception):
       for path in manifest_path(self._folder, 0).parent.glob(f'{self._folder.name}-*.json'):
         if not (self._folder / path.stem.rpartition('-')[2]).exists():
           path.unlink()

@@ -1,0 +1,1 @@
+"""Runs in a bucket of Google Cloud Storage or S3."""
