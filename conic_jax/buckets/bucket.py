@@ -20,6 +20,10 @@ _LOGIN = {'gs': '`gcloud auth application-default login`, or GOOGLE_APPLICATION_
           's3': '`aws configure`, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY'}
 # Orbax's file that says that all of a checkpoint in a bucket is there.
 COMMITTED = 'commit_success.txt'
+# TensorFlow's own client, which epath takes by default, knows neither S3 nor an emulator. What epath takes is
+# settled at its first path, of whatever kind: before a setting has named a bucket.
+if any(importlib.util.find_spec(package) for package, _ in _KINDS.values()):
+  os.environ.setdefault('EPATH_USE_TF', '0')
 # Parts of what the libraries say of a request without credentials.
 _NO_CREDENTIALS = ('credential', 'anonymous', 'could not automatically determine')
 
@@ -51,7 +55,6 @@ def open_path(url: str, field: str) -> 'epath.Path':
   if importlib.util.find_spec(package) is None:
     raise UserError(f"{field} is '{url}', and {kind}:// needs the package {package}: "
                     f"pip install 'conic_jax[{extra}]'.")
-  os.environ.setdefault('EPATH_USE_TF', '0')  # TensorFlow's own client knows neither S3 nor an emulator.
   import fsspec.config
   from etils import epath
   for name in ('gcs', 'gs', 's3'):  # Other processes write, too.
@@ -112,8 +115,10 @@ def move(folder: Any, to: Any) -> None:
   """Moves a folder to a path of the same machine or bucket; a bucket makes the folders above it by itself."""
   if is_remote(folder):
     import fsspec
-    system, name = fsspec.core.url_to_fs(str(folder))
-    system.mv(name, fsspec.core.url_to_fs(str(to))[1], recursive=True)
+    for path in files_below(folder):
+      system, name = fsspec.core.url_to_fs(str(path))
+      system.copy(name, fsspec.core.url_to_fs(f'{to}/{path.relative_to(folder).as_posix()}')[1])
+    folder.rmtree()
   else:
     to.parent.mkdir(parents=True, exist_ok=True)
     folder.rename(to)

@@ -95,10 +95,13 @@ class Mirror:
     assert remote is not None
     with self._lock:
       for name, stamp in self._changed().items():
-        path = self._place.local / name
-        with contextlib.suppress(FileNotFoundError):  # Another thread may replace or remove it.
-          (remote / name).write_bytes(path.read_bytes())
-          self._sent[name] = stamp
+        try:
+          content = (self._place.local / name).read_bytes()
+        except FileNotFoundError:  # Another thread has removed it.
+          continue
+        (remote / name).parent.mkdir(parents=True, exist_ok=True)
+        (remote / name).write_bytes(content)
+        self._sent[name] = stamp
       for name in [name for name in self._sent if not (self._place.local / name).exists()]:
         with contextlib.suppress(FileNotFoundError):
           (remote / name).unlink()

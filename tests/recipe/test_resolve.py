@@ -132,7 +132,7 @@ def begin(folder, checkpoint):
 @pytest.mark.parametrize('checkpoint', [False, True])
 def test_a_run_keeps_what_it_began_with(tmp_path, checkpoint):
   config = begin(tmp_path, checkpoint)
-  again = recipe.apply(config, recipe.stored(tmp_path, config))
+  again = recipe.apply(config, recipe.stored(RunFolder(tmp_path), config))
   assert (again.epochs, again.batch_size, again.views.crop) == (123, 128, (0.15, 1.0))
   assert not recipe.open_fields(again)
 
@@ -142,7 +142,7 @@ def test_a_run_keeps_what_it_began_with(tmp_path, checkpoint):
 def test_before_its_first_checkpoint_a_run_may_be_begun_with_other_flags(tmp_path, checkpoint, kept, changes):
   config = begin(tmp_path, checkpoint)
   config.update_from_flattened_dict(changes)
-  assert bool(recipe.stored(tmp_path, config)) == kept
+  assert bool(recipe.stored(RunFolder(tmp_path), config)) == kept
 
 
 def test_a_run_of_before_the_recipe_keeps_its_settings(tmp_path):
@@ -150,10 +150,10 @@ def test_a_run_of_before_the_recipe_keeps_its_settings(tmp_path):
   written = json.loads((tmp_path / 'config.json').read_text())
   del written['recipe'], written['views']['crop']
   (tmp_path / 'config.json').write_text(json.dumps(written))
-  kept = {choice.field: choice.value for choice in recipe.stored(tmp_path, config)}
+  kept = {choice.field: choice.value for choice in recipe.stored(RunFolder(tmp_path), config)}
   assert kept['epochs'] == 123
   assert 'views.crop' not in kept
-  assert recipe.stored(tmp_path / 'none', config) == []
+  assert recipe.stored(RunFolder(tmp_path / 'none'), config) == []
 
 
 @pytest.mark.parametrize('content', [None, '', '[]', '{"views": 3}', '{"recipe": 5, "optimizer": [1]}',
@@ -165,9 +165,9 @@ def test_a_begun_run_does_not_choose_anew_in_silence(tmp_path, content):
   if content is not None:
     path.write_text(content)
   with pytest.raises(UserError, match=r'config\.json cannot be read, .*: bring it back .*epochs'):
-    recipe.stored(tmp_path, config)
+    recipe.stored(RunFolder(tmp_path), config)
   (tmp_path / 'checkpoints' / '10').rmdir()
-  assert recipe.stored(tmp_path, config) == []
+  assert recipe.stored(RunFolder(tmp_path), config) == []
 
 
 def test_fields_that_there_were_not_yet_do_not_forget_the_choices(tmp_path):
@@ -175,7 +175,7 @@ def test_fields_that_there_were_not_yet_do_not_forget_the_choices(tmp_path):
   written = json.loads((tmp_path / 'config.json').read_text())
   del written['views']['hue'], written['linear']['momentum']
   (tmp_path / 'config.json').write_text(json.dumps(written))
-  assert recipe.apply(config, recipe.stored(tmp_path, config)).epochs == 123
+  assert recipe.apply(config, recipe.stored(RunFolder(tmp_path), config)).epochs == 123
 
 
 def test_choices_are_lines_of_field_value_and_reason():

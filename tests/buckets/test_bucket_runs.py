@@ -1,0 +1,171 @@
+"""Runs in a bucket: pretrained, killed, resumed, evaluated, exported and shown from there alone."""
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from bucket_servers import amazon
+from support import flags_of, losses_by_step, reserved_port
+from xla_flags import xla_flags
+
+from conic_jax import api, main
+from conic_jax.buckets.bucket import open_path
+from conic_jax.command_line import load
+from conic_jax.embed import command as embed
+from conic_jax.evals import standalone
+from conic_jax.pretraining.training import pretrain
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+COMMAND = [sys.executable, '-W', 'ignore', '-m', 'conic_jax.main']
+
+
+def in_bucket(config, url):
+  config.run = f'{url}/run'
+  return config
+
+
+def reports_in(url):
+  """What a run in a bucket reported."""
+  text = (open_path(url, 'test') / 'metrics.jsonl').read_text()
+  return [json.loads(line) for line in text.splitlines()]
+
+
+def losses_in(url):
+  return {report['step']: report['loss'] for report in reports_in(url) if 'loss' in report}
+
+
+def start(*arguments, devices=1, **environment):
+  return subprocess.Popen([*COMMAND, *arguments], cwd=ROOT, text=True, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE,
+                          env={**os.environ, 'XLA_FLAGS': xla_flags(devices), **environment})
+
+
+def wait_for(processes, condition, seconds=180):
+  end = time.monotonic() + seconds
+  while not condition():
+    for process in processes:
+      assert process.poll() is None, process.communicate()
+    assert time.monotonic() < end, 'timed out'
+    time.sleep(0.1)
+
+
+def test_a_run_in_a_bucket_ends_as_one_in_a_folder_and_is_used_from_there(tiny_config, bucket, tmp_path,
+                                                                          image_folder, monkeypatch, capsys):
+  summary = pretrain(tiny_config)
+  losses = losses_by_step(tiny_config.run)
+  assert pretrain(in_bucket(tiny_config, bucket)) == summary
+  shutil.rmtree(tmp_path / 'cache')  # What counts is in the bucket.
+
+  url = f'{bucket}/run'
+  run, remote = api.Run(url), open_path(url, 'test')
+  assert losses_in(url) == losses
+  assert run.summary == summary == json.loads((remote / 'summary.json').read_text())
+  assert {path.name for path in remote.iterdir()} >= {
+    'checkpoints', 'checksums', 'config.json', 'conic_jax.json', 'images.jsonl.gz', 'metrics.jsonl',
+    'tensorboard'}
+  assert '.lock' not in {path.name for path in remote.iterdir()}
+  assert run.config.run == url
+
+  figures = run.evaluate('knn')
+  assert figures == json.loads((remote / 'knn.json').read_text())
+  assert run.report() == f'{url}/report.html'
+  assert (remote / 'report.html').read_text().startswith('<!')
+  run.export('safetensors', f'{bucket}/encoder.safetensors')
+  assert api.load(f'{bucket}/encoder.safetensors').num_features == run.encoder().num_features
+  monkeypatch.setattr(sys, 'argv', ['embed', url, f'{image_folder}/test', f'--out={bucket}/features.npz'])
+  embed()
+  assert (open_path(bucket, 'test') / 'features.npz').exists()
+  assert f'16 vectors written to {bucket}/features.npz' in capsys.readouterr().out
+
+
+def test_a_fine_tuning_of_a_run_in_a_bucket_is_kept_there(tiny_config, google_bucket):
+  pretrain(in_bucket(tiny_config, google_bucket))
+  config = load('configs/finetune.py')
+  config.update_from_flattened_dict({
+    'encoder': f'{google_bucket}/run', 'data.name': 'folder', 'data.dir': tiny_config.data.dir,
+    'data.train': 'train', 'data.test': 'test', 'finetune.epochs': 1, 'finetune.batch_size': 16, 'views.size': 16,
+    'eval.batch_size': 16, 'eval.resize': 16, 'result': 'tuned'})
+  figures = standalone.evaluate(config)
+  remote = open_path(f'{google_bucket}/run', 'test')
+  assert json.loads((remote / 'tuned.json').read_text()) == figures
+  assert (remote / 'tuned' / 'config.json').exists()
+  assert (remote / 'tuned' / 'checkpoints').is_dir()
+
+
+def test_after_kill_9_and_the_loss_of_its_disk_a_run_goes_on_to_the_bit(tiny_config, bucket, tmp_path,
+                                                                        monkeypatch):
+  tiny_config.epochs = 8
+  tiny_config.eval.knn = tiny_config.eval.linear = False
+  undisturbed = tiny_config.copy_and_resolve_references()
+  in_bucket(tiny_config, bucket)
+  process = start(*flags_of(tiny_config), devices=8)
+  remote = open_path(tiny_config.run, 'test')
+  wait_for([process], lambda: (remote / 'checkpoints' / '6' / 'commit_success.txt').exists())
+  process.kill()
+  process.communicate()
+  shutil.rmtree(tmp_path / 'cache')
+  assert (remote / '.lock').exists()  # The process is gone, so nobody waits for it.
+
+  monkeypatch.setattr(sys, 'argv', ['conic_jax', *flags_of(tiny_config)])
+  main.command()
+  pretrain(undisturbed)
+  assert losses_in(tiny_config.run) == losses_by_step(undisturbed.run)
+  assert sorted(losses_in(tiny_config.run)) == list(range(1, 25))
+
+
+def test_two_processes_with_disks_of_their_own_share_a_bucket(tiny_config, google_bucket, tmp_path):
+  tiny_config.epochs = 4
+  tiny_config.eval.knn = tiny_config.eval.linear = False
+  alone = tiny_config.copy_and_resolve_references()
+  in_bucket(tiny_config, google_bucket)
+  remote = open_path(tiny_config.run, 'test')
+
+  def begin():
+    with reserved_port() as port:
+      return [start(*flags_of(tiny_config), f'--coordinator=127.0.0.1:{port}', '--num_processes=2',
+                    f'--process_id={index}', devices=4, XDG_CACHE_HOME=str(tmp_path / f'disk-{index}'))
+              for index in range(2)]
+
+  processes = begin()
+  try:
+    wait_for(processes, lambda: (remote / 'checkpoints' / '3' / 'commit_success.txt').exists())
+    for process in processes:
+      process.kill()
+      process.communicate()
+    shutil.rmtree(tmp_path / 'disk-1')
+    processes = begin()
+    for process in processes:
+      out, err = process.communicate(timeout=240)
+      assert process.returncode == 0, (out, err)
+  finally:
+    for process in processes:
+      process.kill()
+      process.communicate()
+  pretrain(alone)
+  found, wanted = losses_in(tiny_config.run), losses_by_step(alone.run)
+  assert found == pytest.approx(wanted, rel=1e-3)
+
+
+def test_a_network_that_goes_away_costs_checkpoints_and_not_the_training(tiny_config, tmp_path):
+  tiny_config.epochs, tiny_config.checkpoint.every_epochs = 40, 20.0
+  tiny_config.eval.knn = tiny_config.eval.linear = False
+  tiny_config.run = 's3://bucket/run'
+  with amazon(tmp_path) as (server, known):
+    process = start(*flags_of(tiny_config), **known, XDG_CACHE_HOME=str(tmp_path / 'cache'),
+                    AWS_MAX_ATTEMPTS='1')
+    copies = tmp_path / 'cache' / 'conic_jax' / 'buckets'
+    wait_for([process], lambda: any(copies.glob('run-*/metrics.jsonl')))
+    server.kill()
+    out, err = process.communicate(timeout=400)
+  assert process.returncode == 1
+  assert 'step 120/120' in out
+  assert out.count('The reports could not be sent to s3://bucket/run') == 1
+  assert 'The training ended, but not all of it could be saved' in err
+  assert 'Look at the network and the bucket and run the same command again' in err
+  assert 'Traceback' not in err
