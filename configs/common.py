@@ -35,7 +35,7 @@ def run(**given) -> ConfigDict:
   return group({
     'task': 'pretrain',           # pretrain; knn, linear, finetune, svm and segment have their own configs
     'method': '',                 # a file of conic_jax/methods
-    'run': '',                    # folder for checkpoints, figures and metrics; resumed if it exists
+    'run': '',                    # folder, also gs:// or s3://, for all that it writes; resumed if it exists
     'seed': 0,                    # for everything random
     'num_instances': 0,           # N for the plan command; 0 is the number of images in the data set
   }, given)

@@ -173,7 +173,7 @@ FIELDS: dict[str, dict[str, Field]] = {
   '': {
     'task': Field(TEXT, 'pretrain, knn, linear, finetune, svm, segment, or a module of yours'),
     'method': Field(TEXT, 'a file of conic_jax/methods, or a module of yours'),
-    'run': Field(TEXT, 'folder for checkpoints, figures and metrics; resumed if it exists'),
+    'run': Field(TEXT, 'folder, here or in a bucket, for checkpoints and figures; resumed if it exists'),
     'seed': Field(at_least(0, _SEED), 'for everything random'),
     'num_instances': Field(at_least(0), 'N for the plan command; 0 is the number of images in the data set'),
     'batch_size': Field(at_least(1), 'images per step, over all devices'),

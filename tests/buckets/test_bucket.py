@@ -6,6 +6,7 @@ import pytest
 from conic_jax.buckets.bucket import checksum, files_below, in_words, is_remote, is_url, move, open_path, size
 from conic_jax.buckets.run_folder import run_folder, working_copy
 from conic_jax.errors import UserError
+from conic_jax.run.claim import check_is_run
 
 
 def test_urls_and_paths_are_told_apart(tmp_path):
@@ -71,3 +72,13 @@ def test_a_run_in_a_bucket_has_a_working_copy_for_each_process(known):
 def test_a_run_on_this_machine_is_its_folder(tmp_path):
   place = run_folder(str(tmp_path)) / 'part'
   assert place.local == place.large == tmp_path / 'part'
+
+
+def test_a_file_in_place_of_a_run_is_refused_and_so_is_what_is_no_run(bucket):
+  folder = open_path(bucket, 'test')
+  (folder / 'file').write_text('hello')
+  with pytest.raises(UserError, match=f"config.run is '{folder}/file', which is a file: give a folder"):
+    check_is_run(folder / 'file', 'config.run')
+  with pytest.raises(UserError, match='which is no run and holds file'):
+    check_is_run(folder, 'config.run')
+  check_is_run(folder / 'new', 'config.run')

@@ -89,7 +89,8 @@ def test_a_fine_tuning_of_a_run_in_a_bucket_is_kept_there(tiny_config, google_bu
   config = load('configs/finetune.py')
   config.update_from_flattened_dict({
     'encoder': f'{google_bucket}/run', 'data.name': 'folder', 'data.dir': tiny_config.data.dir,
-    'data.train': 'train', 'data.test': 'test', 'finetune.epochs': 1, 'finetune.batch_size': 16, 'views.size': 16,
+    'data.train': 'train', 'data.test': 'test', 'finetune.epochs': 1, 'finetune.batch_size': 16,
+    'views.size': 16,
     'eval.batch_size': 16, 'eval.resize': 16, 'result': 'tuned'})
   figures = standalone.evaluate(config)
   remote = open_path(f'{google_bucket}/run', 'test')

@@ -4,6 +4,7 @@ import json
 import pytest
 
 from conic_jax import command_line, main, recipe
+from conic_jax.buckets.run_folder import RunFolder
 from conic_jax.command_line import load
 from conic_jax.errors import UserError
 from conic_jax.pretraining import settings
