@@ -70,7 +70,8 @@ def main() -> None:
         print(method, count, steps, flush=True)
   total = sum(count for _, count, _ in rows)
   RESULTS.write_text('\n'.join([
-    '# Runs in a bucket, killed at random', '', f'`python -m benchmarks.bucket_kills --kills {args.kills}`', '',
+    '# Runs in a bucket, killed at random', '',
+    f'`python -m benchmarks.bucket_kills --kills {args.kills}`', '',
     hardware(), '', f'{total} kills, each with the loss of the local disk. All runs ended in the losses and '
     'weights, to the bit, of runs in a folder that nothing happened to.', '',
     '| method | kills | last steps reported before them |', '| --- | ---: | --- |',

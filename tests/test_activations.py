@@ -103,7 +103,8 @@ def test_one_encoder_twice_over_an_older_picture(
 @pytest.mark.parametrize(('arguments', 'answer'), [
   (['{own}'], 'arguments are required: --images'),
   (['{own}', '--images={folder}', '--out=maps.jpg'], r'--out=maps\.jpg: .* ends in \.png'),
-  (['{own}', '--images={folder}', '--out=s3://bucket/maps.png'], r"--out: 's3://bucket/maps\.png' is in no"),
+  (['{own}', '--images={folder}', '--out=ftp://bucket/maps.png'],
+   r"--out: 'ftp://bucket/maps\.png' is neither"),
   (['{own}', '{own}', '{own}', '--images={folder}'], 'One encoder or two'),
   (['{own}', '--images={folder}', '--count=0'], '--count from 1 to 50'),
   (['{own}', '--images={folder}', '--count=51'], '--count from 1 to 50'),

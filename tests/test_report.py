@@ -261,8 +261,8 @@ def test_the_command_writes_beside_the_run_and_over_an_older_page(run, monkeypat
   with pytest.raises(SystemExit, match=r'^conic_jax: .*figures. is no run'):
     main.command()
   assert not (run / 'new').exists()
-  monkeypatch.setattr(sys, 'argv', ['report', str(run), '--out=gs://bucket/page.html'])
-  with pytest.raises(SystemExit, match=r"^conic_jax: --out: 'gs://bucket/page.html' is in no folder"):
+  monkeypatch.setattr(sys, 'argv', ['report', str(run), '--out=ftp://bucket/page.html'])
+  with pytest.raises(SystemExit, match=r"^conic_jax: --out: 'ftp://bucket/page.html' is neither a path"):
     main.command()
 
 

@@ -169,7 +169,7 @@ def test_a_picture_that_cannot_be_written_ends_no_evaluation(image_folder, tmp_p
   ({'task': 'detect'}, "'detect'; available: pretrain, knn, linear, finetune, svm, segment"),
   ({'encoder': ''}, 'Which encoder'), ({'encoder': 'runs/nowhere'}, "no encoder 'runs/nowhere'"),
   ({'encoder': 'configs'}, "'configs' is no run"),
-  ({'encoder': 'random', 'run': 'gs://bucket/run'}, 'not a bucket'),
+  ({'encoder': 'random', 'run': 'ftp://host/run'}, 'give a folder, gs://BUCKET/PATH'),
   ({'encoder': 'random', 'eval.features': 'head'}, "features is 'head', and the encoder random has none"),
   ({'encoder': 'random', 'data': ConfigDict({'name': 'photos', 'dir': '', 'train': 'train', 'test': '',
                                             'cache': ''})}, 'needs labelled images')])

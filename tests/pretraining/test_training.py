@@ -314,7 +314,8 @@ def test_classes_that_differ_are_refused(tiny_config, tmp_path):
 
 @pytest.mark.parametrize(('field', 'value', 'answer'), [
   ('log_every', 0, 'config.log_every is 0'), ('seed', -1, 'config.seed is -1'),
-  ('run', 'gs://bucket/run', 'is no folder'), ('eval.batch_size', 12, 'config.eval.batch_size 12 cannot'),
+  ('run', 'ftp://host/run', 'give a folder, gs://BUCKET/PATH'),
+  ('eval.batch_size', 12, 'config.eval.batch_size 12 cannot'),
   ('num_instances', 7, 'the data set has 48 images'),
   ('linear.normalise', 'l3', 'available: none, l2, standardise')])
 def test_settings_are_refused_before_the_training(tiny_config, field, value, answer):
