@@ -189,9 +189,9 @@ from conic_jax.run.signals import StopRequest
 def action():
   with StopRequest() as signals, signals.deferred():
     print('ready', flush=True)
-    while not signals.received:
+    while not signals.agreed():
       time.sleep(0.01)
-    print(signals.received.name)
+    print(signals.agreed().name)
 guarded(action)
 """
 
@@ -209,7 +209,11 @@ def test_sighup_asks_to_stop_unless_it_is_ignored(ignored):
       time.sleep(0.3)
       assert process.poll() is None
       process.send_signal(signal.SIGTERM)
-    assert finish(process)[:2] == (0, 'SIGTERM\n' if ignored else 'SIGHUP\n')
+    told = signal.SIGTERM if ignored else signal.SIGHUP
+    # A loop that ends without heeding it is stopped all the same.
+    assert finish(process) == (128 + told, f'{told.name}\n', (
+      f'conic_jax: {told.name}: stopped after the last step; the checkpoints so far are kept. Run the same '
+      'command again to go on.\n'))
 
 
 def test_signals_are_left_as_they_were():

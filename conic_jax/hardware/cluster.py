@@ -11,6 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from conic_jax.errors import Help, Stopped, UserError
+from conic_jax.hardware.agreement import AGREEMENT, Agreement
 from conic_jax.hardware.meeting import FirstProcess, find_first, open_relay
 from conic_jax.hardware.place import Place
 from conic_jax.hardware.processes import find_devices
@@ -47,7 +48,7 @@ def joined(place: Place, lost_after: float, start_within: float, last_checkpoint
   watch.start()
   addresses = _meet(watch, start_within, say)
   try:
-    with without_gloo_lines():
+    with without_gloo_lines(), _agreeing(watch.agreement):
       _start_jax(place, addresses, lost_after, start_within)
       yield
       watch.finish()
@@ -93,6 +94,15 @@ def _start_jax(place: Place, addresses: tuple[str, str | None], lost_after: floa
     heartbeat_timeout_seconds=max(60, round(_JAX_LATER * lost_after)), shutdown_timeout_seconds=60)
   find_devices()
   multihost_utils.process_allgather(np.int32(place.index))
+
+
+@contextlib.contextmanager
+def _agreeing(agreement: Agreement) -> Iterator[None]:
+  token = AGREEMENT.set(agreement)
+  try:
+    yield
+  finally:
+    AGREEMENT.reset(token)
 
 
 def _outcome(error: BaseException) -> tuple[int, str]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from conic_jax.ending import end_at_once
+from conic_jax.hardware.agreement import ABOUT_STOPPING, Agreement
 from conic_jax.hardware.place import Place
 from conic_jax.hardware.post import Message, Post
 
@@ -40,6 +41,7 @@ class Watch:
     place: this process's place.
     lost_after: seconds until a silent process counts as lost.
     neighbours: the connected processes: all for process 0, process 0 for the others.
+    agreement: where all processes stop after a signal.
     all_finished: set once every process has finished.
     loop: the thread's event loop.
   """
@@ -47,6 +49,7 @@ class Watch:
   def __init__(self, place: Place, lost_after: float, last_checkpoint: Callable[[], str | None]):
     self.place, self.lost_after, self._last_checkpoint = place, lost_after, last_checkpoint
     self.neighbours: dict[int, Neighbour] = {}
+    self.agreement = Agreement(place, self._carry)
     self.all_finished = threading.Event()
     self.loop = asyncio.new_event_loop()
     self._finished: set[int] = set()
@@ -161,6 +164,8 @@ class Watch:
       self.all_finished.set()
     elif 'ended' in message and self._ended is None:
       self._note_ended(message)
+    elif message.keys() & ABOUT_STOPPING:
+      self.agreement.receive(index, message)
     elif 'lost' in message:
       if message['lost'] == self.place.index:
         self._was_lost(message['seconds'])
@@ -183,8 +188,8 @@ class Watch:
       self._send(message)
     if self._failing:
       self._speak_if_ended()
-    else:
-      self.loop.call_later(_GRACE, self._speak_if_ended)
+    else:  # Where all stop together, the last to leave may have more to save.
+      self.loop.call_later(self.lost_after if self.agreement.stopping else _GRACE, self._speak_if_ended)
 
   def _speak_if_ended(self) -> None:
     if self._ended is not None:
@@ -232,6 +237,14 @@ class Watch:
   def _send(self, message: Message) -> None:
     for neighbour in self.neighbours.values():
       neighbour.post.send(message)
+
+  def _carry(self, message: Message) -> None:
+    self.loop.call_soon_threadsafe(self._carry_in_the_thread, message)
+
+  def _carry_in_the_thread(self, message: Message) -> None:
+    self._send(message)
+    if self.place.index == 0:
+      self.agreement.receive(0, message)
 
   async def _broadcast(self, message: Message) -> None:
     self._send(message)

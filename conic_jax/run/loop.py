@@ -108,7 +108,7 @@ def run_steps(phase: Phase, state: Any, session: Session) -> Any:
       reporting = done % phase.log_every == 0 or done == phase.last_step or done in phase.also_report
       evaluating = phase.evaluate_every and done % phase.evaluate_every == 0
       saving = phase.save_every and (done % phase.save_every == 0 or done == phase.last_step)
-      stopping = session.signals.agreed(now=reporting)
+      stopping = session.signals.agreed()
       if reporting or saving or stopping:
         figures = pending.checked()
         phase.undecodable.check()
@@ -122,8 +122,8 @@ def run_steps(phase: Phase, state: Any, session: Session) -> Any:
         raise Stopped(stopping, f'stopped at step {done}{phase.name}; {outcome(phase)}')
       if reporting or evaluating:
         clock.restart(done)
-  if phase.checkpoints:
-    phase.checkpoints.wait()
+    if phase.checkpoints:
+      phase.checkpoints.wait()
   return state
 
 
