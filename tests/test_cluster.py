@@ -51,10 +51,11 @@ def ended(processes):
 
 
 @contextlib.contextmanager
-def cluster(folder, count=2, lost_after=LOST_AFTER):
+def cluster(folder, count=2, lost_after=LOST_AFTER, hung_after=0):
   """Processes that exchange numbers with each other, once all of them do."""
   with reserved_port() as port, ended([
-      start([PROCESS, f'127.0.0.1:{port}', count, index, folder, lost_after]) for index in range(count)
+      start([PROCESS, f'127.0.0.1:{port}', count, index, folder, lost_after, 120, hung_after])
+      for index in range(count)
   ]) as processes:
     wait_for(processes, lambda: all((folder / f'count-{index}').exists() for index in range(count)))
     yield processes
@@ -129,6 +130,20 @@ def test_an_error_of_one_process_ends_the_others(tmp_path):
     assert_one_sentence(processes[1], 1, r'^conic_jax: It failed on purpose\.$')
     for index in (0, 2):
       assert_one_sentence(processes[index], 1, '^conic_jax: Process 1 of 3 ended with an error')
+
+
+@pytest.mark.slow
+def test_a_hung_step_ends_all_with_their_stacks(tmp_path):
+  """A main thread hangs while its watch still answers: the others hang in a collective."""
+  with cluster(tmp_path, count=3, lost_after=60, hung_after=4) as processes:
+    (tmp_path / 'hang').touch()
+    for index, process in enumerate(processes):
+      code, _, err = finish(process)
+      assert code == LOST, err
+      assert re.search(r'^conic_jax: Process \d of 3 on \S+ did not end a step within 4 s; the stacks .* The '
+                       r'last good checkpoint is run/checkpoints/7\. Start', err.splitlines()[-1]), err
+      assert ('process_allgather' in err) == (index != 1), err
+      assert 'cluster_process.py' in err
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ _COLLECTIVE = ('gloo', 'nccl', 'collective', 'coordination', 'connection', 'unav
 
 @contextlib.contextmanager
 def joined(place: Place, lost_after: float, start_within: float, last_checkpoint: Callable[[], str | None],
-           say: Callable[[str], None]) -> Iterator[None]:
+           say: Callable[[str], None]) -> Iterator[Watch]:
   """Joins this process to its cluster, for the length of a block.
 
   If another process is lost, this one says so and ends with exit code `watch.LOST`.
@@ -41,6 +41,9 @@ def joined(place: Place, lost_after: float, start_within: float, last_checkpoint
     last_checkpoint: the last good checkpoint, for messages.
     say: shows a line.
 
+  Yields:
+    The watch over the other processes.
+
   Raises:
     UserError: if the cluster does not come together.
   """
@@ -50,7 +53,7 @@ def joined(place: Place, lost_after: float, start_within: float, last_checkpoint
   try:
     with without_gloo_lines(), _agreeing(watch.agreement):
       _start_jax(place, addresses, lost_after, start_within)
-      yield
+      yield watch
       watch.finish()
   except BaseException as error:
     if not isinstance(error, (UserError, Stopped, Help, KeyboardInterrupt, SystemExit)):

@@ -59,12 +59,13 @@ def outcomes(agreements, last_step, signals, seed=0):
   barriers = {step: threading.Barrier(COUNT) for step in range(1, last_step)}
   with ThreadPoolExecutor(COUNT) as threads:
     return list(threads.map(
-      lambda index: take_steps(index, agreements[index], last_step, signals.get(index, {}), barriers, seed),
-      range(COUNT)))
+      lambda index: take_steps(index, agreements[index], last_step, signals.get(index, {}), barriers,
+                               seed), range(COUNT)))
 
 
 @pytest.mark.parametrize('signals', [
-  {0: {40: 15}}, {2: {40: 15}}, {1: {1: 2}}, {0: {40: 15}, 1: {41: 2}, 2: {40: 15}}, {1: {40: 1}, 2: {40: 15}}])
+  {0: {40: 15}}, {2: {40: 15}}, {1: {1: 2}}, {0: {40: 15}, 1: {41: 2}, 2: {40: 15}},
+  {1: {40: 1}, 2: {40: 15}}])
 @pytest.mark.parametrize('seed', range(5))
 def test_all_stop_after_the_same_step(signals, seed):
   with connected(seed) as agreements:
