@@ -224,8 +224,8 @@ class Watch:
     self._send(message)
     name = self.place.named(message['hung'], message['host'])
     self._say_and_end(f'{name} did not end a step within {message["seconds"]:g} s; the stacks of all '
-                      f'processes say where they hang.{self._checkpoint()} Start all processes again with the '
-                      'same command to go on.', LOST, stacks=True)
+                      f'processes say where they hang.{self._checkpoint()} Start all processes again with '
+                      'the same command to go on.', LOST, stacks=True)
 
   def _say_and_end(self, sentence: str, code: int, stacks: bool = False) -> None:
     if self._leaving:
