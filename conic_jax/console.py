@@ -25,7 +25,8 @@ from conic_jax.home import expand_argument
 
 PROTOCOLS = ('knn', 'linear', 'semi', 'finetune', 'svm', 'segment')
 _SHORT = {**fields.SHORT, 'out': 'run'}
-_OF_CLUSTER = ('distributed', 'coordinator', 'num_processes', 'process_id', 'lost_after', 'start_within')
+_OF_CLUSTER = ('distributed', 'coordinator', 'num_processes', 'process_id', 'lost_after', 'hung_after',
+               'start_within')
 _SWITCHES = ('help', 'distributed', 'largest-n')
 
 

@@ -1,10 +1,11 @@
 """Ends a process whose main thread may hang: at the second signal, or when it cannot go on."""
 import contextlib
+import faulthandler
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from conic_jax.errors import Stopped
@@ -12,6 +13,8 @@ from conic_jax.errors import Stopped
 # Signals that ask a process to stop; a terminal that closes sends SIGHUP, which not every system has.
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP')
                      if hasattr(signal, name))
+# Exit code of a process that could not go on, but whose command can: EX_TEMPFAIL of sysexits.h.
+LOST = 75
 # Seconds between the second signal and the end, for what the main thread can still close: for a run, and for
 # the command around it, which leaves the last words to the run.
 _CLOSING, _CLOSING_COMMAND = 5.0, 6.0
@@ -19,21 +22,51 @@ _CLOSING, _CLOSING_COMMAND = 5.0, 6.0
 _SPEAKING = 2.0
 
 
-def end_at_once(line: str, code: int) -> NoReturn:
-  """Says one line on stderr and ends the process, whatever its threads do; nothing is closed."""
-  speaker = threading.Thread(target=_speak, args=(line,), daemon=True)
+def end_at_once(line: str, code: int, stacks: bool = False) -> NoReturn:
+  """Says one line on stderr and ends the process, whatever its threads do; nothing is closed.
+
+  Args:
+    line: the line.
+    code: the exit code.
+    stacks: whether all threads' stacks come before the line.
+  """
+  speaker = threading.Thread(target=_speak, args=(line, stacks), daemon=True)
   speaker.start()
   speaker.join(_SPEAKING)
   os._exit(code)
 
 
-def _speak(line: str) -> None:
+def _speak(line: str, stacks: bool) -> None:
   # A progress bar may have left the cursor in its line.
   start = '\n' if sys.stderr is not None and sys.stderr.isatty() else ''
   with contextlib.suppress(OSError):
+    if stacks:
+      os.write(2, start.encode())
+      faulthandler.dump_traceback(2)
     os.write(2, f'{start}{line}\n'.encode(errors='replace'))
   with contextlib.suppress(OSError, ValueError):
     sys.stdout.flush()
+
+
+def naming_checkpoint(last_checkpoint: Callable[[], str | None]) -> str:
+  """A sentence that names the last good checkpoint, after a space; '' if its folder does not answer."""
+  found: list[str] = []
+
+  def look() -> None:
+    with contextlib.suppress(OSError):
+      found.extend(filter(None, [last_checkpoint()]))
+
+  looking = threading.Thread(target=look, daemon=True)
+  looking.start()
+  looking.join(_SPEAKING)
+  return f' The last good checkpoint is {found[0]}.' if found else ''
+
+
+def end_hung(hung_after: float, last_checkpoint: Callable[[], str | None]) -> NoReturn:
+  """Ends a process of its own whose step hangs, with its threads' stacks."""
+  end_at_once(f'conic_jax: A step did not end within {hung_after:g} s; the stacks above say where it hangs.'
+              f'{naming_checkpoint(last_checkpoint)} Start the same command again to go on.', LOST,
+              stacks=True)
 
 
 class SecondSignal:

@@ -2,13 +2,14 @@
 
   python -m conic_jax.main --config=configs/conic.py:photos
 """
+import functools
 import gc
 import os
 import sys
 from collections.abc import Callable
 from typing import Any
 
-from conic_jax.ending import end_while_starting
+from conic_jax.ending import end_hung, end_while_starting
 
 if __name__ == '__main__':
   end_while_starting()
@@ -23,6 +24,7 @@ from conic_jax.errors import UserError
 from conic_jax.hardware.cluster import joined
 from conic_jax.hardware.place import Place, find_place
 from conic_jax.hardware.processes import find_devices
+from conic_jax.hardware.watchdog import watched
 from conic_jax.run.whole import steps_in
 from conic_jax.terminal import print_line
 
@@ -44,6 +46,9 @@ def define_flags(argv: list[str]) -> flags.FlagValues:
   flags.DEFINE_float(
     'lost_after', 60.0, 'Seconds after which a silent process of the cluster is lost, and the others end.',
     lower_bound=1.0, flag_values=values)
+  flags.DEFINE_float(
+    'hung_after', 1800.0, 'Seconds after which a step that does not end is hung, and all processes end; 0: '
+    'never.', lower_bound=0.0, flag_values=values)
   flags.DEFINE_float(
     'start_within', 120.0, 'Seconds that the processes of the cluster have to find each other.',
     lower_bound=1.0, flag_values=values)
@@ -88,13 +93,16 @@ def last_checkpoint(config: Any) -> str | None:
 def run(values: flags.FlagValues) -> None:
   """Joins the cluster and runs the task."""
   config, place = values.config, place_of(values)
+  last = functools.partial(last_checkpoint, config)
   if place is None:
     find_devices()
-    task_of(config)(config)
+    with watched(values.hung_after, functools.partial(end_hung, last_checkpoint=last)):
+      task_of(config)(config)
     return
   task = task_of(config)  # Its slow imports come before the others wait for this process.
-  with joined(place, values.lost_after, values.start_within, lambda: last_checkpoint(config),
-              lambda line: print_line(line, sys.stderr)):
+  with (joined(place, values.lost_after, values.start_within, last,
+               lambda line: print_line(line, sys.stderr)) as watch,
+        watched(values.hung_after, watch.end_hung)):
     task(config)
 
 

@@ -1,6 +1,9 @@
-"""A process of a cluster that exchanges numbers: HOST:PORT COUNT INDEX FOLDER LOST_AFTER [START_WITHIN].
+"""A process of a cluster that exchanges numbers.
 
-A file 'fail' in the folder makes process 1 end with a user's error, 'end' makes all finish.
+HOST:PORT COUNT INDEX FOLDER LOST_AFTER [START_WITHIN [HUNG_AFTER]]
+
+A file 'fail' in the folder makes process 1 end with a user's error, 'hang' makes it hang, 'end' makes all
+finish.
 """
 import functools
 import os
@@ -18,14 +21,18 @@ from conic_jax.command_line import guarded
 from conic_jax.errors import UserError
 from conic_jax.hardware.cluster import joined
 from conic_jax.hardware.place import find_place
+from conic_jax.hardware.watchdog import stepping, watched
 from conic_jax.run.signals import StopRequest
 
 
 def exchange(folder):
   """Counts in collectives; writes the count, so that a test sees it grow."""
   count, index = 0, jax.process_index()
-  with StopRequest() as signals, signals.deferred():
+  with StopRequest() as signals, signals.deferred(), stepping() as watchdog:
     while True:
+      watchdog.feed()
+      while index == 1 and (folder / 'hang').exists():
+        time.sleep(0.1)
       wants = np.int32([(folder / 'end').exists(), index == 1 and (folder / 'fail').exists()])
       if wants[1]:
         raise UserError('It failed on purpose.')
@@ -37,12 +44,17 @@ def exchange(folder):
       time.sleep(0.02)
 
 
+# Of START_WITHIN and HUNG_AFTER.
+DEFAULTS = (120, 0)
+
+
 def main():
   address, count, index, folder = sys.argv[1:5]
-  lost_after, start_within = float(sys.argv[5]), float(sys.argv[6] if len(sys.argv) > 6 else 120.0)
+  lost_after, start_within, hung_after = map(float, [*sys.argv[5:], *DEFAULTS[len(sys.argv) - 6:]])
   place = find_place(address, int(count), int(index), 5.0)
   say = functools.partial(print, file=sys.stderr)
-  with joined(place, lost_after, start_within, lambda: 'run/checkpoints/7', say):
+  with (joined(place, lost_after, start_within, lambda: 'run/checkpoints/7', say) as watch,
+        watched(hung_after, watch.end_hung)):
     exchange(Path(folder))
 
 

@@ -5,15 +5,14 @@ import re
 import resource
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
-from support import flags_of, reserved_port
-from xla_flags import xla_flags
+from clusters import assert_one_sentence, ended, finish, pretraining, start, wait_for
+from support import reserved_port
 
 from conic_jax import main
 from conic_jax.ending import SecondSignal
@@ -21,66 +20,25 @@ from conic_jax.hardware.place import find_place
 from conic_jax.hardware.watch import LOST
 from conic_jax.run.whole import steps_in
 
-ROOT = Path(__file__).parent.parent
-PROCESS = ROOT / 'tests' / 'cluster_process.py'
+PROCESS = Path(__file__).parent / 'cluster_process.py'
 # Long enough for a busy machine, short enough for a test.
 LOST_AFTER = 6
 
 
-def start(command, **environment):
-  return subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, text=True, stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, env={**os.environ, 'PYTHONPATH': str(ROOT), **environment})
-
-
-def finish(process, seconds=90):
-  out, err = process.communicate(timeout=seconds)
-  return process.returncode, out, err
-
-
 @contextlib.contextmanager
-def ended(processes):
-  """Processes that are killed if a test leaves them behind."""
-  try:
-    yield processes
-  finally:
-    for process in processes:
-      process.kill()
-      process.wait()
-      process.stdout.close()
-      process.stderr.close()
-
-
-@contextlib.contextmanager
-def cluster(folder, count=2, lost_after=LOST_AFTER):
+def cluster(folder, count=2, lost_after=LOST_AFTER, hung_after=0):
   """Processes that exchange numbers with each other, once all of them do."""
   with reserved_port() as port, ended([
-      start([PROCESS, f'127.0.0.1:{port}', count, index, folder, lost_after]) for index in range(count)
+      start([PROCESS, f'127.0.0.1:{port}', count, index, folder, lost_after, 120, hung_after])
+      for index in range(count)
   ]) as processes:
     wait_for(processes, lambda: all((folder / f'count-{index}').exists() for index in range(count)))
     yield processes
 
 
-def wait_for(processes, condition, seconds=120):
-  end = time.monotonic() + seconds
-  while not condition():
-    for process in processes:
-      assert process.poll() is None, process.communicate()
-    assert time.monotonic() < end, 'timed out'
-    time.sleep(0.05)
-
-
 def listens(port):
   with socket.socket() as probe:
     return probe.connect_ex(('127.0.0.1', port)) == 0
-
-
-def assert_one_sentence(process, code, pattern, written=''):
-  """The process ended with this code and said one line that matches, without chatter."""
-  ended_with, out, err = finish(process)
-  assert ended_with == code, err
-  assert len(err.strip().splitlines()) == 1, err
-  assert re.search(pattern, err), err
-  assert written in (None, out)
 
 
 # ---- Lost processes ---------------------------------------------------------------------------
@@ -131,38 +89,18 @@ def test_an_error_of_one_process_ends_the_others(tmp_path):
       assert_one_sentence(processes[index], 1, '^conic_jax: Process 1 of 3 ended with an error')
 
 
-@contextlib.contextmanager
-def pretraining(config):
-  """The command on two processes, once it has saved its first checkpoint."""
-  config.epochs = 1000
-  flags = ['-W', 'ignore', '-m', 'conic_jax.main', *flags_of(config), '--num_processes=2']
-  with reserved_port() as port, ended([
-      start([*flags, f'--coordinator=localhost:{port}', f'--process_id={index}'], XLA_FLAGS=xla_flags(1))
-      for index in (0, 1)
-  ]) as processes:
-    wait_for(processes, lambda: any(path.name.isdigit() for path in Path(config.run).glob('checkpoints/*')))
-    yield processes
-
-
 @pytest.mark.slow
-def test_a_killed_process_of_a_pretraining(tiny_config):
-  """The command itself: the sentence names the checkpoint from which the same command goes on."""
-  with pretraining(tiny_config) as processes:
-    processes[1].kill()
-    code, out, err = finish(processes[0])
-  assert code == LOST
-  last = rf'{tiny_config.run}/checkpoints/\d+'
-  assert re.fullmatch(rf'conic_jax: Process 1 of 2 on .* The last good checkpoint is {last}\. .*\n', err), err
-  assert '[Gloo]' not in out
-
-
-@pytest.mark.slow
-def test_a_signal_to_one_process_of_a_pretraining_saves_and_stops_all(tiny_config):
-  with pretraining(tiny_config) as processes:
-    processes[1].send_signal(signal.SIGTERM)
-    for process in processes:
-      assert_one_sentence(process, 128 + signal.SIGTERM, (
-        rf'^conic_jax: SIGTERM: stopped at step (\d+); saved {tiny_config.run}/checkpoints/\1\. '), None)
+def test_a_hung_step_ends_all_with_their_stacks(tmp_path):
+  """A main thread hangs while its watch still answers: the others hang in a collective."""
+  with cluster(tmp_path, count=3, lost_after=60, hung_after=4) as processes:
+    (tmp_path / 'hang').touch()
+    for index, process in enumerate(processes):
+      code, _, err = finish(process)
+      assert code == LOST, err
+      assert re.search(r'^conic_jax: Process \d of 3 on \S+ did not end a step within 4 s; the stacks .* The '
+                       r'last good checkpoint is run/checkpoints/7\. Start', err.splitlines()[-1]), err
+      assert ('process_allgather' in err) == (index != 1), err
+      assert 'cluster_process.py' in err
 
 
 # ---- Signals ----------------------------------------------------------------------------------
@@ -189,9 +127,9 @@ from conic_jax.run.signals import StopRequest
 def action():
   with StopRequest() as signals, signals.deferred():
     print('ready', flush=True)
-    while not signals.received:
+    while not signals.agreed():
       time.sleep(0.01)
-    print(signals.received.name)
+    print(signals.agreed().name)
 guarded(action)
 """
 
@@ -209,7 +147,11 @@ def test_sighup_asks_to_stop_unless_it_is_ignored(ignored):
       time.sleep(0.3)
       assert process.poll() is None
       process.send_signal(signal.SIGTERM)
-    assert finish(process)[:2] == (0, 'SIGTERM\n' if ignored else 'SIGHUP\n')
+    told = signal.SIGTERM if ignored else signal.SIGHUP
+    # A loop that ends without heeding it is stopped all the same.
+    assert finish(process) == (128 + told, f'{told.name}\n', (
+      f'conic_jax: {told.name}: stopped after the last step; the checkpoints so far are kept. Run the same '
+      'command again to go on.\n'))
 
 
 def test_signals_are_left_as_they_were():
@@ -341,6 +283,7 @@ def test_a_disk_that_one_process_cannot_write_costs_only_saves(tiny_config):
     lines = written.read_text().count('\n')
     wait_for(processes, lambda: written.read_text().count('\n') > lines + count)
 
+  tiny_config.epochs = 1000
   with pretraining(tiny_config) as processes:
     before = resource.prlimit(processes[1].pid, resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
     await_steps(processes, 8)  # A save that was under way may end.

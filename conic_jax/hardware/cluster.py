@@ -11,6 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from conic_jax.errors import Help, Stopped, UserError
+from conic_jax.hardware.agreement import AGREEMENT, Agreement
 from conic_jax.hardware.meeting import FirstProcess, find_first, open_relay
 from conic_jax.hardware.place import Place
 from conic_jax.hardware.processes import find_devices
@@ -28,7 +29,7 @@ _COLLECTIVE = ('gloo', 'nccl', 'collective', 'coordination', 'connection', 'unav
 
 @contextlib.contextmanager
 def joined(place: Place, lost_after: float, start_within: float, last_checkpoint: Callable[[], str | None],
-           say: Callable[[str], None]) -> Iterator[None]:
+           say: Callable[[str], None]) -> Iterator[Watch]:
   """Joins this process to its cluster, for the length of a block.
 
   If another process is lost, this one says so and ends with exit code `watch.LOST`.
@@ -40,6 +41,9 @@ def joined(place: Place, lost_after: float, start_within: float, last_checkpoint
     last_checkpoint: the last good checkpoint, for messages.
     say: shows a line.
 
+  Yields:
+    The watch over the other processes.
+
   Raises:
     UserError: if the cluster does not come together.
   """
@@ -47,9 +51,9 @@ def joined(place: Place, lost_after: float, start_within: float, last_checkpoint
   watch.start()
   addresses = _meet(watch, start_within, say)
   try:
-    with without_gloo_lines():
+    with without_gloo_lines(), _agreeing(watch.agreement):
       _start_jax(place, addresses, lost_after, start_within)
-      yield
+      yield watch
       watch.finish()
   except BaseException as error:
     if not isinstance(error, (UserError, Stopped, Help, KeyboardInterrupt, SystemExit)):
@@ -93,6 +97,15 @@ def _start_jax(place: Place, addresses: tuple[str, str | None], lost_after: floa
     heartbeat_timeout_seconds=max(60, round(_JAX_LATER * lost_after)), shutdown_timeout_seconds=60)
   find_devices()
   multihost_utils.process_allgather(np.int32(place.index))
+
+
+@contextlib.contextmanager
+def _agreeing(agreement: Agreement) -> Iterator[None]:
+  token = AGREEMENT.set(agreement)
+  try:
+    yield
+  finally:
+    AGREEMENT.reset(token)
 
 
 def _outcome(error: BaseException) -> tuple[int, str]:

@@ -6,17 +6,17 @@ silent is a process lost, and process 0 tells the others. All clocks are monoton
 import asyncio
 import contextlib
 import dataclasses
+import socket
 import threading
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from conic_jax.ending import end_at_once
+from conic_jax.ending import LOST, end_at_once, naming_checkpoint
+from conic_jax.hardware.agreement import ABOUT_STOPPING, Agreement
 from conic_jax.hardware.place import Place
 from conic_jax.hardware.post import Message, Post
 
-# Exit code of a process that lost another: EX_TEMPFAIL of sysexits.h, the same command goes on.
-LOST = 75
 # Of `lost_after`: the silence that counts, so that all have spoken in time, and the time between beats.
 _SILENCE, _BEAT = 0.8, 1 / 15
 # Seconds that a process has to end by itself after another has ended with an error, which it may share.
@@ -40,6 +40,7 @@ class Watch:
     place: this process's place.
     lost_after: seconds until a silent process counts as lost.
     neighbours: the connected processes: all for process 0, process 0 for the others.
+    agreement: where all processes stop after a signal.
     all_finished: set once every process has finished.
     loop: the thread's event loop.
   """
@@ -47,6 +48,7 @@ class Watch:
   def __init__(self, place: Place, lost_after: float, last_checkpoint: Callable[[], str | None]):
     self.place, self.lost_after, self._last_checkpoint = place, lost_after, last_checkpoint
     self.neighbours: dict[int, Neighbour] = {}
+    self.agreement = Agreement(place, self._carry)
     self.all_finished = threading.Event()
     self.loop = asyncio.new_event_loop()
     self._finished: set[int] = set()
@@ -99,6 +101,11 @@ class Watch:
     self._failing = True
     self.loop.call_soon_threadsafe(self._speak_if_ended)
     time.sleep(self.lost_after if of_a_collective else min(3.0, self.lost_after))
+
+  def end_hung(self, hung_after: float) -> None:
+    """Ends all processes, as a step of this one hangs; each shows its stacks."""
+    message = {'hung': self.place.index, 'host': socket.gethostname(), 'seconds': hung_after}
+    self.loop.call_soon_threadsafe(self._note_hung, message)
 
   def linger(self, seconds: float) -> None:
     """Waits in process 0 until the others have left, whose connections it carries."""
@@ -161,6 +168,10 @@ class Watch:
       self.all_finished.set()
     elif 'ended' in message and self._ended is None:
       self._note_ended(message)
+    elif 'hung' in message:
+      self._note_hung(message)
+    elif message.keys() & ABOUT_STOPPING:
+      self.agreement.receive(index, message)
     elif 'lost' in message:
       if message['lost'] == self.place.index:
         self._was_lost(message['seconds'])
@@ -183,8 +194,8 @@ class Watch:
       self._send(message)
     if self._failing:
       self._speak_if_ended()
-    else:
-      self.loop.call_later(_GRACE, self._speak_if_ended)
+    else:  # Where all stop together, the last to leave may have more to save.
+      self.loop.call_later(self.lost_after if self.agreement.stopping else _GRACE, self._speak_if_ended)
 
   def _speak_if_ended(self) -> None:
     if self._ended is not None:
@@ -206,32 +217,40 @@ class Watch:
                       f'{seconds:.0f} s, and the others have ended without it.{self._checkpoint()} Start all '
                       'processes again with the same command to go on.', LOST)
 
-  def _say_and_end(self, sentence: str, code: int) -> None:
+  def _note_hung(self, message: Message) -> None:
+    """Ends this process with its stacks, as that of which the message tells, after telling the others."""
+    if self._leaving or self._ended:
+      return
+    self._send(message)
+    name = self.place.named(message['hung'], message['host'])
+    self._say_and_end(f'{name} did not end a step within {message["seconds"]:g} s; the stacks of all '
+                      f'processes say where they hang.{self._checkpoint()} Start all processes again with '
+                      'the same command to go on.', LOST, stacks=True)
+
+  def _say_and_end(self, sentence: str, code: int, stacks: bool = False) -> None:
     if self._leaving:
       return
     self._leaving = True
-    self.spawn(self._flush_and_end(f'conic_jax: {sentence}', code))
+    self.spawn(self._flush_and_end(f'conic_jax: {sentence}', code, stacks))
 
-  async def _flush_and_end(self, line: str, code: int) -> None:
+  async def _flush_and_end(self, line: str, code: int, stacks: bool) -> None:
     await self._flush()
-    end_at_once(line, code)
+    end_at_once(line, code, stacks)
 
   def _checkpoint(self) -> str:
-    """The last good checkpoint, unless its folder does not answer."""
-    found: list[str] = []
-
-    def look() -> None:
-      with contextlib.suppress(OSError):
-        found.extend(filter(None, [self._last_checkpoint()]))
-
-    looking = threading.Thread(target=look, daemon=True)
-    looking.start()
-    looking.join(_FLUSH)
-    return f' The last good checkpoint is {found[0]}.' if found else ''
+    return naming_checkpoint(self._last_checkpoint)
 
   def _send(self, message: Message) -> None:
     for neighbour in self.neighbours.values():
       neighbour.post.send(message)
+
+  def _carry(self, message: Message) -> None:
+    self.loop.call_soon_threadsafe(self._carry_in_the_thread, message)
+
+  def _carry_in_the_thread(self, message: Message) -> None:
+    self._send(message)
+    if self.place.index == 0:
+      self.agreement.receive(0, message)
 
   async def _broadcast(self, message: Message) -> None:
     self._send(message)

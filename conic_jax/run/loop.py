@@ -13,6 +13,7 @@ from conic_jax.data.pipeline import UndecodableImages
 from conic_jax.errors import Stopped, UserError
 from conic_jax.hardware.mesh import to_global
 from conic_jax.hardware.processes import run_everywhere
+from conic_jax.hardware.watchdog import stepping
 from conic_jax.memories.host import HostSide
 from conic_jax.run.checkpoints import Checkpoints
 from conic_jax.run.session import Session
@@ -87,10 +88,13 @@ def run_steps(phase: Phase, state: Any, session: Session) -> Any:
   """
   first = int(state.step)
   clock, pending = Clock(first, phase.batch_size), Pending(phase)
-  with contextlib.closing(phase.batches(first)) as batches, session.signals.deferred():
+  with (contextlib.closing(phase.batches(first)) as batches, session.signals.deferred(),
+        stepping() as watchdog):
     for step in range(first, phase.last_step):
       if phase.before_epoch and step % phase.steps_per_epoch == 0:
         state = phase.before_epoch(state)
+      if step > first:  # The first one compiles.
+        watchdog.feed()
       with clock.waiting():
         batch = next(batches)
       phase.undecodable.add(batch)
@@ -108,9 +112,11 @@ def run_steps(phase: Phase, state: Any, session: Session) -> Any:
       reporting = done % phase.log_every == 0 or done == phase.last_step or done in phase.also_report
       evaluating = phase.evaluate_every and done % phase.evaluate_every == 0
       saving = phase.save_every and (done % phase.save_every == 0 or done == phase.last_step)
-      stopping = session.signals.agreed(now=reporting)
-      if reporting or saving or stopping:
-        figures = pending.checked()
+      stopping = session.signals.agreed()
+      due = reporting or saving or stopping
+      figures = pending.checked() if due else {}
+      watchdog.pause()
+      if due:
         phase.undecodable.check()
         if reporting:
           phase.report(state, done, figures | clock.figures(done))
@@ -124,8 +130,8 @@ def run_steps(phase: Phase, state: Any, session: Session) -> Any:
         raise Stopped(stopping, f'stopped at step {done}{phase.name}; {outcome(phase)}')
       if reporting or evaluating:
         clock.restart(done)
-  if phase.checkpoints:
-    phase.checkpoints.wait()
+    if phase.checkpoints:
+      phase.checkpoints.wait()
   return state
 
 

@@ -4,12 +4,9 @@ import signal
 import threading
 from collections.abc import Iterator
 
-import jax
-import numpy as np
-from jax.experimental import multihost_utils
-
 from conic_jax.ending import STOP_SIGNALS, SecondSignal
 from conic_jax.errors import Stopped
+from conic_jax.hardware.agreement import AGREEMENT
 
 
 class StopRequest:
@@ -40,25 +37,30 @@ class StopRequest:
 
   @contextlib.contextmanager
   def deferred(self) -> Iterator[None]:
-    """Defers signals: the loop asks `agreed` after every step."""
+    """Defers signals: the loop asks `agreed` after every step.
+
+    Raises:
+      Stopped: at the end, after a signal for which no step was left.
+    """
     self._waits = True
     try:
       yield
     finally:
       self._waits = False
+    agreement = AGREEMENT.get()
+    if late := self.received or (agreement and agreement.told):
+      raise Stopped(signal.Signals(late), 'stopped after the last step; the checkpoints so far are kept')
 
   def _handle(self, number: int, _) -> None:
     again, self.received = self.received, signal.Signals(number)
     if again is not None or not self._waits:
       raise Stopped(self.received, 'stopped at once; the checkpoints so far are kept')
 
-  def agreed(self, now: bool) -> signal.Signals | None:
-    """The signal to stop for; several processes agree on it at reports, if any of them received one."""
-    if jax.process_count() == 1:
+  def agreed(self) -> signal.Signals | None:
+    """The signal to stop for after this step; the processes of a cluster stop after the same one."""
+    if (agreement := AGREEMENT.get()) is None:
       return self.received
-    if not now:
-      return None
-    told = int(multihost_utils.process_allgather(np.int32(self.received or 0)).max())
+    told = agreement.pass_point(self.received or 0)
     return signal.Signals(told) if told else None
 
 

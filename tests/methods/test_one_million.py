@@ -72,7 +72,7 @@ def test_the_pass_writes_the_features_of_every_image(config, batch_norm):
 
 def test_other_settings_of_the_prior_do_not_go_on_with_a_pass(config, monkeypatch):
   asked = []
-  monkeypatch.setattr(StopRequest, 'agreed', lambda self, now: asked.append(now) or signal.SIGTERM)
+  monkeypatch.setattr(StopRequest, 'agreed', lambda self: asked.append(self) or signal.SIGTERM)
   with pytest.raises(Stopped, match='step 1 of the pass'):
     run_pass(config)
   config.prior.batch_norm = 'frozen'
@@ -131,9 +131,9 @@ def test_stopped_in_the_pass_and_in_an_epoch_equals_undisturbed(config, tmp_path
 
   asked, agreed = [], StopRequest.agreed
 
-  def stop_after_the_second_batch(self, now):
-    asked.append(now)
-    return signal.SIGTERM if len(asked) == 2 else agreed(self, now)
+  def stop_after_the_second_batch(self):
+    asked.append(self)
+    return signal.SIGTERM if len(asked) == 2 else agreed(self)
   monkeypatch.setattr(StopRequest, 'agreed', stop_after_the_second_batch)
   with pytest.raises(Stopped, match='step 2 of the pass before training; saved'):
     training.pretrain(config)

@@ -225,8 +225,8 @@ def test_a_stopped_run_reports_and_judges_as_an_undisturbed_one(tiny_config, tmp
   undisturbed.run = str(tmp_path / 'undisturbed')
   expected = training.pretrain(undisturbed)
   asked = []
-  monkeypatch.setattr(StopRequest, 'agreed', lambda self, now: (
-    asked.append(now), signal.SIGTERM if len(asked) == 4 else None)[1])
+  monkeypatch.setattr(StopRequest, 'agreed', lambda self: (
+    asked.append(self), signal.SIGTERM if len(asked) == 4 else None)[1])
   with pytest.raises(Stopped):
     training.pretrain(tiny_config)
   assert training.pretrain(tiny_config) == expected
