@@ -173,7 +173,7 @@ def test_damage_of_the_old_folders_is_told_and_nothing_is_lost(kind, tmp_path):
   data[-7] ^= 1
   path.write_bytes(data)
   before = {path: path.read_bytes() for path in tmp_path.glob('process-?/*')}
-  with pytest.raises(UserError, match='process-1/.* damaged at'):
+  with pytest.raises(UserError, match=r'process-1/.* damaged at'):
     start(kind, tmp_path, 3, 8)
   assert {path: path.read_bytes() for path in tmp_path.glob('process-?/*')} == before
 
@@ -186,8 +186,12 @@ def test_a_folder_that_is_missing_is_told(kind, tmp_path):
     start(kind, tmp_path, 3, 8)
   with pytest.raises(UserError, match='process-1 holds no store'):
     start(kind, tmp_path, 2, 8)
-  with pytest.raises(UserError, match='not kept for step 7'):
-    (tmp_path / 'process-1' / 'store.json').write_bytes((tmp_path / 'process-0' / 'store.json').read_bytes())
+
+
+@KINDS
+def test_a_step_that_was_not_kept_is_told(kind, tmp_path):
+  prepared(kind, tmp_path)
+  with pytest.raises(UserError, match=r'process-0 was not kept for step 7, only for 4, 6, 8'):
     start(kind, tmp_path, 3, 7)
 
 
