@@ -252,7 +252,10 @@ class CopiedFolder:
     raise UserError(f'{self._remote} holds no whole copy of the rows of step {step}: {_older(step)}')
 
   def _read_manifest(self, path):
-    stated = sealed.decoded(path.read_bytes(), path)
+    try:
+      stated = sealed.decoded(path.read_bytes(), path)
+    except UserError:
+      raise UserError(f'{path} is damaged: {_older(int(path.stem))}') from None
     wanted = self._identity()
     for name in ('num_instances', 'dim', 'seed'):
       if stated.get(name) != wanted[name]:
