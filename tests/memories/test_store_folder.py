@@ -1,6 +1,7 @@
 """A store in a folder that all processes share goes on with any number of them."""
 import numpy as np
 import pytest
+from old_store import as_version_1
 from shares import DEPENDS_ON, N, Processes, settings_of
 from test_store_crash import Died, Machine
 
@@ -212,6 +213,22 @@ def test_a_disk_without_room_for_both_is_told(kind, tmp_path, monkeypatch):
   with pytest.raises(UserError, match=r'needs .* free room'):
     start(kind, tmp_path, 3, 8)
   assert names(tmp_path) == ['process-0', 'process-1']
+
+
+@KINDS
+def test_a_store_of_version_1_is_brought_up_to_date_before_it_is_divided(kind, tmp_path):
+  prepared(kind, tmp_path)
+  processes = start(kind, tmp_path, 2, 8)
+  processes.close()
+  for store in processes.stores:
+    as_version_1(store)
+  if kind == 'disk':
+    with pytest.raises(UserError, match=r'process-0 is a store of version 1: .* with the 2 processes'):
+      start(kind, tmp_path, 3, 8)
+    start(kind, tmp_path, 2, 8).close()
+  processes = start(kind, tmp_path, 3, 8)
+  processes.check(8)
+  processes.close()
 
 
 def test_the_folder_of_a_process_says_who_and_since_when():
