@@ -28,8 +28,9 @@ from conic_jax.hardware import mesh as meshes
 from conic_jax.losses import partitioned
 from conic_jax.memories import device_window, instance_rows
 from conic_jax.memories.host import HostSettings
-from conic_jax.memories.host_rows import HostRows, begin_folder
+from conic_jax.memories.host_rows import HostRows
 from conic_jax.memories.store import Layout, open_store
+from conic_jax.memories.store_folder import begin_folder
 from conic_jax.memories.window import first_classes
 
 RESULTS = Path(__file__).parent / 'results'

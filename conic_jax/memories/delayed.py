@@ -96,6 +96,11 @@ class Rates:
     """Steps whose rate is known."""
     return self._length
 
+  @property
+  def known(self) -> np.ndarray:
+    """The rates so far, float32."""
+    return self._rates[:self._length]
+
   def append(self, rate: float) -> None:
     """Adds the learning rate of the next step, NaN if it was skipped.
 
@@ -236,6 +241,13 @@ def read_rates(path: Path, num_steps: int, old: bool = False) -> np.ndarray:
   if wrong.any():
     raise UserError(f'{path} is damaged at step {np.argmax(wrong)}: {REMEDY}')
   return rates
+
+
+def write_rates(path: Path, rates: np.ndarray) -> None:
+  """Writes a file of `Rates`, as `read_rates` gives them."""
+  with replacing(path) as file:
+    file.write(rates.tobytes())
+  _add_sums(path, rates)
 
 
 def _sums_path(path):

@@ -11,6 +11,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
+
+from conic_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +27,8 @@ class HostSettings:
     last_step: steps done at the end of the run.
     save_every: steps between two checkpoints.
     keep: number of checkpoints kept.
+    remote: the run's bucket, where all processes copy what belongs to each checkpoint; `folder` is then this
+      process's own. None if all processes share `folder`.
   """
   folder: Path
   batch_ids: Callable[[int], np.ndarray]
@@ -31,6 +36,11 @@ class HostSettings:
   last_step: int
   save_every: int
   keep: int
+  remote: epath.Path | None = None
+
+
+class NotCopied(UserError):
+  """The bucket lacks what belongs to a checkpoint, which must be left out; training may go on."""
 
 
 class HostSide(abc.ABC):
@@ -61,6 +71,9 @@ class HostSide(abc.ABC):
     Args:
       step: steps done in the state that will be saved.
       kept: the steps of the existing checkpoints: a run may resume from any of them.
+
+    Raises:
+      NotCopied: on every process, if the bucket lacks the part of any.
     """
 
   @abc.abstractmethod

@@ -6,10 +6,8 @@ no outputs later than those of step t − R; rows evicted since are still on the
 """
 import collections
 import contextlib
-import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,19 +15,20 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from conic_jax.errors import UserError
 from conic_jax.hardware import mesh as meshes
-from conic_jax.memories import device_window, sealed
-from conic_jax.memories.delayed import Rates, read_rates
+from conic_jax.hardware.processes import run_everywhere
+from conic_jax.memories import device_window
+from conic_jax.memories.copied_folder import CopiedFolder, CopiedStore
+from conic_jax.memories.delayed import Rates
 from conic_jax.memories.device_window import FRESH, HOST_LAG, NO_SLOT, OUTSIDE, RECENT
-from conic_jax.memories.host import HostSettings, HostSide
+from conic_jax.memories.host import HostSettings, HostSide, NotCopied
 from conic_jax.memories.instance_rows import RowsSgd
-from conic_jax.memories.store import Layout, Store, Stored, open_store, shortage
+from conic_jax.memories.row_store import Layout, Store, Stored
+from conic_jax.memories.store_folder import StoreFolder
 from conic_jax.memories.window import Swaps, WindowClasses
 
 # Steps prepared ahead. Fewer than R, so that the outputs that a step waits for have been received.
 _STEPS_AHEAD = 3
-_SETTINGS = 'settings.json'
 
 
 class HostRows(HostSide):
@@ -63,24 +62,20 @@ class HostRows(HostSide):
   def start(self, state, step, fresh):
     window: device_window.Window = state
     settings = self._settings
-    # The device sends the last step's learning rate with the next exchange.
-    done = max(0, step - 1) if len(self._layout.ids) else 0  # A process without rows needs no rates.
-    rates_path, old = settings.folder / f'rates-{jax.process_index()}', False
+    folder_type = StoreFolder if settings.remote is None else CopiedFolder
+    self._folder = folder_type(settings, self._kind, self._layout, self.depends_on)
     if fresh:
-      begin_folder(settings.folder, self.depends_on)
+      self._folder.begin()
     else:
-      old = _check_settings(settings.folder, self.depends_on) == 1
-      read_rates(rates_path, done, old)  # Damage is told before the store is brought back to this step.
+      # The device sends the last step's learning rate with the next exchange.
+      done = max(0, step - 1) if len(self._layout.ids) else 0  # A process without rows needs no rates.
+      self._folder.check(step, done)  # Damage is told before the store is brought back to this step.
     if isinstance(window.outside, device_window.DeviceStore):
       store = _SeenOnDevice(window.outside, self._mesh)
     else:
-      lacking = shortage(settings.folder, self._kind, self._layout, settings.last_step * settings.batch_size,
-                         settings.save_every * settings.batch_size, settings.keep)
-      if lacking:
-        raise UserError(lacking)
-      store = open_store(self._kind, settings.folder, self._layout, None if fresh else step)
+      store = self._folder.open(None if fresh else step)
       self._at_the_end.callback(store.close)
-    rates = Rates(rates_path, done, old=old, **self._sgd)
+    rates = self._folder.rates(**self._sgd)
     self._at_the_end.callback(rates.close)
     inside = WindowClasses(np.asarray(window.classes), np.asarray(window.renewed), self._layout.num_instances)
     self._rows = _RowsWorker(inside, store, rates, self._layout, settings, self._mesh)
@@ -100,7 +95,13 @@ class HostRows(HostSide):
     self._rows.outputs.append((step, outputs))
 
   def sync(self, step, kept):
-    self._submit(self._rows.sync, step, kept).result()
+    synced = self._submit(self._rows.sync, step, kept)
+    if self._settings.remote is None:
+      synced.result()
+      self._submit(self._folder.sync, step, kept).result()
+    else:
+      run_everywhere(synced.result)
+      _agree(self._submit(self._folder.sync, step, kept).result())
 
   def close(self):
     self._worker.shutdown(wait=True, cancel_futures=True)
@@ -132,8 +133,8 @@ class _RowsWorker:
   is in the log.
   """
 
-  def __init__(self, window: WindowClasses, store: 'Store | _SeenOnDevice', rates: Rates, layout: Layout,
-               settings: HostSettings, mesh: Mesh):
+  def __init__(self, window: WindowClasses, store: 'Store | CopiedStore | _SeenOnDevice', rates: Rates,
+               layout: Layout, settings: HostSettings, mesh: Mesh):
     self._window, self._store, self._rates = window, store, rates
     self._layout, self._settings, self._mesh = layout, settings, mesh
     # Received outputs that are not stored yet: (step, outputs).
@@ -248,30 +249,10 @@ class _SeenOnDevice:
     """Does nothing: the train state holds the rows."""
 
 
-def begin_folder(folder: Path, settings: dict[str, Any]) -> None:
-  """Clears leftovers of another run and records what the stored rows depend on."""
-  if jax.process_index() == 0:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    sealed.write(folder / _SETTINGS, settings)
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices('the store is empty')
-
-
-def _check_settings(folder: Path, settings: dict[str, Any]) -> int:
-  """The version of the folder's files.
-
-  Raises:
-    UserError: if settings that the stored rows depend on have changed.
-  """
-  path = folder / _SETTINGS
-  if not path.is_file():
-    raise UserError(f'{folder} holds no store of the rows that the checkpoint needs: bring the folder back, '
-                    'or set config.run to another one to begin anew.')
-  saved = sealed.read(path)
-  differences = [f'config.classifier.{name} was {saved.get(name)!r}, is {value!r}'
-                 for name, value in settings.items() if saved.get(name) != value]
-  if differences:
-    raise UserError(f'The rows of {folder} were left by a run with other settings: {"; ".join(differences)}. '
-                    'Go back to those settings, or set config.run to another folder.')
-  return saved['version']
+def _agree(problem: str | None) -> None:
+  """Raises a `NotCopied` on every process if one has a problem."""
+  failed = multihost_utils.process_allgather(np.bool_(problem is not None))
+  if problem is not None:
+    raise NotCopied(problem)
+  if failed.any():
+    raise NotCopied(f'process {int(np.flatnonzero(failed)[0])} could not copy its rows to the bucket')

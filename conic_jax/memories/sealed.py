@@ -2,7 +2,7 @@
 import json
 import zlib
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from conic_jax.errors import UserError
@@ -19,9 +19,14 @@ def write(path: Path, fields: Mapping[str, Any]) -> None:
     path: the file.
     fields: what JSON can hold; the version of the format and the checksum are added.
   """
-  stated = {'version': VERSION, **fields}
   with journal.replacing(path) as file:
-    file.write(json.dumps({**stated, _CHECKSUM: _checksum(stated)}, indent=2).encode() + b'\n')
+    file.write(encoded(fields))
+
+
+def encoded(fields: Mapping[str, Any]) -> bytes:
+  """The content of the file that `write` makes."""
+  stated = {'version': VERSION, **fields}
+  return json.dumps({**stated, _CHECKSUM: _checksum(stated)}, indent=2).encode() + b'\n'
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -33,8 +38,13 @@ def read(path: Path) -> dict[str, Any]:
   Raises:
     UserError: if the file is damaged.
   """
+  return decoded(path.read_bytes(), path)
+
+
+def decoded(content: bytes, path: PurePath) -> dict[str, Any]:
+  """The fields in the content of a file, as `read`."""
   try:
-    stated = json.loads(path.read_text())
+    stated = json.loads(content)
   except ValueError:
     stated = None
   if isinstance(stated, dict):

@@ -295,7 +295,8 @@ def open_hosts(task: Task, state: TrainState, first_step: int, fresh: bool, sess
   """Starts the host sides of the memories that have one."""
   host_settings = HostSettings(
     folder=session.folder / 'store', batch_size=task.config.batch_size, last_step=task.last_step,
-    save_every=task.save_every, batch_ids=task.data.sampler.batch_ids, keep=task.keep)
+    save_every=task.save_every, batch_ids=task.data.sampler.batch_ids, keep=task.keep,
+    remote=session.place.remote and session.place.remote / 'store')
   return session.open_hosts(task.method.memories, state.memories, host_settings, first_step, fresh)
 
 

@@ -204,6 +204,10 @@ class Checkpoints:
     if jax.process_index() == 0:
       self._manifests.expect(step)
 
+  def leave_out(self, reason: str) -> None:
+    """Saves nothing this time, as what belongs to the checkpoint could not be stored."""
+    self._fail(reason)
+
   def wait(self) -> None:
     """Waits for the pending save, and removes the leftovers of failed ones."""
     self._guard(self._finish)

@@ -14,7 +14,7 @@ from conic_jax.errors import Stopped, UserError
 from conic_jax.hardware.mesh import to_global
 from conic_jax.hardware.processes import run_everywhere
 from conic_jax.hardware.watchdog import stepping
-from conic_jax.memories.host import HostSide
+from conic_jax.memories.host import HostSide, NotCopied
 from conic_jax.run.checkpoints import Checkpoints
 from conic_jax.run.session import Session
 
@@ -142,8 +142,12 @@ def save(phase: Phase, state: Any, done: int) -> None:
   if not all_finite((state.params, state.batch_stats, state.memories)):
     raise_non_finite('largest parameter', math.inf, done, phase)
   checkpoints.wait()
-  for host in phase.hosts.values():
-    run_everywhere(lambda host=host: host.sync(done, checkpoints.steps()))
+  try:
+    for host in phase.hosts.values():
+      run_everywhere(lambda host=host: host.sync(done, checkpoints.steps()))
+  except NotCopied as error:  # On every process.
+    checkpoints.leave_out(str(error))
+    return
   checkpoints.save(state, done, phase.identity)
 
 

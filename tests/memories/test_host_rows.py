@@ -72,12 +72,12 @@ def compiled(mesh, kind):
 class Trainer:
   """What a training loop does with the classifier and its host; its gradients are random."""
 
-  def __init__(self, folder, mesh, kind, ids=batch_ids):
+  def __init__(self, folder, mesh, kind, ids=batch_ids, remote=None):
     self.init, self.step_fn, self.shardings = compiled(mesh, kind)
     self.state, self.steps_done, self.folder, self.kind = self.init(), 0, folder, kind
     self.everywhere = jax.jit(lambda tree: tree, out_shardings=meshes.replicated(mesh))
     settings = HostSettings(folder=folder, batch_ids=ids, batch_size=BATCH, last_step=STEPS, save_every=5,
-                            keep=3)
+                            keep=3, remote=remote)
     self.host = HostRows(settings, mesh, kind=kind, num_instances=N, dim=DIM, seed=SEED, sgd=SGD)
 
   def start(self, saved=None):

@@ -101,7 +101,7 @@ EQUIVALENT: dict[tuple[str, str, str, str], str] = {
   ('views', 'NumberReplacer', 'jitter=0.0, grayscale=0.0, blur=0.0, solarise=0.0, overlap=0.0)',
    'jitter=0.0, grayscale=0.0, blur= -1.0, solarise=0.0, overlap=0.0)'):
     'a probability below 0 is as good as 0',
-  ('memories/store', 'NumberReplacer', '_DUMP_BLOCK = 16384  # Rows.', '_DUMP_BLOCK = 16383  # Rows.'):
+  ('memories/host_store', 'NumberReplacer', '_DUMP_BLOCK = 16384  # Rows.', '_DUMP_BLOCK = 16383  # Rows.'):
     'the file is the same in whatever blocks it is written',
   ('memories/delayed', 'NumberReplacer', '_BLOCKS_AT_ONCE = 4096', '_BLOCKS_AT_ONCE = 4097'):
     'the products are the same, however many are made at once',
