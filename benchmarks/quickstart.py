@@ -29,7 +29,7 @@ ENDS = {'conic: ': IMPORTS, 'step 0/': 'figures of the random network', 'knn_top
 PARTS = (*ENDS.values(), COMPILING)
 TOOK = re.compile(r'Finished (tracing|jaxpr|XLA).* in ([\d.e-]+) sec')
 WHY = (
-  'Short of 110 s: the {steps:.0f} s of the 300 training steps alone are more, and fewer or smaller steps would '
+  'Short of 110 s: the {steps:.0f} s of the 300 training steps alone are more; fewer or smaller ones would '
   'be another training. Of the rest, the final evaluation takes most: it compares with raw pixels and the '
   'random network. Other programs kept the cores busy, which raises these seconds too.')
 
