@@ -41,7 +41,7 @@ def compiled(kernel: str) -> dict[str, Any]:
   softmax = partitioned.Softmax(INSTANCES, head.TEMPERATURE, mesh, jnp.bfloat16, kernel=kernel)
   split = meshes.batch_sharding(mesh)
   shape = lambda *sides, dtype=jnp.float32: jax.ShapeDtypeStruct(sides, dtype, sharding=split)
-  rows = shape(instance_rows.padded_rows(INSTANCES, mesh.size), DIM)
+  rows: Any = shape(instance_rows.padded_rows(INSTANCES, mesh.size), DIM)
   step = jax.jit(functools.partial(head.step_of, softmax), donate_argnums=0)
   traced = step.trace(instance_rows.Rows(rows, rows), shape(FEATURES, DIM), shape(FEATURES, dtype=jnp.int32))
   program = traced.lower(lowering_platforms=(where.platform,)).compile()
