@@ -5,8 +5,8 @@
 
 Each start is a process of its own, which is stopped after its first step. The first start of a pair has an
 empty folder of compiled programs, the second one what the first has left there; its seconds are also given by
-part. Also imports the package, what Python programs use of it, and TensorFlow alone. Writes
-benchmarks/results/start.md.
+part. Also imports the package, what Python programs use of it, and TensorFlow alone. Where other programs run
+beside it, only the seconds of the processor count. Writes benchmarks/results/start.md.
 """
 import argparse
 import os
@@ -26,11 +26,11 @@ RESULTS = Path(__file__).parent / 'results' / 'start.md'
 # How the lines begin that end a part of a start; the last is that of the first step.
 ENDS = {'conic: ': 'imports, opening the data', 'step 0/': 'figures of the random network',
         'step 1/': 'the first step'}
-IMPORTS = ('conic_jax', 'conic_jax.api', 'tensorflow')
+IMPORTS = ('conic_jax', 'conic_jax.api', 'conic_jax.data.without_keras')
 WHY = (
-  'A second start takes over 8 s for what it imports, most of all TensorFlow, whose tf.data is the input '
+  'A second start takes over 8 s for what it imports, half of it TensorFlow, whose tf.data is the input '
   'pipeline, and for the figures of the random network, which the run is compared with: they encode images '
-  'before the first step.')
+  'before the first step. Where other programs ran beside it, only the seconds of the processor count.')
 
 
 def environment(cache: Path) -> dict[str, str]:
