@@ -1,6 +1,6 @@
 """A folder of very many images: how long a run takes to start, what memory it needs, and what it names.
 
-  python -m benchmarks.many_files --counts 1000 200000
+  python -m benchmarks.many_files --counts 1000 1000000
 
 Tiny images lie in a hundred class folders, as hard links to one; every hundredth cannot be decoded. Each
 folder is trained on for a few steps in a process of its own, twice: the second finds its programs compiled,
@@ -71,7 +71,7 @@ def measure(root: Path, count: int) -> str:
 def main() -> None:
   """Measures, and writes the table."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--counts', type=int, nargs='*', default=[1000, 200_000])
+  parser.add_argument('--counts', type=int, nargs='*', default=[1000, 1_000_000])
   arguments = parser.parse_args()
   rows = []
   with tempfile.TemporaryDirectory() as folder:
