@@ -31,6 +31,9 @@ from conic_jax.losses import hardest, hardest_tiles
 RESULTS = Path(__file__).parent / 'results'
 DIM, K, TEMPERATURE, QUERIES, SEED = 128, 100, 0.15, 2048, 0
 IMAGENET = 1_281_167
+WHY = (
+  'The search has less than a fifth of the products. Its time is above a fifth, because rows are also sorted '
+  'by cell, and the tiles that are searched gathered.')
 
 
 def draw(rng: np.random.Generator, count: int) -> np.ndarray:
@@ -117,7 +120,7 @@ def main() -> None:
             '| ---: | ---: | ---: | ---: | ---: |',
             f'| {args.instances:,} | {products[args.instances]:.3f} | {ratio:.2f} | '
             f'{np.median(seconds["exact"]):.1f} | {np.median(seconds["approximate"]):.1f} |',
-            f'| {IMAGENET:,} | {products[IMAGENET]:.3f} | | | |']
+            f'| {IMAGENET:,} | {products[IMAGENET]:.3f} | | | |', '', WHY]
   print('\n'.join(lines))
   (RESULTS / 'hardest.md').write_text('\n'.join(lines) + '\n')
   if args.json:

@@ -1,17 +1,18 @@
-"""Images per second that one core prepares: this project's input pipeline against torchvision's recipe.
+"""Images per second that one core prepares: this project's input pipeline against others, and two cores.
 
     python -m benchmarks.input [--images DIR] [--json FILE]
 
 Two 224-pixel ConIC views per image. Here the host decodes, crops and resizes (`train_batches`) and the device
-does the rest (`augment`). torchvision does everything on the host, in Pillow: it decodes the whole image,
-then RandomResizedCrop, flip, ColorJitter in random order, grayscale, blur, to float, normalise. Pillow
-antialiases whenever an image shrinks, our host only above a factor of 2; the table also shows what that
-saves. Both are pinned to the same core and take turns; the table gives medians over rounds. Time is CPU time,
-so other load on the machine matters little. Without --images, uses the photographs of scikit-image and
-scikit-learn, short side 256. Writes benchmarks/results/input.md.
+does the rest (`augment`). The others (`benchmarks.input_peers`) do the same on the host, or the whole recipe:
+RandomResizedCrop, flip, ColorJitter, grayscale, blur, to float, normalise. Pillow antialiases whenever an
+image shrinks, our host only above a factor of 2; the others have both settings. All are pinned to the same
+core, have one thread and take turns; the table gives medians over rounds. Time is CPU time, so other load on
+the machine matters little. Without --images, uses the photographs of scikit-image and scikit-learn, short
+side 256. Writes benchmarks/results/input.md. Peers that are not installed are left out, and the page says
+which: torchvision (pip install -e '.[benchmarks]'), and DALI, whose wheel for CUDA needs no GPU (pip install
+nvidia-dali-cuda120).
 """
 import argparse
-import io
 import json
 import os
 import statistics
@@ -23,18 +24,23 @@ from typing import Any
 import numpy as np
 import PIL
 import PIL.Image
-import PIL.ImageEnhance
-import PIL.ImageFilter
 
+from benchmarks import input_cores, input_peers
 from benchmarks.hardware import hardware
 from conic_jax.command_line import load
 from conic_jax.views import Views
 
 CONFIG: Any = load('configs/conic.py')
 VIEWS = Views(**CONFIG.views)
-BATCH, BATCHES, ROUNDS, PILLOW_IMAGES, SHORT_SIDE = 64, 6, 5, 64, 256
+# So many batches that those prepared ahead at the end hardly count.
+BATCH, BATCHES, LONG, ROUNDS, SHORT_SIDE = 64, 6, 18, 5, 256
 BILINEAR = PIL.Image.Resampling.BILINEAR
 RESULTS = Path(__file__).parent / 'results' / 'input.md'
+WHY = (
+  'Crops are made without flips, which ours leaves to the device. Ours decodes only the smallest box that '
+  "holds both views. Antialiased, it is behind, for TensorFlow's antialiased resize is slow; so training "
+  "antialiases above a factor of 2 only. In the whole recipe, torchvision's blur is a convolution, and "
+  "Pillow's a running mean.")
 
 
 def main():
@@ -42,10 +48,12 @@ def main():
   parser.add_argument('--images', help='folder of photographs, short side about 256')
   parser.add_argument('--json', help='file to write the figures to as well')
   args = parser.parse_args()
-  if hasattr(os, 'sched_setaffinity'):  # Before any library starts its threads: they inherit it.
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
   with tempfile.TemporaryDirectory() as made:
-    figures = measure(args.images or make_images(made))
+    images, cores = args.images or make_images(made), {}
+    if hasattr(os, 'sched_setaffinity'):
+      cores = input_cores.measure(images)
+      os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # Before a library's threads: they inherit it.
+    figures = measure(images) | {'cores': cores}
   figures['images'] = 'given with --images' if args.images else 'photographs of the packages'
   write(figures)
   if args.json:
@@ -55,13 +63,13 @@ def main():
 def measure(folder: str) -> dict:
   """Images per second of CPU time for each part, as medians over interleaved rounds."""
   from conic_jax.data import folder as folders  # After the core is chosen.
-  source = folders.Folder(folder, '')
-  rng = np.random.default_rng(0)
-  parts = {'ours, host': lambda: time_ours(source),
-           'ours, host, antialiased as Pillow': lambda: time_ours(source, antialias_above=1.0),
-           'Pillow, decode, crop, resize, flip': lambda: time_pillow(source, rng, pillow_crop),
-           'Pillow, whole recipe': lambda: time_pillow(source, rng, pillow_view),
-           'ours, device': time_device()}
+  source: Any = folders.Folder(folder, '')
+  files = [source.name(id) for id in range(source.num_images)]
+  parts: dict[str, input_peers.Rate] = {
+    'ours, crop': lambda: time_ours(source),
+    'ours, crop, antialiased': lambda: time_ours(source, antialias_above=1.0), 'ours, device': time_device(),
+    **input_peers.dali(files, VIEWS), **input_peers.torchvision(source, VIEWS),
+    **input_peers.pillow(source, VIEWS)}
   rounds = {name: [] for name in parts}
   for _ in range(ROUNDS):
     for name, run in parts.items():
@@ -69,7 +77,7 @@ def measure(folder: str) -> dict:
   rates = {name: statistics.median(values) for name, values in rounds.items()}
   import jax
   return {'rates': rates, 'rounds': rounds, 'device': jax.devices()[0].device_kind,
-          'number': source.num_images}
+          'number': source.num_images, 'bytes': statistics.mean(os.path.getsize(file) for file in files)}
 
 
 def time_ours(source, **options):
@@ -78,29 +86,18 @@ def time_ours(source, **options):
   batch = min(BATCH, source.num_images)
   stream = pipeline.train_batches(source, (VIEWS,), Sampler(source.num_images, batch, seed=0), start_step=0,
                                   rows=np.arange(batch), threads=1, prefetch=1, **options)
-  return rate(stream, batch, time.process_time)
+  return rate(stream, batch, time.process_time, LONG)
 
 
-def rate(stream, batch, clock):
+def rate(stream, batch, clock, batches=BATCHES):
   """Images per second of a stream of batches, by a clock; the first is not counted."""
   next(stream)
   start = clock()
-  for _ in range(BATCHES):
+  for _ in range(batches):
     next(stream)
   seconds = clock() - start
   stream.close()
-  return BATCHES * batch / seconds
-
-
-def time_pillow(source, rng, make_view):
-  ids = rng.integers(source.num_images, size=PILLOW_IMAGES)
-  start = time.process_time()
-  for id in ids:
-    (data,), _ = source.read([id])
-    image = PIL.Image.open(io.BytesIO(data)).convert('RGB')
-    for _ in range(VIEWS.count):
-      make_view(image, rng)
-  return PILLOW_IMAGES / (time.process_time() - start)
+  return batches * batch / seconds
 
 
 def time_device():
@@ -121,50 +118,6 @@ def time_device():
     run(*inputs, keys).block_until_ready()
     return BATCH / (clock() - start)
   return once
-
-
-def pillow_crop(image, rng):
-  """RandomResizedCrop and flip."""
-  width, height = image.size
-  for _ in range(10):
-    area = width * height * rng.uniform(*VIEWS.crop)
-    aspect = np.exp(rng.uniform(*np.log(VIEWS.aspect)))
-    w, h = round(np.sqrt(area * aspect)), round(np.sqrt(area / aspect))
-    if w <= width and h <= height:
-      left, top = rng.integers(width - w + 1), rng.integers(height - h + 1)
-      break
-  else:
-    w = h = min(width, height)
-    left, top = (width - w) // 2, (height - h) // 2
-  view = image.crop((left, top, left + w, top + h)).resize((VIEWS.size,) * 2, BILINEAR)
-  return view.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < VIEWS.flip else view
-
-
-def pillow_view(image, rng):
-  """The whole recipe: float32 [3, size, size]."""
-  view = pillow_crop(image, rng)
-  if rng.random() < VIEWS.jitter:
-    changes = [(PIL.ImageEnhance.Brightness, VIEWS.brightness),
-               (PIL.ImageEnhance.Contrast, VIEWS.contrast),
-               (PIL.ImageEnhance.Color, VIEWS.saturation), (None, VIEWS.hue)]
-    for change, strength in (changes[i] for i in rng.permutation(4)):
-      if change is None:
-        view = shift_hue(view, rng.uniform(-strength, strength))
-      else:
-        view = change(view).enhance(rng.uniform(max(0, 1 - strength), 1 + strength))
-  if rng.random() < VIEWS.grayscale:
-    view = view.convert('L').convert('RGB')
-  if rng.random() < VIEWS.blur:
-    view = view.filter(PIL.ImageFilter.GaussianBlur(rng.uniform(*VIEWS.blur_sigma)))
-  pixels = np.asarray(view).transpose(2, 0, 1).astype(np.float32) / 255
-  mean, std = (np.array(x, np.float32)[:, None, None] for x in (VIEWS.mean, VIEWS.std))
-  return (pixels - mean) / std
-
-
-def shift_hue(image, share):
-  hue, saturation, value = image.convert('HSV').split()
-  hue = PIL.Image.fromarray(np.asarray(hue) + np.uint8(round(share * 255) % 256))
-  return PIL.Image.merge('HSV', (hue, saturation, value)).convert('RGB')
 
 
 def make_images(folder: str) -> str:
@@ -190,19 +143,30 @@ def make_images(folder: str) -> str:
   return folder
 
 
+def ratios(rounds: dict[str, list[float]]) -> list[str]:
+  """Rows of the table: each part's rate, and that of our crop to it, antialiased like it."""
+  rows = []
+  for name, rates in rounds.items():
+    like = 'ours, crop, antialiased' if 'antialiased' in name or name == 'Pillow, crop' else 'ours, crop'
+    ratio = np.median(np.divide(rounds[like], rates))
+    shown = f'{ratio:.2f}' if 'crop' in name and 'ours' not in name else ''
+    rows.append(f'| {name} | {statistics.median(rates):,.0f} | {shown} |')
+  return rows
+
+
 def write(figures: dict):
   """Prints the table and writes it to benchmarks/results."""
   import tensorflow as tf
-  rates = figures['rates']
-  whole = rates['Pillow, whole recipe']
-  rows = [f'| {name} | {rate:,.0f} | {rate / whole:.1f} |' for name, rate in rates.items()]
+  versions, absent = input_peers.versions()
   table = '\n'.join([
       '# Input: images a second of one core', '',
       f'Two 224-pixel views an image, {figures["number"]} JPEGs ({figures["images"]}), median of '
       f'{ROUNDS} rounds. `python -m benchmarks.input`', '',
-      f'{hardware()} TensorFlow {tf.__version__}, Pillow {PIL.__version__}.', '',
-      '| part | images/s | against the whole recipe in Pillow |', '| --- | ---: | ---: |',
-      *rows, ''])
+      f'{hardware()} TensorFlow {tf.__version__}, {", ".join(versions)}.',
+      *(f'{name} is not installed, and left out.' for name in absent), '',
+      '| part | images a second of the processor | ours to it, antialiased alike |', '| --- | ---: | ---: |',
+      *ratios(figures['rounds']), '', WHY, '',
+      *(input_cores.report(figures['cores'], figures['bytes']) if figures['cores'] else [])])
   print(table)
   RESULTS.parent.mkdir(exist_ok=True)
   RESULTS.write_text(table)
