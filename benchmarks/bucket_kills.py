@@ -16,39 +16,45 @@ import time
 from pathlib import Path
 
 from benchmarks.hardware import hardware
-from benchmarks.soak_run import Command, draw_images, ended, reports, undisturbed, weights
+from benchmarks.soak_run import STEPS, Command, draw_images, ended, reports, undisturbed, weights
 from conic_jax.run.copies import fetched
 from tests.bucket_servers import google
 
 RESULTS = Path(__file__).parent / 'results' / 'bucket_kills.md'
 METHODS = ('conic', 'conic_s, rows in memory', 'conic_s, rows on disk', 'one_million', 'moco')
-# Seconds of a start in which it is killed, at most: about those that an undisturbed run takes.
-_LIFE = 25.0
+# Steps by which a start must surpass the one before until it is killed, at most, and seconds left to it then.
+_STEPS, _SECONDS = 30, 1.0
 
 
-def killed(root: Path, method: str, kills: int, rng: random.Random) -> tuple[int, list[int]]:
-  """Kills a run so many times and lets it end; the kills that found it alive, and the steps they were at."""
+def killed(root: Path, method: str, kills: int, rng: random.Random) -> list[int]:
+  """Kills a run so many times and lets it end; the last steps that it had reported before each."""
   url = f'gs://bucket/{method.replace(", ", "-").replace(" ", "-")}'
   command, steps = Command(root, method, Path(), changes=(('run', url), ('checkpoint.every_epochs', 0.5))), []
-  while len(steps) < kills:
+  for _ in range(kills):
     (process,) = command.start()
-    time.sleep(rng.uniform(0.3, 1.0) * _LIFE)
-    if process.poll() is not None:
-      ended(process)
-      break
+    step = min((steps or [0])[-1] + rng.randint(0, _STEPS), STEPS - 1)
+    while process.poll() is None and _reported(root) < step:
+      time.sleep(0.05)
+    time.sleep(rng.uniform(0, _SECONDS))
     process.kill()
     ended(process)
-    steps.append(max(reports(next((root / 'cache').rglob('metrics.jsonl'), Path()).parent), default=0))
-    shutil.rmtree(root / 'cache')
+    steps.append(_reported(root))
+    shutil.rmtree(root / 'cache', ignore_errors=True)
   (process,) = command.start()
   outcome = ended(process)
   if outcome.code:
     raise SystemExit(f'{method} did not end: {outcome.told}')
-  shutil.rmtree(root / 'cache')
+  shutil.rmtree(root / 'cache', ignore_errors=True)
   run, expected = fetched(url), undisturbed(root, method, 1, 2)
   if reports(run) != reports(expected) or weights(run) != weights(expected):
     raise SystemExit(f'{method} ended in other losses or weights than an undisturbed run.')
-  return len(steps), steps
+  return steps
+
+
+def _reported(root: Path) -> int:
+  """The last step that the run has reported in its working copy, 0 for none."""
+  copies = (root / 'cache').glob('conic_jax/buckets/*/metrics.jsonl')
+  return max((step for path in copies for step in reports(path.parent)), default=0)
 
 
 def main() -> None:
@@ -65,17 +71,16 @@ def main() -> None:
       os.environ.update(known | {'XDG_CACHE_HOME': str(root / 'cache')})
       for index, method in enumerate(METHODS):
         share = (args.kills + index) // len(METHODS)
-        count, steps = killed(root, method, share, rng)
-        rows.append((method, count, steps))
-        print(method, count, steps, flush=True)
-  total = sum(count for _, count, _ in rows)
+        rows.append((method, killed(root, method, share, rng)))
+        print(*rows[-1], flush=True)
+  total = sum(len(steps) for _, steps in rows)
   RESULTS.write_text('\n'.join([
     '# Runs in a bucket, killed at random', '',
     f'`python -m benchmarks.bucket_kills --kills {args.kills}`', '',
     hardware(), '', f'{total} kills, each with the loss of the local disk. All runs ended in the losses and '
     'weights, to the bit, of runs in a folder that nothing happened to.', '',
     '| method | kills | last steps reported before them |', '| --- | ---: | --- |',
-    *(f'| {method} | {count} | {", ".join(map(str, steps))} |' for method, count, steps in rows)]) + '\n')
+    *(f'| {method} | {len(steps)} | {", ".join(map(str, steps))} |' for method, steps in rows)]) + '\n')
 
 
 if __name__ == '__main__':

@@ -53,7 +53,7 @@ def naming_checkpoint(last_checkpoint: Callable[[], str | None]) -> str:
   found: list[str] = []
 
   def look() -> None:
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(Exception):  # Of a bucket any.
       found.extend(filter(None, [last_checkpoint()]))
 
   looking = threading.Thread(target=look, daemon=True)
