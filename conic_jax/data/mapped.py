@@ -5,17 +5,20 @@ was made of other files, or is not whole, is made again.
 """
 import dataclasses
 import hashlib
+import itertools
 import json
 import mmap
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from typing import IO, Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import IO, Any, TypeVar
 
 import numpy as np
 
 from conic_jax.errors import UserError
+
+Item = TypeVar('Item')
 
 FORMAT = 1
 _HEADER = 'header.json'
@@ -82,6 +85,12 @@ class Table:
       begin = some[-1]
 
 
+def blocks(items: Iterable[Item], size: int = 1 << 14) -> Iterator[list[Item]]:
+  """The items in lists of `size`, the last of which may be shorter: what is in memory at a time."""
+  remaining = iter(items)
+  return iter(lambda: list(itertools.islice(remaining, size)), [])
+
+
 def load(cache: str, name: str, origin: dict[str, Any], build: Callable[[Writer], dict[str, Any]]) -> Table:
   """Opens a table of the cache, which is built first if it is not there or was made of something else.
 
@@ -115,17 +124,21 @@ def load(cache: str, name: str, origin: dict[str, Any], build: Callable[[Writer]
 def temporary(build: Callable[[Writer], dict[str, Any]], most: int = _IN_MEMORY) -> Table:
   """A table of this process alone; a part of more than `most` bytes is in a file without a name."""
   writer = Writer(lambda part: tempfile.SpooledTemporaryFile(most))  # noqa: SIM115
-  facts = build(writer)
-  parts = {}
-  for part, file in writer.files.items():
-    if file.tell() > most:
-      file.flush()
-      parts[part] = _map(file.fileno(), PARTS[part])
-    else:
-      file.seek(0)
-      parts[part] = np.frombuffer(file.read(), PARTS[part])
-    file.close()
+  try:
+    facts = build(writer)
+    parts = {part: _read_or_map(file, PARTS[part], most) for part, file in writer.files.items()}
+  finally:
+    for file in writer.files.values():
+      file.close()
   return Table(facts, parts)
+
+
+def _read_or_map(file, dtype, most):
+  if file.tell() > most:
+    file.flush()
+    return _map(file.fileno(), dtype)
+  file.seek(0)
+  return np.frombuffer(file.read(), dtype)
 
 
 def _write(folder, origin, build):
