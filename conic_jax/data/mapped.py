@@ -1,7 +1,7 @@
 """Tables in files that are mapped into memory: a process holds what it reads of them, and can drop it again.
 
-A table is a folder with a raw file for each part and a header, which says what the table was made of. One that
-was made of other files, or is not whole, is made again.
+A table is a folder with a raw file for each part and a header, which says what the table was made of. One
+that was made of other files, or is not whole, is made again.
 """
 import dataclasses
 import hashlib
@@ -112,12 +112,12 @@ def load(cache: str, name: str, origin: dict[str, Any], build: Callable[[Writer]
       temporary = _write(folder, origin, build)
       _replace(temporary, folder)
     except OSError as error:
-      raise UserError(f'The index of the images cannot be written to {folder} ({error.strerror or error}): set '
-                      'config.data.cache to a folder that can be written.') from None
+      raise UserError(f'The index of the images cannot be written to {folder} ({error.strerror or error}): '
+                      'set config.data.cache to a folder that can be written.') from None
     found = _open(folder, origin)
   if found is None:
-    raise UserError(f'The index of the images in {folder} is not whole, though just written: look at the disk, or '
-                    'set config.data.cache to another folder.')
+    raise UserError(f'The index of the images in {folder} is not whole, though just written: look at the '
+                    'disk, or set config.data.cache to another folder.')
   return found
 
 

@@ -38,8 +38,7 @@ class TFRecords:
     self._paths = [path for path, _, _ in slices]
     self._ends = np.cumsum([count for *_, count in slices])
     # What is added to an id to find its record among those of all files.
-    self._shifts = np.array([begins[path] + first for path, first, _ in slices]) + [
-      count for *_, count in slices] - self._ends
+    self._shifts = np.array([begins[path] + first + count for path, first, count in slices]) - self._ends
 
   def __len__(self) -> int:
     return int(self._ends[-1])
@@ -48,8 +47,8 @@ class TFRecords:
     """The data of the records; b'' for unreadable ones."""
     numbers = np.searchsorted(self._ends, ids, side='right')
     found = self._records[ids + self._shifts[numbers]]
-    return parallel.map_blocks(self._read, list(zip(numbers, found['start'].tolist(), found['length'].tolist(),
-                                                    strict=True)))
+    places = list(zip(numbers.tolist(), found['start'].tolist(), found['length'].tolist(), strict=True))
+    return parallel.map_blocks(self._read, places)
 
   def _read(self, place):
     number, start, length = place
@@ -67,8 +66,8 @@ def load_index(paths: Sequence[str], cache: str) -> tuple[np.ndarray, np.ndarray
     cache: folder of the indexes.
 
   Returns:
-    Start and length in bytes of each record's data, `mapped.RECORD` [n], mapped into memory; number of records
-    in each file, int64 [files].
+    Start and length in bytes of each record's data, `mapped.RECORD` [n], mapped into memory; number of
+    records in each file, int64 [files].
 
   Raises:
     UserError: if a file is missing or damaged, or the cache cannot be written.
