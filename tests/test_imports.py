@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent / 'conic_jax'
 # everywhere.
 ALLOWED = {
   '__init__': {'api', 'hardware'}, 'errors': set(), 'extensions': set(), 'fields': set(), 'home': {'fields'},
-  'config_files': set(), 'views': set(), 'measures': set(), 'permutation': set(), 'optim': set(),
+  'config_files': {'data'}, 'views': set(), 'measures': set(), 'permutation': set(), 'optim': set(),
   'terminal': set(), 'ending': set(),
   'command_line': {'config_files', 'ending', 'fields', 'hardware'},
   'hardware': {'ending'},

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from conic_jax.data import files, mapped, parallel
+from conic_jax.data import files, kinds, mapped, parallel
 from conic_jax.errors import UserError, listed
 from conic_jax.terminal import printable
 
@@ -55,7 +55,7 @@ class Folder:
     if not self.num_images:
       raise UserError(f'There are no images below {self._root}: files that end in '
                       f'{" ".join(EXTENSIONS)} were looked for; set config.data.dir and the split '
-                      f'to a folder that holds some.{_left_out(skipped)}')
+                      f'to a folder that holds some.{_instead(facts["others"])}{_left_out(skipped)}')
     reason = facts['why_unlabelled']
     folders = {} if reason else {
       path: printable(unicodedata.normalize('NFC', path)) for path in facts['folders']}
@@ -122,7 +122,7 @@ class Folder:
 
 def _list(root: str, skipped: list[str], writer: mapped.Writer) -> dict[str, Any]:
   """Writes the paths of all images; notes the subfolders, and why they are no classes or ''."""
-  folders, classes, strays, first_stray, images = [], set(), 0, '', 0
+  folders, classes, others, strays, first_stray, images = [], set(), set(), 0, '', 0
 
   def paths() -> Iterator[str]:
     nonlocal strays, first_stray, images
@@ -136,11 +136,14 @@ def _list(root: str, skipped: list[str], writer: mapped.Writer) -> dict[str, Any
         else:
           strays, first_stray = strays + 1, first_stray or path
         yield path
+      else:
+        others.add(kinds.kind_of(path))
 
   writer.add_strings([])
   for block in mapped.blocks(paths()):
     writer.add_strings(block)
-  return {'folders': folders, 'why_unlabelled': _why_unlabelled(len(classes), images, strays, first_stray)}
+  return {'folders': folders, 'others': others,
+          'why_unlabelled': _why_unlabelled(len(classes), images, strays, first_stray)}
 
 
 def _why_unlabelled(classes: int, images: int, strays: int, first_stray: str) -> str:
@@ -158,6 +161,14 @@ def _why_unlabelled(classes: int, images: int, strays: int, first_stray: str) ->
   where = 'lies beside the class folders' if '/' not in first_stray else 'lies deeper than the class folders'
   more = f', as do {strays - 1:,} more' if strays > 1 else ''
   return f"no classes, because '{first_stray}' {where}{more}"
+
+
+def _instead(others: set[str]) -> str:
+  """A sentence for a folder without images that has files of another kind of source."""
+  kind = next((kind for kind in ('wds', 'parquet') if kind in others), '')
+  if not kind:
+    return ''
+  return f" It has {kinds.SUFFIXES[kind][0]} files: for those set config.data.name to '{kind}'."
 
 
 def _left_out(skipped: list[str]) -> str:

@@ -8,11 +8,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from conic_jax.data import class_labels, files, mapped, parallel, shards, urls
+from conic_jax.data import class_labels, files, kinds, mapped, parallel, shards, urls
 from conic_jax.errors import UserError, listed
 from conic_jax.terminal import printable
 
-SUFFIXES = '.csv', '.tsv', '.txt'
 _DELIMITERS = {'.csv': ',', '.tsv': '\t'}
 _PATHS = 'path', 'image', 'image_path', 'file', 'file_name', 'filename', 'filepath'  # Usual names of columns.
 _LABELS = 'label', 'class'
@@ -73,6 +72,17 @@ class ImageList:
     return np.append(self._label_of_code, np.int32(-1))[codes]
 
 
+def has_list(folder: str, split: str) -> bool:
+  """Whether a folder has a list for a split."""
+  return bool(_lists(folder, split))
+
+
+def _lists(folder, split):
+  place = f'{folder.rstrip("/")}/{split}'
+  return [path for path in (place, *(f'{place}{suffix}' for suffix in kinds.SUFFIXES['list']))
+          if not urls.is_folder(path) and urls.stamp(path)]
+
+
 def _find(location, split):
   if not location:
     raise UserError("config.data.name is 'list': set config.data.dir to the list of images, a .txt or .csv.")
@@ -82,9 +92,7 @@ def _find(location, split):
       raise UserError(f'{location} is a folder: set config.data.dir to the list itself, or config.data.train '
                       'and config.data.test to the names of lists in it.')
     return location
-  place = f'{location.rstrip("/")}/{split}'
-  found = [path for path in (place, *(f'{place}{suffix}' for suffix in SUFFIXES))
-           if not urls.is_folder(path) and urls.stamp(path)]
+  found = _lists(location, split)
   if len(found) != 1:
     problem = f'has several lists of the split, {listed(found)}' if found else f"has no list '{split}'"
     raise UserError(f"{location} {problem}: set config.data.train and config.data.test to the names of lists "
@@ -163,8 +171,8 @@ def _missing(paths, folder):
 
 def _bring_back(missing, path, folder):
   more = '; a list with labels must end in .csv' if path.endswith('.txt') and ',' in missing[0] else ''
-  return (f'{path} names {len(missing):,} files that are missing ({printable(listed(missing, 3))}): bring them '
-          f'back, or take their lines out; relative paths are from {folder}{more}.')
+  return (f'{path} names {len(missing):,} files that are missing ({printable(listed(missing, 3))}): bring '
+          f'them back, or take their lines out; relative paths are from {folder}{more}.')
 
 
 def _check_once(path, image, label, hashes):

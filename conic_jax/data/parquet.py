@@ -16,10 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from conic_jax.data import class_labels, files, mapped, parallel, shards, urls
+from conic_jax.data import class_labels, files, kinds, mapped, parallel, shards, urls
 from conic_jax.errors import UserError
 
-SUFFIXES = '.parquet', '.pq'
 _IMAGES = 'image', 'img', 'jpg'  # Usual names.
 _LABEL = 'label'
 _KEPT = 1 << 28  # Bytes of row groups that stay in memory.
@@ -46,7 +45,7 @@ class Parquet:
   """
 
   def __init__(self, location: str, split: str, cache: str, image: str = '', label: str = ''):
-    self._paths = shards.find(location, split, SUFFIXES, 'Parquet')
+    self._paths = shards.find(location, split, kinds.SUFFIXES['parquet'], 'Parquet')
     stamps = shards.stamps(self._paths, 'Parquet')
     self._sizes = [size for _, size, _ in stamps]
     origin = {'kind': 'parquet', 'files': stamps, 'image': image, 'label': label}

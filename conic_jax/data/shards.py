@@ -3,7 +3,7 @@ import os
 import re
 from collections.abc import Iterator
 
-from conic_jax.data import files, parallel, urls
+from conic_jax.data import files, kinds, parallel, urls
 from conic_jax.errors import UserError, listed
 
 
@@ -24,7 +24,7 @@ def find(location: str, split: str, suffixes: tuple[str, ...], kind: str) -> lis
     raise UserError(f'Set config.data.dir to the {kind} files: a folder, a file, or a pattern such as '
                     f'/my/images/train-{{000..099}}{suffixes[0]}.')
   location = os.path.expanduser(location)
-  if _is_pattern(split) or split.endswith(suffixes):
+  if kinds.is_pattern(split) or split.endswith(suffixes):
     location, split = urls.join(location, split), ''
   every = _named(location, suffixes, kind)
   chosen = of_split(every, split) if split else every
@@ -59,12 +59,8 @@ def stamps(paths: list[str], kind: str) -> list[list]:
   return [[path, *stamp] for path, stamp in zip(paths, found) if stamp is not None]
 
 
-def _is_pattern(path):
-  return any(sign in path for sign in '{*')
-
-
 def _named(location, suffixes, kind):
-  if not _is_pattern(location) or (not files.is_remote(location) and os.path.exists(location)):
+  if not kinds.is_pattern(location) or (not files.is_remote(location) and os.path.exists(location)):
     return _of_place(location, suffixes, kind)
   counted = list(dict.fromkeys(_numbered(location)))
   found = [path for name in counted for path in (urls.matching(name) if '*' in name else [name])]

@@ -1,14 +1,15 @@
 """Image sources: their common interface, and opening the one that a config names."""
 import os
+import types
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from conic_jax.data import folder, image_list, photos, webdataset
+from conic_jax.data import files, folder, image_list, kinds, photos, shards, webdataset
+from conic_jax.errors import UserError
 from conic_jax.extensions import own_part
-
-IN_FILES = 'wds', 'parquet', 'list'  # Names of sources whose images, or their names, are in few files.
 
 
 class Source(Protocol):
@@ -67,7 +68,7 @@ def open_source(data, split: str) -> Source:
     return photos.Photos(split)
   if data.name == 'folder':
     return folder.Folder(data.dir, split)
-  if data.name in IN_FILES:
+  if data.name in kinds.SUFFIXES:
     return _in_files(data, split)
   from conic_jax.data import tfds_source  # Takes a while, and most images are in folders.
   return tfds_source.TfdsSource(data.name, data.dir, split, data.cache or cache_folder(),
@@ -81,6 +82,34 @@ def _in_files(data, split):
     return parquet.Parquet(data.dir, split, data.cache or cache_folder(), **given)
   kind = {'wds': webdataset.WebDataset, 'list': image_list.ImageList}[data.name]
   return kind(data.dir, split, data.cache or cache_folder(), **given)
+
+
+def open_path(path: str) -> Source:
+  """Opens the images that a path names without a config: a folder, a list, or tar or Parquet files.
+
+  Raises:
+    UserError: if there are no such images.
+  """
+  data = types.SimpleNamespace(name=kinds.kind_of(path), dir=path, cache='', image='', label='')
+  return open_source(data, '')
+
+
+def splits_of(data, names: Sequence[str]) -> set[str]:
+  """Which of some splits a source has: subfolders, files that have the split in their name, or lists."""
+  if not data.dir:
+    return set()
+  location = os.path.expanduser(data.dir)
+  try:
+    if data.name == 'folder':
+      return files.folders(location) & set(names)
+    if data.name == 'list':
+      return {name for name in names if image_list.has_list(location, name)}
+    if data.name in kinds.SUFFIXES:
+      paths = shards.find(location, '', kinds.SUFFIXES[data.name], data.name)
+      return {name for name in names if shards.of_split(paths, name)}
+  except UserError:
+    pass  # Who opens the source says so.
+  return set()
 
 
 def cache_folder() -> str:

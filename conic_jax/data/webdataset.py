@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from conic_jax.data import class_labels, mapped, parallel, shards, urls
+from conic_jax.data import class_labels, kinds, mapped, parallel, shards, urls
 from conic_jax.data.folder import EXTENSIONS
 from conic_jax.errors import UserError
 
-SUFFIXES = '.tar',
 NAMES = 'classnames.txt'  # Beside the tars or one folder above: a class in each line.
 _CLASS = 'cls'
 _AT_A_TIME = 64  # Tars that are indexed.
@@ -41,7 +40,7 @@ class WebDataset:
   """
 
   def __init__(self, location: str, split: str, cache: str, image: str = '', label: str = ''):
-    self._paths = shards.find(location, split, SUFFIXES, 'tar')
+    self._paths = shards.find(location, split, kinds.SUFFIXES['wds'], 'tar')
     self._stamps = shards.stamps(self._paths, 'tar')
     asked = image.lower().lstrip('.'), label.lower().lstrip('.') or _CLASS
     origin = {'kind': 'tar', 'files': self._stamps, 'image': asked[0], 'label': asked[1]}

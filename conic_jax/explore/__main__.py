@@ -20,7 +20,7 @@ import numpy as np
 
 from conic_jax import command_line
 from conic_jax.errors import UserError
-from conic_jax.evals import encoders
+from conic_jax.evals import embeddings, encoders
 from conic_jax.explore import collection as collections
 from conic_jax.explore import relations, write_page
 from conic_jax.explore.collection import Collection
@@ -59,7 +59,7 @@ def explore(encoder: str, images: str | None = None, out: Path | None = None, *,
   out = out or _usual_out(Path(encoder))
   _check_out(out)
   columns = _read_table(Path(table)) if table else {}
-  if images and Path(images).is_file():
+  if images and embeddings.is_file(images):
     found = collections.of_file(Path(images), points, seed)
   else:
     opened = encoders.open_encoder(encoder)
