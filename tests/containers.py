@@ -44,7 +44,8 @@ def write_parquet(folder, root, split, count=2, group=5):
   images = images_of(folder)
   names = sorted({label for _, label in images})
   about = {'image': {'_type': 'Image'}, 'label': {'names': names, '_type': 'ClassLabel'}}
-  schema = pa.schema([('image', pa.struct([('bytes', pa.binary()), ('path', pa.string())])), ('label', pa.int64())],
+  image = pa.struct([('bytes', pa.binary()), ('path', pa.string())])
+  schema = pa.schema([('image', image), ('label', pa.int64())],
                      {b'huggingface': json.dumps({'info': {'features': about}}).encode()})
   size = -(-len(images) // count)
   (root / 'data').mkdir(parents=True, exist_ok=True)

@@ -10,8 +10,8 @@ import tensorflow_datasets as tfds
 from conic_jax.data import files
 from conic_jax.errors import UserError, listed
 
-_OTHERS = ("for a folder of images set config.data.name to 'folder' and config.data.dir to the folder, for tar "
-           "or Parquet files or a list 'wds', 'parquet' or 'list', for a set that needs no download "
+_OTHERS = ("for a folder of images set config.data.name to 'folder' and config.data.dir to the folder, for "
+           "tar or Parquet files or a list 'wds', 'parquet' or 'list', for a set that needs no download "
            "'photos'.")
 
 

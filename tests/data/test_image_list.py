@@ -64,14 +64,15 @@ def test_a_split_is_the_name_of_a_list_in_the_folder(folder):
 
 
 @pytest.mark.parametrize(('text', 'name', 'options', 'told'), [
-  ('a/1.jpg\nno.jpg\nnot.jpg\n', 'paths.txt', {}, r'names 2 files that are missing \(no\.jpg, not\.jpg\): bring'),
+  ('a/1.jpg\nno.jpg\nnot.jpg\n', 'paths.txt', {}, r'names 2 files that are missing \(no\.jpg, not\.jpg\)'),
   ('a/1.jpg,1\n', 'paths.txt', {}, r'a list with labels must end in \.csv'),
   ('path,label\na/1.jpg,3\nd e.png,dog\n', 'list.csv', {}, r"unlike types, 3 in .*list\.csv and 'dog'"),
   ('a/1.jpg\nd e.png\na/1.jpg\n', 'paths.txt', {}, r'names a/1\.jpg more than once'),
   ('a/1.jpg,1\nb, c.jpg,2\n', 'list.csv', {}, r'Line 2 .* has 3 fields where the first has 2'),
   ('a/1.jpg,1,2\n', 'list.csv', {}, r'has 3 columns: begin it with a line that names them'),
   ('label,nothing\n1,a\n', 'list.csv', {'label': 'label'}, r'has no column of paths, only label, nothing'),
-  ('path,label\na/1.jpg,1\n', 'list.csv', {'image': 'it'}, r"config\.data\.image is 'it', which the first line")])
+  ('path,label\na/1.jpg,1\n', 'list.csv', {'image': 'it'},
+   r"config\.data\.image is 'it', which the first line")])
 def test_errors_name_the_remedy(folder, text, name, options, told):
   with pytest.raises(UserError, match=told):
     opened(folder, text, name, **options)

@@ -20,7 +20,8 @@ def write(path, group=4, metadata=None, **columns):
   path.parent.mkdir(parents=True, exist_ok=True)
   table = pa.table(columns)
   if metadata:
-    table = table.replace_schema_metadata({b'huggingface': json.dumps({'info': {'features': metadata}}).encode()})
+    about = json.dumps({'info': {'features': metadata}}).encode()
+    table = table.replace_schema_metadata({b'huggingface': about})
   pq.write_table(table, path, row_group_size=group)
   return path
 
@@ -39,7 +40,8 @@ def folder(tmp_path):
   """Two files of eleven and six images in groups of four, as bytes and as structs."""
   write(tmp_path / 'set/data/train-00000-of-00002.parquet', **plain(range(11)))
   write(tmp_path / 'set/data/train-00001-of-00002.parquet', **plain(range(11, 17)))
-  write(tmp_path / 'nested/train.parquet', image=nested(range(17)), label=pa.array([id % 3 for id in range(17)]))
+  write(tmp_path / 'nested/train.parquet', image=nested(range(17)),
+        label=[id % 3 for id in range(17)])
   return tmp_path / 'set'
 
 
@@ -48,7 +50,8 @@ def opened(location, tmp_path, split='', **options):
 
 
 @pytest.mark.parametrize(('location', 'split'), [
-  ('set', 'train'), ('set/data', ''), ('set/data/train-0000{0..1}-of-00002.parquet', ''), ('nested', 'train')])
+  ('set', 'train'), ('set/data', ''), ('set/data/train-0000{0..1}-of-00002.parquet', ''),
+  ('nested', 'train')])
 def test_every_image_has_one_id_in_the_order_of_the_rows(folder, tmp_path, location, split):
   source = opened(tmp_path / location, tmp_path, split)
   ids = np.random.default_rng(0).permutation(17)
@@ -75,7 +78,8 @@ def test_names_and_inventory(folder, tmp_path):
 def test_a_group_is_read_once_for_images_in_their_order(folder, tmp_path, monkeypatch):
   read = []
   read_group = Parquet._read_group
-  monkeypatch.setattr(Parquet, '_read_group', lambda self, group: read.append(group) or read_group(self, group))
+  monkeypatch.setattr(Parquet, '_read_group',
+                      lambda self, group: read.append(group) or read_group(self, group))
   source = opened(folder, tmp_path)
   for start in range(0, 17, 3):
     source.read(np.arange(start, min(start + 3, 17)))
@@ -110,7 +114,7 @@ def test_labels_may_be_names(tmp_path, labels):
 
 
 def test_a_row_without_an_image_is_nothing(tmp_path):
-  write(tmp_path / 'a.parquet', image=pa.array([{'bytes': b'x', 'path': 'p'}, {'bytes': None, 'path': 'q'}, None]))
+  write(tmp_path / 'a.parquet', image=[{'bytes': b'x', 'path': 'p'}, {'bytes': None, 'path': 'q'}, None])
   source = opened(tmp_path / 'a.parquet', tmp_path)
   assert source.read(np.arange(3))[0] == [b'x', b'', b'']
   np.testing.assert_array_equal(source.labels(), [-1] * 3)
@@ -120,8 +124,8 @@ def test_a_row_without_an_image_is_nothing(tmp_path):
   ({'text': ['x'], 'n': [1]}, {}, r'has no image column, .*: its columns are text \(string\), n \(int64\)'),
   ({'front': [b'x'], 'back': [b'x']}, {}, r'has 2 columns that may be the image: set config\.data\.image'),
   ({'image': [b'x'], 'n': [1]}, {'image': 'n'}, r"config\.data\.image is 'n', which is no column of images"),
-  ({'image': [b'x'], 'n': [1.5]}, {'label': 'n'}, r"config\.data\.label is 'n', .*its columns are image \(binary\), "
-   r'n \(double\)'),
+  ({'image': [b'x'], 'n': [1.5]}, {'label': 'n'},
+   r"config\.data\.label is 'n', .*its columns are image \(binary\), " r'n \(double\)'),
   ({'image': [b'x'], 'label': [2_000_000]}, {}, 'has the label 2000000, and classes are counted from 0')])
 def test_columns_that_are_not_certain_are_refused(tmp_path, columns, options, told):
   write(tmp_path / 'a.parquet', **columns)
@@ -138,7 +142,8 @@ def test_two_labels_by_hugging_face_are_not_certain(tmp_path):
 
 @pytest.mark.parametrize(('columns', 'told'), [
   ({'image': [b'x'], 'label': ['dog']}, r"unlike types, 0 in .*a\.parquet and 'dog' in .*b\.parquet"),
-  ({'image': [b'x']}, r"b\.parquet has image 'image' and label '' where .*a\.parquet has 'image' and 'label'"),
+  ({'image': [b'x']},
+   r"b\.parquet has image 'image' and label '' where .*a\.parquet has 'image' and 'label'"),
   ({'picture': [b'x'], 'label': [0]}, r"b\.parquet has image 'picture'"),
   ({'text': ['x']}, r'b\.parquet has no image column')])
 def test_files_that_differ_are_refused(tmp_path, columns, told):
@@ -164,7 +169,7 @@ def test_a_damaged_file_is_told_at_opening_and_reads_as_nothing_later(folder, tm
   images, labels = source.read(np.arange(9, 14))
   assert images == [image(9), image(10), b'', b'', b'']
   np.testing.assert_array_equal(labels, [0, 1, 2, 0, 1])
-  with pytest.raises(UserError, match=r'train-00001-of-00002\.parquet cannot be read as Parquet .*copy it again'):
+  with pytest.raises(UserError, match=r'00001-of-00002\.parquet cannot be read as Parquet .*copy it again'):
     opened(folder, tmp_path)
   path.unlink()
   assert source.read(np.arange(11, 13))[0] == [b'', b'']
