@@ -162,3 +162,9 @@ def test_paths_are_found_in_sorted_order_and_held_in_a_file_where_they_are_many(
   whole = source.with_absent(absent)
   assert list(whole.paths()) == sorted([*expected, *absent])
   assert {whole.name(id).removeprefix(f'{tmp_path}/images/') for id in whole.absent} == set(absent)
+
+
+def test_a_folder_of_tars_is_told_what_reads_it(tmp_path):
+  fill(tmp_path, 'train/0.tar', 'train/1.tar', 'train/notes.txt')
+  with pytest.raises(UserError, match=r"It has \.tar files: for those set config\.data\.name to 'wds'\."):
+    Folder(str(tmp_path), '')
