@@ -3,6 +3,7 @@
 A table is a folder with a raw file for each part and a header, which says what the table was made of. One
 that was made of other files, or is not whole, is made again.
 """
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -107,17 +108,18 @@ def load(cache: str, name: str, origin: dict[str, Any], build: Callable[[Writer]
   about = json.dumps({**origin, 'files': [path for path, *_ in origin['files']]})
   folder = os.path.join(os.path.expanduser(cache),
                         f'{name[:60]}-{hashlib.sha256(about.encode()).hexdigest()[:16]}')
-  if (found := _open(folder, origin)) is None:
-    try:
-      temporary = _write(folder, origin, build)
-      _replace(temporary, folder)
-    except OSError as error:
-      raise UserError(f'The index of the images cannot be written to {folder} ({error.strerror or error}): '
-                      'set config.data.cache to a folder that can be written.') from None
-    found = _open(folder, origin)
+  if (found := _open(folder, origin)) is not None:
+    return found
+  try:
+    made = _write(folder, origin, build)
+  except OSError as error:
+    raise UserError(f'The index of the images cannot be written to {folder} ({error.strerror or error}): set '
+                    'config.data.cache to a folder that can be written.') from None
+  found = _open(made, origin)
+  _publish(made, folder)
   if found is None:
-    raise UserError(f'The index of the images in {folder} is not whole, though just written: look at the '
-                    'disk, or set config.data.cache to another folder.')
+    raise UserError(f'The index of the images in {os.path.dirname(folder)} is not whole, though just '
+                    'written: look at the disk, or set config.data.cache to another folder.')
   return found
 
 
@@ -161,19 +163,15 @@ def _write(folder, origin, build):
   return made
 
 
-def _replace(made, folder):
-  """Gives a finished table its name; an older one of that name goes, though who has it open can read on."""
+def _publish(made, folder):
+  """Gives a finished table its name; who has an older one of that name, or this one, open can read on."""
   old = f'{made}-old'
-  try:
+  with contextlib.suppress(OSError):  # Another process may do the same at this moment.
     if os.path.lexists(folder):
       os.rename(folder, old)
     os.rename(made, folder)
-  except OSError:
-    if not os.path.exists(os.path.join(folder, _HEADER)):  # Else another process was faster.
-      raise
-  finally:
-    for path in (old, made):
-      shutil.rmtree(path, ignore_errors=True)
+  for path in (old, made):
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _open(folder, origin):

@@ -3,11 +3,12 @@
 What comes before the first point of a file's name is its sample's; 000.jpg and 000.cls are an image and its
 class. Images are read by their place in the tar, through an index that is built once and cached.
 """
+import dataclasses
 import functools
+import itertools
 import re
 import tarfile
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
@@ -96,7 +97,37 @@ class WebDataset:
       return b''
 
 
-def index_tar(path: str, image: str, label: str) -> dict[str, Any]:
+@dataclasses.dataclass
+class TarIndex:
+  """Where the images of a tar are.
+
+  Attributes:
+    places: start and length in bytes of each.
+    names: their names in the tar.
+    labels: their labels, None where there is none.
+    links: images left out because they are links.
+    alone: the first label without an image, '' if there is none.
+  """
+  places: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+  names: list[str] = dataclasses.field(default_factory=list)
+  labels: list[int | str | None] = dataclasses.field(default_factory=list)
+  links: int = 0
+  alone: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class _File:
+  """A file in a tar; `content` is read of labels only."""
+  sample: str
+  ending: str
+  name: str
+  start: int
+  length: int
+  is_link: bool
+  content: bytes | None
+
+
+def index_tar(path: str, image: str, label: str) -> TarIndex:
   """Where the images of a tar are.
 
   Args:
@@ -104,53 +135,47 @@ def index_tar(path: str, image: str, label: str) -> dict[str, Any]:
     image: the ending of images; '' for any.
     label: the ending of labels, or 'none'.
 
-  Returns:
-    `places`, [(start, bytes)]; `names`; `labels`, None where there is none; `links`, the number of images
-    that are links; `alone`, the first label without an image, or ''.
-
   Raises:
     UserError: if the tar is cut short or no tar, or samples have several images.
   """
-  found: dict[str, Any] = {'places': [], 'names': [], 'labels': [], 'links': 0, 'alone': ''}
-  key, has_image, text, text_name = None, False, None, ''
-
-  def end_sample():
-    if text is not None and has_image:
-      found['labels'][-1] = text
-    elif text is not None:
-      found['alone'] = found['alone'] or text_name
-
+  index = TarIndex()
   try:
-    with urls.stream(path) as file, tarfile.open(fileobj=file, mode='r:') as tar:
-      while (member := tar.next()) is not None:
-        tar.members = []  # Else it keeps every member.
-        match = _SAMPLE.fullmatch(member.name.removeprefix('./'))
-        if not match or member.isdir():
-          continue
-        if match[1] != key:
-          end_sample()
-          key, has_image, text = match[1], False, None
-        ending = match[2].lower()
-        if _is_image(ending, image):
-          if not member.isreg():
-            found['links'] += 1
-            continue
-          if has_image:
-            raise UserError(_several(path, found['names'][-1], member.name, ending))
-          has_image = True
-          found['places'].append((member.offset_data, member.size))
-          found['names'].append(member.name)
-          found['labels'].append(None)
-        elif ending == label and (content := tar.extractfile(member)):
-          text, text_name = _label_text(content.read(), path, member.name), member.name
-      end_sample()
-      _check_end(file, tar.offset, path)
+    for _, sample in itertools.groupby(_files(path, label), key=lambda file: file.sample):
+      _add_sample(index, path, list(sample), image)
   except (tarfile.TarError, EOFError) as error:
     raise UserError(f'{path} cannot be read as a tar ({error}): it is cut short, damaged or compressed; copy '
                     'it again, or unpack it if its name should end in .gz.') from None
   except OSError as error:
     raise UserError(f'{path} cannot be read ({error}): look at the disk or the network.') from None
-  return found
+  return index
+
+
+def _files(path: str, label: str) -> Iterator[_File]:
+  with urls.stream(path) as file, tarfile.open(fileobj=file, mode='r:') as tar:
+    while (member := tar.next()) is not None:
+      tar.members = []  # Else it keeps every member.
+      match = _SAMPLE.fullmatch(member.name.removeprefix('./'))
+      if match and not member.isdir():
+        ending = match[2].lower()
+        opened = tar.extractfile(member) if ending == label else None
+        yield _File(match[1], ending, member.name, member.offset_data, member.size, not member.isreg(),
+                    opened.read() if opened else None)
+    _check_end(file, tar.offset, path)
+
+
+def _add_sample(index, path, files, image):
+  images = [file for file in files if _is_image(file.ending, image)]
+  index.links += sum(file.is_link for file in images)
+  images = [file for file in images if not file.is_link]
+  labels = [file for file in files if file.content is not None]
+  if len(images) > 1:
+    raise UserError(_several(path, *images[:2]))
+  if images:
+    index.places.append((images[0].start, images[0].length))
+    index.names.append(images[0].name)
+    index.labels.append(_label_text(path, labels[-1]) if labels else None)
+  elif labels:
+    index.alone = index.alone or labels[0].name
 
 
 def _build(paths, image, label, writer):
@@ -160,17 +185,17 @@ def _build(paths, image, label, writer):
   for some in mapped.blocks(paths, _AT_A_TIME):
     indexes = parallel.map_blocks(lambda path: index_tar(path, image, label), some, block=1)
     for path, found in zip(some, indexes, strict=True):
-      records = np.empty(len(found['places']), mapped.RECORD)
-      records['start'] = [start for start, _ in found['places']]
-      records['length'] = [min(length, mapped.LONGEST) for _, length in found['places']]
-      records['label'] = codes.encode(found['labels'], path)
+      records = np.empty(len(found.places), mapped.RECORD)
+      records['start'] = [start for start, _ in found.places]
+      records['length'] = [min(length, mapped.LONGEST) for _, length in found.places]
+      records['label'] = codes.encode(found.labels, path)
       writer.add('records', records)
-      writer.add_strings(found['names'])
+      writer.add_strings(found.names)
       counts.append(len(records))
-      links += found['links']
-      alone = alone or (found['alone'] and f'{path}/{found["alone"]}')
-      if not unlabelled and None in found['labels']:
-        unlabelled = f'{path}/{found["names"][found["labels"].index(None)]}'
+      links += found.links
+      alone = alone or (found.alone and f'{path}/{found.alone}')
+      if not unlabelled and None in found.labels:
+        unlabelled = f'{path}/{found.names[found.labels.index(None)]}'
   if alone and unlabelled:
     raise UserError(f'{unlabelled} has no label and {alone} no image: the files of a sample must have one '
                     'name and lie side by side, as tar --sort=name writes them.')
@@ -181,18 +206,18 @@ def _is_image(ending, asked):
   return ending == asked if asked else f'.{ending}'.endswith(EXTENSIONS)
 
 
-def _several(path, first, second, ending):
-  return (f'A sample of {path} has several images, {first} and {second}: set config.data.image to the ending '
-          f"of those that are meant, such as '{ending}', or give every image a name of "
-          'its own before the first point.')
+def _several(path, first, second):
+  return (f'A sample of {path} has several images, {first.name} and {second.name}: set config.data.image to '
+          f"the ending of those that are meant, such as '{second.ending}', or give every image a name of its "
+          'own before the first point.')
 
 
-def _label_text(content, path, name):
+def _label_text(path, file):
   try:
-    return class_labels.from_text(content.decode())
+    return class_labels.from_text(file.content.decode())
   except UnicodeDecodeError:
-    raise UserError(f"{path}/{name} is no text: set config.data.label to the ending of labels that are, or "
-                    "to 'none'.") from None
+    raise UserError(f"{path}/{file.name} is no text: set config.data.label to the ending of labels that are, "
+                    "or to 'none'.") from None
 
 
 def _check_end(file, offset, path):
