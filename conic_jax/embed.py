@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
                             mesh=mesh)
   query = _vector(embed, arguments.neighbours) if arguments.neighbours else None
   if blocks is None:
-    metadata = {'encoder': encoder.name, 'fingerprint': weights, 'images': arguments.images,
+    metadata = {'encoder': encoder.name, 'fingerprint': weights, 'images': kinds.folder_of(arguments.images),
                 'size': str(size), 'resize': str(resize),
                 'mean': ' '.join(map(str, encoder.views.mean)), 'std': ' '.join(map(str, encoder.views.std))}
     blocks = _of_folder(embed, arguments.images, batch_size)
@@ -151,7 +151,7 @@ def _draw(query: str, root: str, paths: list[str], similarities: np.ndarray, out
 def _arguments() -> argparse.Namespace:
   parser = command_line.Parser(_USAGE, __doc__)
   parser.add_argument('encoder', metavar='RUN_OR_FILE', help='folder of a run, or a file of weights')
-  parser.add_argument('images', metavar='FOLDER', help='folder of images, or a file that --out wrote')
+  parser.add_argument('images', metavar='FOLDER', help='folder, tar or list of images, or what --out wrote')
   parser.add_argument('--out', metavar='FILE', type=command_line.local_path('--out'),
                       help='where to write the features, .parquet or .npz')
   parser.add_argument('--neighbours', metavar='IMAGE', help='find the images nearest to this one')
