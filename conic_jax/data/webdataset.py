@@ -97,6 +97,22 @@ class WebDataset:
       return b''
 
 
+class _Header(tarfile.TarInfo):
+  """Reads the header of a plain file twice as fast, as far as an index needs it, and others as ever."""
+
+  @classmethod
+  def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> tarfile.TarInfo:
+    """A member from its header."""
+    size, checksum = buf[124:135], buf[148:154]
+    plain = (len(buf) == tarfile.BLOCKSIZE and buf[257:263] == b'ustar\0' and buf[156:157] in (b'0', b'x')
+             and not buf[345] and size.isdigit() and checksum.isdigit())
+    if not plain or int(checksum, 8) != sum(buf) - sum(buf[148:156]) + 8 * ord(' '):
+      return super().frombuf(buf, encoding, errors)
+    header = cls(buf[:100].partition(b'\0')[0].decode(encoding, errors))
+    header.size, header.type = int(size, 8), bytes(buf[156:157])
+    return header
+
+
 @dataclasses.dataclass
 class TarIndex:
   """Where the images of a tar are.
@@ -151,7 +167,7 @@ def index_tar(path: str, image: str, label: str) -> TarIndex:
 
 
 def _files(path: str, label: str) -> Iterator[_File]:
-  with urls.stream(path) as file, tarfile.open(fileobj=file, mode='r:') as tar:
+  with urls.stream(path) as file, tarfile.open(fileobj=file, mode='r:', tarinfo=_Header) as tar:
     while (member := tar.next()) is not None:
       tar.members = []  # Else it keeps every member.
       match = _SAMPLE.fullmatch(member.name.removeprefix('./'))

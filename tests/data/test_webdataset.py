@@ -1,4 +1,5 @@
 """Images in tars: which are read, under which ids and labels, and what is refused."""
+import io
 import os
 import tarfile
 
@@ -173,3 +174,28 @@ def test_a_tar_that_goes_away_reads_as_nothing(tars, tmp_path):
 def test_the_inventory_names_the_tars(tars, tmp_path):
   assert list(opened(tmp_path / 'tars', tmp_path).inventory()) == [
     ['4 tar files', 20, 'images'], *([f'train-00{k}.tar with 5 images', 20480, 'bytes'] for k in range(4))]
+
+
+@pytest.mark.parametrize('form', [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_tars_of_every_format_have_the_members_that_the_library_finds(tmp_path, form):
+  path = tmp_path / 'a.tar'
+  names = ['a.jpg', 'b/c.jpg', 'x' * 96 + '.jpg', 'y' * 90 + '/' + 'z' * 90 + '.jpg', 'ü.jpg', 'd.png']
+  with tarfile.open(path, 'w', format=form, encoding='utf-8') as tar:
+    for number, name in enumerate(names):
+      info = tarfile.TarInfo(name)
+      info.size, info.mtime = number * 700, 1e9 + 0.5
+      info.uid = 0 if form == tarfile.USTAR_FORMAT else 2 ** 24
+      tar.addfile(info, io.BytesIO(bytes([number]) * info.size))
+  index = webdataset.index_tar(str(path), '', 'cls')
+  with tarfile.open(path) as tar:
+    members = tar.getmembers()
+  assert index.names == [member.name for member in members] == names
+  assert index.places == [(member.offset_data, member.size) for member in members]
+
+
+def test_a_header_that_was_changed_ends_the_tar(tars, tmp_path):
+  content = bytearray(tars[0].read_bytes())
+  content[2048] ^= 1  # The first letter of the second sample's name.
+  tars[0].write_bytes(content)
+  with pytest.raises(UserError, match=r'train-000\.tar is cut short or damaged: at byte 2,048'):
+    opened(tmp_path / 'tars', tmp_path)
