@@ -68,6 +68,13 @@ def test_arguments_are_translated(images, given, module, expected):
     f'conic_jax.{module}', [flag.replace('FOLDER', str(images)) for flag in expected])
 
 
+def test_a_file_of_images_names_its_run(images):
+  (images.parent / 'paths.csv').write_text('a.jpg,1\n')
+  assert console.translate(['pretrain', 'paths.csv'])[1] == [
+    '--config=conic:folder', '--config.data.dir=paths.csv', '--config.data.name=list',
+    '--config.run=runs/paths']
+
+
 @pytest.mark.parametrize(('given', 'message'), [
   ('pretrian photos', "no command 'pretrian'; did you mean pretrain?"),
   ('pretrain', 'Which images?'),
