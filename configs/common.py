@@ -44,13 +44,13 @@ def run(**given) -> ConfigDict:
 def data(**given) -> ConfigDict:
   """The images."""
   return group({
-    'name': 'imagenet2012',       # a TFDS name, 'folder' or 'photos'
-    'dir': '',                    # TFDS's data_dir, or the image folder; local or gs://
-    'train': 'train',             # a TFDS split expression, or a subfolder ('' is the folder itself)
+    'name': 'imagenet2012',       # a TFDS name, 'folder', 'wds', 'parquet', 'list' or 'photos'
+    'dir': '',                    # the folder, file or pattern of images, or TFDS's data_dir; local or gs://
+    'train': 'train',             # a TFDS split expression, a subfolder, a part of files' names; '' is all
     'test': 'validation',         # for kNN and the linear protocol; '' for none
-    'image': '',                  # feature of a TFDS set, such as 'scene/picture'; '' if there is no doubt
+    'image': '',                  # feature of a TFDS set, column, or ending in tars; '' if there is no doubt
     'label': '',                  # likewise; 'none' for no labels
-    'cache': '',                  # folder for TFRecord offset indexes; '' is ~/.cache/conic_jax
+    'cache': '',                  # folder for indexes of TFRecords, tars, …; '' is ~/.cache/conic_jax
   }, given)
 
 

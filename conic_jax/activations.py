@@ -21,7 +21,6 @@ import numpy as np
 from conic_jax import command_line, visualise
 from conic_jax.buckets.outputs import output
 from conic_jax.data import augment, pipeline, sources
-from conic_jax.data.folder import Folder
 from conic_jax.errors import UserError
 from conic_jax.evals.encoders import RANDOM, Encoder, open_encoder, random_variables
 from conic_jax.models import EncoderModule, stage_names
@@ -72,7 +71,7 @@ def read_images(folder: str, count: int, size: int) -> tuple[np.ndarray, str | N
     UserError: if no image can be decoded.
   """
   try:
-    every = Folder(folder, '')
+    every = sources.open_path(folder)
   except UserError as error:
     raise UserError(f'--images={folder}: there are no images below this folder.') from error
   count = min(count, every.num_images)

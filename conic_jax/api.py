@@ -17,8 +17,7 @@ import numpy as np
 import PIL.Image
 
 from conic_jax import command_line, config_files, fields, models
-from conic_jax.data import pipeline
-from conic_jax.data.folder import Folder
+from conic_jax.data import kinds, pipeline, sources
 from conic_jax.data.given_images import GivenImages
 from conic_jax.data.sources import Source
 from conic_jax.errors import UserError
@@ -164,8 +163,9 @@ class Encoder:
     Raises:
       UserError: if there are no images.
     """
-    source = Folder(str(folder), '')
-    found, undecodable = self._embed(source, str(Path(folder).expanduser()), layer, pool)
+    source = sources.open_path(str(folder))
+    root = kinds.folder_of(str(Path(folder).expanduser()))
+    found, undecodable = self._embed(source, root, layer, pool)
     if left_out := undecodable.report():
       print_line(left_out)
     return found

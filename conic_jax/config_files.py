@@ -3,6 +3,8 @@ import sys
 import types
 from pathlib import Path
 
+from conic_jax.data import kinds
+
 _PACKAGE = 'configs'
 # The preset for a folder of images, of configs that have no plain 'folder'.
 _OF_FOLDERS = {'semi': 'folder_1pct'}
@@ -41,21 +43,26 @@ def with_images(config: str, images: str, preset: str | None = None) -> tuple[st
 
   Args:
     config: FILE or NAME.
-    images: a folder, here or in a bucket; anything else is a preset that has its own images.
+    images: a folder, a list, tar or Parquet files, here or in a bucket, or a pattern of files; anything else
+      is a preset that has its own images.
     preset: the preset for a folder; None for the config's usual one.
 
   Returns:
     FILE:PRESET or NAME:PRESET, and values by field.
   """
-  if '://' not in images and not Path(images).expanduser().exists():
+  if not ('://' in images or kinds.is_pattern(images) or Path(images).expanduser().exists()):
     return f'{config}:{images}', {}
-  return f'{config}:{preset or _OF_FOLDERS.get(config, "folder")}', {'data.dir': images}
+  kind = kinds.kind_of(images)
+  return (f'{config}:{preset or _OF_FOLDERS.get(config, "folder")}',
+          {'data.dir': images, **({} if kind == 'folder' else {'data.name': kind})})
 
 
 def run_of(images: str) -> str | None:
-  """The usual run of a local folder of images, named as it is; None for other images."""
-  folder = Path(images).expanduser()
-  return f'runs/{folder.resolve().name}' if images and folder.is_dir() else None
+  """The usual run of a local folder or file of images, named as it is; None for other images."""
+  path = Path(images).expanduser()
+  if not images or not path.exists():
+    return None
+  return f'runs/{path.resolve().name if path.is_dir() else path.resolve().stem}'
 
 
 def is_config(path: Path) -> bool:

@@ -23,8 +23,9 @@ import numpy as np
 from tqdm import tqdm
 
 from conic_jax import command_line, visualise
+from conic_jax.buckets.bucket import is_url
 from conic_jax.buckets.outputs import output
-from conic_jax.data import files, folder, pipeline
+from conic_jax.data import files, folder, kinds, pipeline, sources
 from conic_jax.data.given_images import GivenImages
 from conic_jax.errors import UserError
 from conic_jax.evals import embeddings, encoders, protocols
@@ -51,9 +52,10 @@ def run(arguments: argparse.Namespace) -> None:
   """
   _check(arguments)
   encoder, mesh = encoders.open_encoder(arguments.encoder), meshes.make_mesh()
-  of_features = arguments.images.endswith(embeddings.SUFFIXES)
+  of_features = embeddings.is_file(arguments.images) or (
+    is_url(arguments.images) and arguments.images.endswith(embeddings.SUFFIXES))
   written = fetched(arguments.images, 'FOLDER') if of_features else Path(arguments.images)
-  metadata, blocks = embeddings.read(written) if written.is_file() else ({}, None)
+  metadata, blocks = embeddings.read(written) if of_features else ({}, None)
   weights = embeddings.fingerprint(encoder)
   if metadata.get('fingerprint', weights) != weights:
     raise UserError(f'The features in {written} are of other weights than those of {encoder.name}: name the '
@@ -67,7 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
                             mesh=mesh)
   query = _vector(embed, arguments.neighbours) if arguments.neighbours else None
   if blocks is None:
-    metadata = {'encoder': encoder.name, 'fingerprint': weights, 'images': arguments.images,
+    metadata = {'encoder': encoder.name, 'fingerprint': weights, 'images': kinds.folder_of(arguments.images),
                 'size': str(size), 'resize': str(resize),
                 'mean': ' '.join(map(str, encoder.views.mean)), 'std': ' '.join(map(str, encoder.views.std))}
     blocks = _of_folder(embed, arguments.images, batch_size)
@@ -98,7 +100,7 @@ def _check(arguments):
     raise UserError('Nothing to do: --out=FILE writes the features, --neighbours=IMAGE finds the nearest.')
   if arguments.encoder == encoders.RANDOM:
     raise UserError('RUN_OR_FILE is the folder of a run or a file of weights: no random encoder here.')
-  if out and os.path.isfile(arguments.images):
+  if out and embeddings.is_file(arguments.images):
     raise UserError(f'{arguments.images} is a file: --out writes the features of a folder of images.')
   if out and out.suffix not in embeddings.SUFFIXES:
     raise UserError(f"--out={out}: its name must end in {' or '.join(embeddings.SUFFIXES)}.")
@@ -131,15 +133,17 @@ def _vector(embed: Embed, image: str) -> np.ndarray:
 def _of_folder(embed: Embed, images: str, batch_size: int) -> Iterator[Embeddings]:
   """Embeds a folder; shows progress and, at the end, the images left out."""
   try:
-    source = folder.Folder(images, '')
+    source = sources.open_path(images)
   except UserError as error:
+    if kinds.kind_of(images) != 'folder':
+      raise
     reason = str(error).partition(': set config')[0]
     if 'cannot be listed' in reason and (files.is_remote(images) or os.path.exists(images)):
       raise UserError(f'{reason}.') from None
     raise UserError(f"There are no images below '{images}' (a folder with files that end in "
                     f"{' '.join(folder.EXTENSIONS)}), nor is it a file that --out wrote.") from None
   undecodable = pipeline.UndecodableImages(source)
-  yield from tqdm(embed(source, images, undecodable=undecodable),
+  yield from tqdm(embed(source, kinds.folder_of(images), undecodable=undecodable),
                   total=-(-source.num_images // batch_size), unit='batch', disable=None)
   if report := undecodable.report():
     print_line(report)
@@ -160,7 +164,7 @@ def _draw(query: str, root: str, paths: list[str], similarities: np.ndarray, out
 def _arguments() -> argparse.Namespace:
   parser = command_line.Parser(_USAGE, __doc__)
   parser.add_argument('encoder', metavar='RUN_OR_FILE', help='folder of a run, or a file of weights')
-  parser.add_argument('images', metavar='FOLDER', help='folder of images, or a file that --out wrote')
+  parser.add_argument('images', metavar='FOLDER', help='folder, tar or list of images, or what --out wrote')
   parser.add_argument('--out', metavar='FILE', type=command_line.path_or_url('--out'),
                       help='where to write the features, .parquet or .npz')
   parser.add_argument('--neighbours', metavar='IMAGE', help='find the images nearest to this one')

@@ -193,13 +193,13 @@ FIELDS: dict[str, dict[str, Field]] = {
   },
   'mesh': {},
   'data': {
-    'name': Field(TEXT, "a TFDS name, 'folder', 'photos', or a module of yours"),
-    'dir': Field(TEXT, "TFDS's data_dir, or the image folder; local or gs://"),
-    'train': Field(TEXT, "a TFDS split expression, or a subfolder; '' is the folder itself"),
+    'name': Field(TEXT, "a TFDS name, 'folder', 'wds', 'parquet', 'list', 'photos', or your module"),
+    'dir': Field(TEXT, "the folder, file or pattern of images, or TFDS's data_dir; local or gs://"),
+    'train': Field(TEXT, "a TFDS split expression, a subfolder, a part of files' names; '' is all"),
     'test': Field(TEXT, "for kNN and the linear protocol; '' for none"),
-    'image': Field(TEXT, "feature of a TFDS set, such as 'scene/picture'; '' if there is no doubt"),
+    'image': Field(TEXT, "feature of a TFDS set, column, or ending in tars; '' if there is no doubt"),
     'label': Field(TEXT, "likewise; 'none' for no labels"),
-    'cache': Field(TEXT, "folder for TFRecord offset indexes; '' is ~/.cache/conic_jax"),
+    'cache': Field(TEXT, "folder for indexes of TFRecords, tars, …; '' is ~/.cache/conic_jax"),
   },
   'sampler': {
     'window': Field(at_least(0), "PIC's sliding window, in images; 0 is every image once per epoch"),

@@ -39,6 +39,15 @@ def images(tmp_path, monkeypatch):
   ('pretrain --preset=imagenet --data.dir gs://b/tfds --distributed', 'main',
    ['--config=conic:imagenet', '--config.data.dir=gs://b/tfds', '--distributed']),
   ('pretrain gs://b/images', 'main', ['--config=conic:folder', '--config.data.dir=gs://b/images']),
+  ('pretrain gs://b/train-{000..099}.tar --epochs=1', 'main',
+   ['--config=conic:folder', '--config.data.dir=gs://b/train-{000..099}.tar', '--config.data.name=wds',
+    '--config.epochs=1']),
+  ('pretrain data/*.parquet --data.label=none', 'main',
+   ['--config=conic:folder', '--config.data.dir=data/*.parquet', '--config.data.name=parquet',
+    '--config.data.label=none']),
+  ('pretrain FOLDER --data.name=wds', 'main',
+   ['--config=conic:folder', '--config.data.dir=FOLDER', '--config.data.name=wds',
+    '--config.run=runs/my images']),
   ('pretrain --config=mine.py --num_processes 2', 'main', ['--config=mine.py', '--num_processes=2']),
   ('evaluate knn runs/x', 'main', ['--config=knn', '--config.encoder=runs/x']),
   ('evaluate linear random FOLDER --out=there --linear.epochs 5', 'main',
@@ -57,6 +66,13 @@ def test_arguments_are_translated(images, given, module, expected):
   words = [str(images) if word == 'FOLDER' else word for word in given.split()]
   assert console.translate(words) == (
     f'conic_jax.{module}', [flag.replace('FOLDER', str(images)) for flag in expected])
+
+
+def test_a_file_of_images_names_its_run(images):
+  (images.parent / 'paths.csv').write_text('a.jpg,1\n')
+  assert console.translate(['pretrain', 'paths.csv'])[1] == [
+    '--config=conic:folder', '--config.data.dir=paths.csv', '--config.data.name=list',
+    '--config.run=runs/paths']
 
 
 @pytest.mark.parametrize(('given', 'message'), [

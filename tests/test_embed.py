@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from containers import write_tar
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -95,6 +96,23 @@ def test_every_image_is_encoded_once(encoder, images, expected, mesh, batch_size
   vectors = np.concatenate([block.vectors for block in blocks])
   np.testing.assert_allclose(vectors, expected, rtol=1e-4, atol=1e-5)
   assert undecodable.names() == [f'{images}/b/broken.png']
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['images.tar', 'images-*.parquet', 'list.txt'])
+def test_images_in_files_have_the_features_of_those_in_a_folder(
+    command, weights, images, expected, tmp_path, monkeypatch, name):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  paths = [images / path for path in PATHS]
+  write_tar(tmp_path / 'images.tar', [(f'{id}.png', path.read_bytes()) for id, path in enumerate(paths)])
+  pq.write_table(pa.table({'image': [path.read_bytes() for path in paths]}), tmp_path / 'images-0.parquet')
+  (tmp_path / 'list.txt').write_text('\n'.join(map(str, paths)))
+  out = tmp_path / 'features.npz'
+  command(weights, tmp_path / name, f'--out={out}', '--size=16', '--resize=16', '--batch_size=8')
+  _, written, vectors, _ = columns(out)
+  np.testing.assert_allclose(vectors, expected, rtol=1e-4, atol=1e-5)
+  assert written[1] == {'images.tar': 'images.tar/1.png', 'images-*.parquet': 'images-0.parquet:1',
+                        'list.txt': os.path.relpath(paths[1], tmp_path)}[name]
 
 
 @pytest.mark.slow

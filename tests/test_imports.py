@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent / 'conic_jax'
 # everywhere.
 ALLOWED = {
   '__init__': {'api', 'hardware'}, 'errors': set(), 'extensions': set(), 'fields': set(), 'home': {'fields'},
-  'config_files': set(), 'views': set(), 'measures': set(), 'permutation': set(), 'optim': set(),
+  'config_files': {'data'}, 'views': set(), 'measures': set(), 'permutation': set(), 'optim': set(),
   'terminal': set(), 'ending': set(),
   'command_line': {'config_files', 'ending', 'fields', 'hardware'},
   'hardware': {'ending'},
@@ -44,7 +44,7 @@ ALLOWED = {
           'hardware', 'models', 'pretraining', 'report', 'run'},
 }
 ONLY_IN = {'tensorflow': 'data', 'tensorflow_datasets': 'data', 'orbax': ('run/checkpoints', 'run/orbax_s3'),
-           'fsspec': 'buckets', 'gcsfs': 'buckets', 's3fs': 'buckets',
+           'fsspec': ('buckets', 'data/urls'), 'gcsfs': 'buckets', 's3fs': 'buckets',
            'matplotlib': 'visualise', 'flax.linen': 'models'}
 FILES = sorted(ROOT.rglob('*.py'))
 

@@ -62,7 +62,7 @@ def stamp(path: str) -> tuple[int, int]:
 
 
 def walk(root: str, skipped: list[str]) -> Iterator[tuple[str, bool]]:
-  """Walks everything below a folder: (path from the root, whether it is a folder).
+  """Walks everything below a folder: (path from the root, whether it is a folder), files in sorted order.
 
   Leaves out hidden entries and the folders of file managers, archives and network storage.
 
@@ -73,30 +73,40 @@ def walk(root: str, skipped: list[str]) -> Iterator[tuple[str, bool]]:
   Raises:
     OSError: if the root itself cannot be listed.
   """
-  listing = _list_remote if is_remote(root) else _list_local
   if is_remote(root):
     _check_scheme(root)
   above_root = () if is_remote(root) else tuple(map(_identity, Path(root).resolve().parents))
-  waiting: list[tuple[str, tuple[Any, ...]]] = [('', above_root)]
-  while waiting:
-    above, inside = waiting.pop()
-    folder = f'{root}/{above}'
-    identity = None if is_remote(root) else _identity(folder)
-    if identity and identity in inside:
-      skipped.append(f'{above[:-1]} (a link to a folder that it is in)')
+  levels = [_sorted_entries(root, '', above_root, skipped)]
+  while levels:
+    found = next(levels[-1], None)
+    if found is None:
+      levels.pop()
       continue
-    try:
-      entries = list(listing(folder))
-    except OSError as error:
-      if not above:
-        raise
-      skipped.append(f'{above[:-1]} ({error.strerror or error})')
-      continue
-    for name, is_folder in entries:
-      if not name.startswith('.') and name not in _FOREIGN:
-        yield above + name, is_folder
-        if is_folder:
-          waiting.append((f'{above}{name}/', (*inside, identity)))
+    path, is_folder, inside = found
+    yield path, is_folder
+    if is_folder:
+      levels.append(_sorted_entries(root, f'{path}/', inside, skipped))
+
+
+def _sorted_entries(root: str, above: str, inside: tuple[Any, ...], skipped: list[str]
+                    ) -> Iterator[tuple[str, bool, tuple[Any, ...]]]:
+  """What lies directly in a folder: (path from the root, whether it is a folder, folders that it is in)."""
+  folder = f'{root}/{above}'
+  identity = None if is_remote(root) else _identity(folder)
+  if identity and identity in inside:
+    skipped.append(f'{above[:-1]} (a link to a folder that it is in)')
+    return
+  try:
+    entries = list((_list_remote if is_remote(root) else _list_local)(folder))
+  except OSError as error:
+    if not above:
+      raise
+    skipped.append(f'{above[:-1]} ({error.strerror or error})')
+    return
+  # In the order of whole paths, without holding them: what is in a folder sorts as its name with a slash.
+  for name, is_folder in sorted(entries, key=lambda entry: f'{entry[0]}/' if entry[1] else entry[0]):
+    if not name.startswith('.') and name not in _FOREIGN:
+      yield above + name, is_folder, (*inside, identity)
 
 
 def _identity(folder: str | Path) -> tuple[int, int] | None:

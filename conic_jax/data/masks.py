@@ -6,7 +6,7 @@ import os
 import numpy as np
 import PIL.Image
 
-from conic_jax.data import decode, folder, sources, tfds_source
+from conic_jax.data import decode, folder, kinds, sources, tfds_source
 from conic_jax.data.sources import Source
 from conic_jax.errors import UserError, listed
 
@@ -46,6 +46,9 @@ def open_pairs(data, split: str) -> Pairs:
   Raises:
     UserError: if there are none, or some images or masks have no counterpart.
   """
+  if data.name in kinds.SUFFIXES:
+    raise UserError(f"config.data.name is '{data.name}', which has no masks: set it to 'folder', with images "
+                    'and masks in subfolders, or to a TFDS name.')
   if data.name != 'folder':
     images, masks = (tfds_source.TfdsSource(data.name, data.dir, split, data.cache or sources.cache_folder(),
                                             masks, getattr(data, 'image', '')) for masks in (False, True))

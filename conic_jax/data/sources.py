@@ -1,11 +1,14 @@
 """Image sources: their common interface, and opening the one that a config names."""
 import os
+import types
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from conic_jax.data import folder, photos
+from conic_jax.data import files, folder, image_list, kinds, photos, shards, webdataset
+from conic_jax.errors import UserError
 from conic_jax.extensions import own_part
 
 
@@ -48,11 +51,13 @@ def open_source(data, split: str) -> Source:
   """Opens the source that a config names.
 
   Args:
-    data: config node with `name` ('photos', 'folder', a TFDS name such as 'cifar10' or
-      'name/config:version', or a module with a function like this one), `dir` (the image folder, or
-      TFDS's data_dir; '' for TFDS's default), `cache` (the folder of offset indexes; '' for
-      ~/.cache/conic_jax), and optionally `image` and `label` (features of a TFDS data set).
-    split: a TFDS split expression, a subfolder ('' for the folder itself), or 'train' or 'test'.
+    data: config node with `name` ('photos', 'folder', 'wds', 'parquet', 'list', a TFDS name such as 'cifar10'
+      or 'name/config:version', or a module with a function like this one), `dir` (the folder, the file or
+      the pattern of files, or TFDS's data_dir; '' for TFDS's default), `cache` (the folder of indexes; '' for
+      ~/.cache/conic_jax), and optionally `image` and `label` (features of a TFDS data set, columns of Parquet
+      files and lists, endings in tar files).
+    split: a TFDS split expression, a subfolder ('' for the folder itself), a part of the files' names, or
+      'train' or 'test'.
 
   Raises:
     UserError: if there are no such images.
@@ -63,9 +68,48 @@ def open_source(data, split: str) -> Source:
     return photos.Photos(split)
   if data.name == 'folder':
     return folder.Folder(data.dir, split)
+  if data.name in kinds.SUFFIXES:
+    return _in_files(data, split)
   from conic_jax.data import tfds_source  # Takes a while, and most images are in folders.
   return tfds_source.TfdsSource(data.name, data.dir, split, data.cache or cache_folder(),
                                 image=getattr(data, 'image', ''), label=getattr(data, 'label', ''))
+
+
+def _in_files(data, split):
+  given = {name: getattr(data, name, '') for name in ('image', 'label')}
+  if data.name == 'parquet':
+    from conic_jax.data import parquet  # Takes a while.
+    return parquet.Parquet(data.dir, split, data.cache or cache_folder(), **given)
+  kind = {'wds': webdataset.WebDataset, 'list': image_list.ImageList}[data.name]
+  return kind(data.dir, split, data.cache or cache_folder(), **given)
+
+
+def open_path(path: str) -> Source:
+  """Opens the images that a path names without a config: a folder, a list, or tar or Parquet files.
+
+  Raises:
+    UserError: if there are no such images.
+  """
+  data = types.SimpleNamespace(name=kinds.kind_of(path), dir=path, cache='', image='', label='')
+  return open_source(data, '')
+
+
+def splits_of(data, names: Sequence[str]) -> set[str]:
+  """Which of some splits a source has: subfolders, files that have the split in their name, or lists."""
+  if not data.dir:
+    return set()
+  location = os.path.expanduser(data.dir)
+  try:
+    if data.name == 'folder':
+      return files.folders(location) & set(names)
+    if data.name == 'list':
+      return {name for name in names if image_list.has_list(location, name)}
+    if data.name in kinds.SUFFIXES:
+      paths = shards.find(location, '', kinds.SUFFIXES[data.name], data.name)
+      return {name for name in names if shards.of_split(paths, name)}
+  except UserError:
+    pass  # Who opens the source says so.
+  return set()
 
 
 def cache_folder() -> str:

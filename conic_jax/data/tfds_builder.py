@@ -11,7 +11,8 @@ from conic_jax.data import files
 from conic_jax.errors import UserError, listed
 
 _OTHERS = ("for a folder of images set config.data.name to 'folder' and config.data.dir to the folder, for "
-           "a set that needs no download 'photos'.")
+           "tar or Parquet files or a list 'wds', 'parquet' or 'list', for a set that needs no download "
+           "'photos'.")
 
 
 def open_builder(name: str, data_dir: str) -> Any:

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from jax.sharding import Mesh
 
 from conic_jax import measures
-from conic_jax.data import augment, pipeline
+from conic_jax.data import augment, kinds, pipeline
 from conic_jax.data.sources import Source
 from conic_jax.errors import UserError
 from conic_jax.evals import protocols
@@ -45,6 +45,11 @@ class Embeddings:
   ids: np.ndarray
   paths: list[str]
   vectors: np.ndarray
+
+
+def is_file(images: str) -> bool:
+  """Whether what a command takes as images is a file of embeddings, not a tar or a list of images."""
+  return os.path.isfile(images) and kinds.kind_of(images) not in ('wds', 'list')
 
 
 def embed(encoder: Encoder, source: Source, root: str, *, size: int, resize: int, batch_size: int, mesh: Mesh,

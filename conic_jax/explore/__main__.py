@@ -22,7 +22,7 @@ from conic_jax import command_line
 from conic_jax.buckets.bucket import is_url
 from conic_jax.buckets.outputs import output
 from conic_jax.errors import UserError
-from conic_jax.evals import encoders
+from conic_jax.evals import embeddings, encoders
 from conic_jax.explore import collection as collections
 from conic_jax.explore import relations, write_page
 from conic_jax.explore.collection import Collection
@@ -62,7 +62,7 @@ def explore(encoder: str, images: str | None = None, out: str | Path | None = No
   if not is_url(out):
     _check_out(Path(out))
   columns = _read_table(Path(table)) if table else {}
-  if images and Path(images).is_file():
+  if images and embeddings.is_file(images):
     found = collections.of_file(Path(images), points, seed)
   else:
     opened = encoders.open_encoder(encoder)

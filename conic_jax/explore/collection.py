@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from conic_jax.data import folder, pipeline, sources
+from conic_jax.data import kinds, pipeline, sources
 from conic_jax.data.given_images import GivenImages
 from conic_jax.data.sources import Source, Subset
 from conic_jax.errors import UserError
@@ -65,11 +65,11 @@ def of_run(encoder: Encoder, most: int, seed: int) -> Collection:
 def of_folder(encoder: Encoder, images: str, most: int, seed: int) -> Collection:
   """The images of a folder; of more than `most` a sample; raises a `UserError` if there are none."""
   try:
-    source = folder.Folder(images, '')
+    source = sources.open_path(images)
   except UserError as error:
     raise UserError(f"{str(error).partition(': set config')[0].partition('; set config')[0]}.") from None
-  return _joined([_encoded(encoder, _sample(source, min(most, source.num_images), seed), images, '')],
-                 source.num_images)
+  sample = _sample(source, min(most, source.num_images), seed)
+  return _joined([_encoded(encoder, sample, kinds.folder_of(images), '')], source.num_images)
 
 
 def of_file(file: Path, most: int, seed: int) -> Collection:

@@ -1,6 +1,5 @@
 """Fills the open fields of a config, with a reason for every choice."""
 import dataclasses
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from conic_jax.buckets.run_folder import RunFolder
-from conic_jax.data import files
+from conic_jax.data import sources
 from conic_jax.errors import UserError
 from conic_jax.recipe.facts import Facts
 from conic_jax.recipe.rules import RULES, UNUSED
@@ -95,11 +94,11 @@ def describe(choices: list[Choice], what: str = 'these images and this machine')
 
 
 def split_folders(config: Any) -> list[Choice]:
-  """Chooses open `data.train` and `data.test`: a folder's train/ with val/ or test/, or the whole folder."""
+  """Chooses open `data.train` and `data.test`: train with val or test, or all images."""
   data, asked = config.data, [field for field in SPLITS if is_open(config, field)]
   if not asked:
     return []
-  inside = files.folders(os.path.expanduser(data.dir)) if data.name == 'folder' and data.dir else set()
+  inside = sources.splits_of(data, ('train', *_HELD_OUT))
   held_out = next((name for name in _HELD_OUT if name in inside), '')
   train, test = data.train, data.test
   if SPLITS[0] in asked:
@@ -107,9 +106,9 @@ def split_folders(config: Any) -> list[Choice]:
     train = 'train' if apart else ''
   if SPLITS[1] in asked:
     test = held_out if train == 'train' else ''
-  reason = 'a folder of images to hold out is there' if test else 'all images below the folder'
+  reason = 'images to hold out are there' if test else 'all images that are there'
   found = {SPLITS[0]: Choice(SPLITS[0], train, reason),
-           SPLITS[1]: Choice(SPLITS[1], test, reason if test else 'no folder of images to hold out')}
+           SPLITS[1]: Choice(SPLITS[1], test, reason if test else 'no images to hold out')}
   return [found[field] for field in asked]
 
 

@@ -49,7 +49,7 @@ def read_run(folder: Path) -> Run:
   reports = read_reports(folder / 'metrics.jsonl')
   network = models.build_encoder(types.SimpleNamespace(**config['encoder']), jnp.float32)
   data, encoder = origin.settings['data'], config['encoder']
-  images = data['dir'] if data['name'] == 'folder' else data['name']
+  images = data['dir'] if data['name'] in ('folder', 'wds', 'parquet', 'list') else data['name']
   return Run(
     title=f'{config["method"]} · {images} · {encoder["name"]}',
     facts={**origin.facts,

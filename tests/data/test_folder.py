@@ -1,9 +1,10 @@
+import mmap
 import os
 
 import numpy as np
 import pytest
 
-from conic_jax.data import files
+from conic_jax.data import files, mapped
 from conic_jax.data.folder import Folder
 from conic_jax.errors import UserError
 
@@ -140,3 +141,30 @@ def test_a_subfolder_that_cannot_be_read_is_left_out_and_named(tmp_path, monkeyp
 def test_a_store_that_cannot_be_read_is_not_an_empty_folder(scheme):
   with pytest.raises(UserError, match=f'TensorFlow reads no {scheme}:// here'):
     Folder(f'{scheme}://bucket/images', '')
+
+
+def test_paths_are_found_in_sorted_order_and_held_in_a_file_where_they_are_many(tmp_path, monkeypatch):
+  rng = np.random.default_rng(0)
+  for _ in range(300):
+    parts = [''.join(rng.choice(list('aA!-0.~é'), rng.integers(1, 3))) for _ in range(rng.integers(1, 5))]
+    path = tmp_path / 'images' / '/'.join(f'x{part}' for part in parts)
+    if not any(above.is_file() for above in path.parents) and not path.is_dir():
+      fill(path.parent, f'{path.name}.jpg')
+  expected = sorted(path.relative_to(tmp_path / 'images').as_posix()
+                    for path in (tmp_path / 'images').rglob('*.jpg') if path.is_file())
+  monkeypatch.setattr(mapped.temporary, '__defaults__', (100,))
+  monkeypatch.setattr(mapped.blocks, '__defaults__', (7,))
+  source = Folder(str(tmp_path / 'images'), '')
+  assert len(expected) > 150
+  assert list(source.paths()) == expected
+  assert isinstance(source._table.parts['text'].base.obj, mmap.mmap)
+  absent = ['a', 'x!/b', '~']
+  whole = source.with_absent(absent)
+  assert list(whole.paths()) == sorted([*expected, *absent])
+  assert {whole.name(id).removeprefix(f'{tmp_path}/images/') for id in whole.absent} == set(absent)
+
+
+def test_a_folder_of_tars_is_told_what_reads_it(tmp_path):
+  fill(tmp_path, 'train/0.tar', 'train/1.tar', 'train/notes.txt')
+  with pytest.raises(UserError, match=r"It has \.tar files: for those set config\.data\.name to 'wds'\."):
+    Folder(str(tmp_path), '')

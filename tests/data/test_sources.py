@@ -106,4 +106,4 @@ def test_errors_name_the_remedy(name, split, words, tfds_dir, tmp_path):
 def test_default_cache_is_the_users(monkeypatch, tfds_dir, tmp_path):
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
   open_source('tiny_plain', 'train', tfds_dir)
-  assert len(list((tmp_path / 'conic_jax').glob('*.npz'))) == 1
+  assert len(list((tmp_path / 'conic_jax').glob('*/header.json'))) == 1

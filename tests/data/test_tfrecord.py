@@ -27,8 +27,8 @@ def test_index_agrees_with_tensorflow(paths, monkeypatch, remote):
   monkeypatch.setattr(files, 'is_remote', lambda path: remote)
   monkeypatch.setattr(tfrecord, '_BLOCK', 100)
   for path in paths:
-    starts, lengths = tfrecord.index_file((path, os.path.getsize(path)))
-    got = [files.read(path, int(start), int(length)) for start, length in zip(starts, lengths)]
+    found = tfrecord.index_file((path, os.path.getsize(path)))
+    got = [files.read(path, int(start), int(length)) for start, length, _ in found]
     assert got == [record.numpy() for record in tf.data.TFRecordDataset(path)]
 
 
@@ -54,20 +54,23 @@ def test_index_is_kept_and_rebuilt_when_a_file_changes(paths, tmp_path, monkeypa
   for one, other in zip(first, again, strict=True):
     np.testing.assert_array_equal(one, other)
   write(paths[2], [b'changed'] * 2)
-  *_, counts = tfrecord.load_index(paths, cache)
+  _, counts = tfrecord.load_index(paths, cache)
   np.testing.assert_array_equal(counts, [5, 0, 2])
   assert len(built) == 6
   assert len(os.listdir(cache)) == 1
 
 
-def test_broken_cache_is_written_anew(paths, tmp_path):
+@pytest.mark.parametrize(('part', 'content'), [
+  ('header.json', b'no JSON'), ('header.json', b'{}'), ('records', b''), ('records', b'seven b')])
+def test_broken_cache_is_written_anew(paths, tmp_path, part, content):
   cache = tmp_path / 'cache'
   tfrecord.load_index(paths, str(cache))
   kept, = cache.iterdir()
-  kept.write_bytes(b'PK\x03\x04 no archive')
-  tfrecord.load_index(paths, str(cache))
-  with np.load(kept) as index:
-    assert index['counts'].sum() == 12
+  (kept / part).write_bytes(content)
+  records, counts = tfrecord.load_index(paths, str(cache))
+  assert len(records) == counts.sum() == 12
+  assert list(cache.iterdir()) == [kept]
+  assert records.nbytes == (kept / 'records').stat().st_size
 
 
 def test_errors(paths, tmp_path):
