@@ -110,6 +110,7 @@ def network(**given) -> ConfigDict:
     'patch': 0,                   # side of a ViT's or ConvNeXt's patches; 0: 16, 4; stem cifar: 4, 1
     'positions': 'sincos',        # of a ViT's patches: fixed, for any size, or 'learned'
     'frozen_patches': False,      # whether a ViT's patches keep their random projection, which is stabler
+    'remat': False,               # compute the blocks again for the gradients: slower, saves memory
   }, given)
 
 
@@ -127,6 +128,7 @@ def length(**given) -> ConfigDict:
   """Length of training; these fields are at the top level of the config."""
   return group({
     'batch_size': 512,            # images per step, over all devices
+    'accumulate': 1,              # parts of a batch, taken one after the other to save memory
     'epochs': 200,                # passes over the images
     'minutes': 0.0,               # time for open epochs (auto); 0 is no limit
     'max_steps': 0,               # stop after this many steps; 0 runs all

@@ -161,6 +161,7 @@ _NETWORK = {
   'patch': Field(at_least(0), "side of a ViT's or ConvNeXt's patches in pixels; 0 follows the stem"),
   'positions': Field(one_of('sincos', 'learned'), "of a ViT's patches; sincos is fixed, for any size"),
   'frozen_patches': Field(FLAG, "a ViT's patches keep their random projection, which is stabler"),
+  'remat': Field(FLAG, 'compute the blocks again for the gradients: slower, saves memory'),
 }
 _HEAD = {
   'hidden': Field(at_least(0), 'width of the hidden layer; 0 is one linear layer'),
@@ -177,6 +178,7 @@ FIELDS: dict[str, dict[str, Field]] = {
     'seed': Field(at_least(0, _SEED), 'for everything random'),
     'num_instances': Field(at_least(0), 'N for the plan command; 0 is the number of images in the data set'),
     'batch_size': Field(at_least(1), 'images per step, over all devices'),
+    'accumulate': Field(at_least(1), 'parts of a batch, taken one after the other to save memory'),
     'epochs': Field(at_least(1), 'passes over the images'),
     'minutes': Field(NOT_NEGATIVE, 'time for open epochs (auto); 0 is no limit'),
     'max_steps': Field(at_least(0), 'stop after this many steps; 0 runs all'),

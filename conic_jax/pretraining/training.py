@@ -25,7 +25,8 @@ from conic_jax.home import expand_config
 from conic_jax.memories.host import HostSettings, HostSide
 from conic_jax.methods import Method
 from conic_jax.methods.method import InitialPass
-from conic_jax.pretraining import settings, warm_start
+from conic_jax.pretraining import gradients, settings, warm_start
+from conic_jax.pretraining.gradients import Gradients
 from conic_jax.pretraining.identity import changes, describe, json_value, run_identity
 from conic_jax.pretraining.train_step import (
   augment_batch,
@@ -66,7 +67,7 @@ class Task:
   Attributes:
     config: without open fields; description: the content of config.json.
     data: the images.
-    method, optimizer, schedule, dtype: the settings of the training.
+    method, optimizer, schedule, dtype, gradients: the settings of the training.
     mesh: the mesh.
     init: creates the state before the first step; the same function wherever it is compiled, so that it is
       traced once.
@@ -83,6 +84,7 @@ class Task:
   optimizer: optax.GradientTransformationExtraArgs
   schedule: optim.Schedule
   dtype: jnp.dtype
+  gradients: Gradients
   mesh: Mesh
   init: Callable[[], TrainState]
   shapes: TrainState
@@ -220,7 +222,8 @@ def prepare(config: Any, session: Session) -> Task:
     config=config, description={**describe(config), **({'recipe': chosen} if chosen else {})},
     data=Data(train, test, sampler), method=method, optimizer=optimizer,
     schedule=optim.make_schedule(config.optimizer, config.epochs, sampler.steps_per_epoch), dtype=dtype,
-    mesh=mesh, init=init, shapes=meshes.placed(shapes, state_shardings(shapes, method, mesh)),
+    gradients=gradients.chosen(config, method, mesh), mesh=mesh, init=init,
+    shapes=meshes.placed(shapes, state_shardings(shapes, method, mesh)),
     last_step=min(total_steps, config.max_steps or total_steps),
     identity=run_identity(config, sampler, dtype),
     knn_encode=method.network.embed if protocols.features_name(config) == 'head' else method.network.encode,
@@ -364,7 +367,8 @@ def training_phase(task: Task, first_step: int, probe: probes.Probe, checkpoints
     reporter.report(done, done / steps_per_epoch, protocols.online_knn(
       task.encoder(variables(state)), task.data.train, task.data.test, config, task.mesh))
 
-  step = make_step(method, task.optimizer, task.schedule, config.seed, sampler.steps_per_round, task.dtype)
+  step = make_step(method, task.optimizer, task.schedule, config.seed, sampler.steps_per_round, task.dtype,
+                   task.gradients)
   return Phase(
     name='', step=jit_step(step, task.shardings, task.mesh), last_step=task.last_step,
     batch_size=config.batch_size,
