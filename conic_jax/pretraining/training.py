@@ -46,6 +46,7 @@ from conic_jax.run.loop import Figures, Phase, run_steps
 from conic_jax.run.reporter import Reporter
 from conic_jax.run.session import Session
 from conic_jax.run.state import TrainState
+from conic_jax.run.trace import Trace
 
 # The epoch number that the order and the views of the initial pass depend on.
 PASS_EPOCH = 2**32 - 2
@@ -182,6 +183,8 @@ def pretrain(config: Any) -> dict[str, Any]:
     if first_step == 0:
       report_random(task, random_variables, probe, reporter)
     phase = training_phase(task, first_step, probe, checkpoints, hosts, undecodable, reporter)
+    if config.profile:
+      phase = traced(phase, task, first_step, session, reporter)
     state = run_steps(phase, state, session)
     return finish(task, state, random_variables, probe, phase, session, reporter)
 
@@ -381,6 +384,13 @@ def training_phase(task: Task, first_step: int, probe: probes.Probe, checkpoints
     advice=f'Likely: config.optimizer.learning_rate {config.optimizer.learning_rate} is too high (try a '
            f'third), config.optimizer.warmup_epochs {config.optimizer.warmup_epochs:g} is too short, or '
            f'config.dtype {config.dtype} is too narrow (try float32).')
+
+
+def traced(phase: Phase, task: Task, first_step: int, session: Session, reporter: Reporter) -> Phase:
+  """The phase with a trace of the steps `config.profile`, if they are still to come."""
+  first, last = task.config.profile
+  trace = session.keep_open(Trace(session.folder / 'tensorboard', first, last, first_step, reporter.say))
+  return dataclasses.replace(phase, step=trace.of(phase.step))
 
 
 def finish(task: Task, state: TrainState, random_variables: Callable[[], dict[str, Any]], probe: probes.Probe,
