@@ -201,6 +201,13 @@ def reports(**given) -> ConfigDict:
   }, given)
 
 
+def log(**given) -> ConfigDict:
+  """Services that also get what a run reports."""
+  return group({
+    'wandb': '',                  # project of Weights & Biases, or TEAM/PROJECT; '' for none
+  }, given)
+
+
 def checkpoint(**given) -> ConfigDict:
   """When a run saves."""
   return group({
@@ -275,7 +282,7 @@ def pretraining(method: str) -> ConfigDict:
     **reports()})
   config.data, config.sampler, config.views = data(), sampler(), views()
   config.encoder, config.head, config.optimizer = encoder(), head(), optimizer()
-  config.checkpoint, config.probe = checkpoint(), probe()
+  config.log, config.checkpoint, config.probe = log(), checkpoint(), probe()
   config.eval, config.linear = evaluated(), linear()
   return config
 

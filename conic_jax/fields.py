@@ -293,6 +293,9 @@ FIELDS: dict[str, dict[str, Field]] = {
     'queue': Field(at_least(1), 'keys of cells in their queue'),
     'temperature': Field(ABOVE_0, 'of the softmax of cells'),
   },
+  'log': {
+    'wandb': Field(TEXT, "project of Weights & Biases, or TEAM/PROJECT; '' for none"),
+  },
   'checkpoint': {
     'every_epochs': Field(ABOVE_0, 'epochs between checkpoints'),
     'keep': Field(at_least(1), 'checkpoints to keep, of which there are two at least'),

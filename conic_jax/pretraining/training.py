@@ -42,11 +42,13 @@ from conic_jax.run import verdict
 from conic_jax.run.checkpoints import Checkpoints
 from conic_jax.run.claim import reason
 from conic_jax.run.json_file import read_json, write_json
+from conic_jax.run.loggers import open_loggers
 from conic_jax.run.loop import Figures, Phase, run_steps
 from conic_jax.run.reporter import Reporter
 from conic_jax.run.session import Session
 from conic_jax.run.state import TrainState
 from conic_jax.run.trace import Trace
+from conic_jax.run.wandb_log import open_wandb
 
 # The epoch number that the order and the views of the initial pass depend on.
 PASS_EPOCH = 2**32 - 2
@@ -245,6 +247,10 @@ def open_reporter(task: Task, session: Session, resumed_at: int | None) -> Repor
                f'{jax.devices()[0].device_kind} device(s), {jnp.dtype(task.dtype).name}'
                + ('' if resumed_at is None else f', going on from step {resumed_at}'))
   weights = warm_start.told(task.start) if task.start and resumed_at is None else ''
+  if session.first_process:
+    services = {'wandb': (task.config.log.wandb, open_wandb)}
+    opened = open_loggers(services, session.folder, task.description, reporter.say)
+    reporter.loggers = [session.keep_open(logger) for logger in opened]
   for notice in filter(None, (weights, sampler.notice, task.method.notice)):
     reporter.say(notice)
   return reporter
@@ -416,6 +422,8 @@ def finish(task: Task, state: TrainState, random_variables: Callable[[], dict[st
       failure = str(error)
   if config.figures:
     protocols.draw(encoder, data.train, data.test, config, task.mesh, session.folder, say=reporter.say)
+  for logger in reporter.loggers:
+    logger.conclude(summary, sorted((session.folder / 'figures').glob('*.png')))
   if failure:
     last = checkpoints.last_path() if checkpoints else 'none'
     raise UserError(f'The training ended, but not all of it could be saved ({failure}): the last good '
