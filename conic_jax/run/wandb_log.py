@@ -1,6 +1,9 @@
 """Reports to Weights & Biases."""
 import os
+import socket
 import threading
+import urllib.parse
+import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +11,7 @@ from typing import Any
 from conic_jax.run.loggers import Say
 
 # Seconds that the service has to answer at the start, and for what is left to send at the end.
-_STARTING, _CLOSING = 30, 60
+_ANSWERING, _CLOSING = 10.0, 60.0
 
 
 class Wandb:
@@ -38,7 +41,7 @@ class Wandb:
     Raises:
       TimeoutError: if not everything could be sent.
     """
-    sender = threading.Thread(target=self._run.finish, daemon=True)
+    sender = threading.Thread(target=self._run.finish, name='wandb', daemon=True)
     sender.start()
     sender.join(_CLOSING)
     if sender.is_alive():
@@ -49,18 +52,33 @@ def open_wandb(setting: str, folder: Path, description: Mapping[str, Any], ident
                ) -> tuple[Wandb, str]:
   """Begins the run of a folder in a project, 'PROJECT' or 'TEAM/PROJECT', or goes on with it.
 
-  Without a key it is kept in the run's folder, as with WANDB_MODE=offline.
+  Without a key or a network it is kept in the run's folder, as with WANDB_MODE=offline: wandb itself would
+  try to log in for hours.
   """
   import wandb  # An optional extra, which takes a second to import.
+  missing = ''
+  if os.environ.get('WANDB_MODE', 'online') == 'online':
+    server = wandb.api.settings('base_url')
+    missing = ('there is no key here (wandb login)' if not wandb.api.api_key
+               else '' if answers(server) else f'{server} does not answer')
+  if missing:
+    say(f'Weights & Biases: {missing}, so the reports stay in {folder}/wandb, and wandb sync sends them.')
   team, _, project = setting.rpartition('/')
-  without_key = os.environ.get('WANDB_MODE', 'online') == 'online' and not wandb.api.api_key
-  if without_key:
-    say(f'Weights & Biases has no key here (wandb login): its reports stay in {folder}/wandb, and wandb sync '
-        'sends them.')
   run = wandb.init(
     project=project, entity=team or None, id=identity or None, resume='allow' if identity else None,
-    name=folder.name, dir=folder, config=dict(description),
-    mode='offline' if without_key else None,
-    settings=wandb.Settings(init_timeout=_STARTING, console='off', silent=True, disable_git=True,
-                            disable_code=True))
+    name=folder.name, dir=folder, config=dict(description), mode='offline' if missing else None,
+    settings=wandb.Settings(console='off', silent=True, disable_git=True, disable_code=True))
   return Wandb(run), run.id
+
+
+def answers(url: str) -> bool:
+  """Whether something listens at a URL; assumed where a proxy is between."""
+  parts = urllib.parse.urlsplit(url)
+  if parts.scheme in urllib.request.getproxies():
+    return True
+  port = parts.port or (443 if parts.scheme == 'https' else 80)
+  try:
+    with socket.create_connection((parts.hostname or '', port), timeout=_ANSWERING):
+      return True
+  except OSError:
+    return False

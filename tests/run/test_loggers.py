@@ -1,6 +1,7 @@
 """Weights & Biases in its offline mode, read as its own sync reads it; and loggers that fail."""
 import json
 import os
+import socket
 import warnings
 
 import pytest
@@ -90,6 +91,23 @@ def test_without_a_key_a_run_is_kept_in_its_folder(tmp_path, monkeypatch):
   assert [report['loss'] for report in starts(tmp_path)[0]['reports']] == [2.0]
   assert len(said) == 1
   assert 'wandb sync' in said[0]
+
+
+def test_without_a_network_a_run_is_kept_in_its_folder(tmp_path, monkeypatch):
+  for name in ('http_proxy', 'HTTP_PROXY'):
+    monkeypatch.delenv(name, raising=False)
+  monkeypatch.delenv('WANDB_MODE')
+  monkeypatch.setenv('WANDB_API_KEY', 40 * '0')
+  said = []
+  with socket.socket() as nobody:
+    nobody.bind(('127.0.0.1', 0))
+    monkeypatch.setenv('WANDB_BASE_URL', f'http://127.0.0.1:{nobody.getsockname()[1]}')
+    opened, = open_loggers({'wandb': ('birds', open_wandb)}, tmp_path, {}, said.append)
+  opened.report({'step': 1, 'loss': 2.0})
+  opened.close()
+  assert [report['loss'] for report in starts(tmp_path)[0]['reports']] == [2.0]
+  assert len(said) == 1
+  assert 'does not answer' in said[0]
 
 
 class Broken:
