@@ -45,7 +45,7 @@ exit "$code"
 
 @pytest.mark.skipif(SHELLCHECK is None, reason='shellcheck is not installed')
 def test_the_linter_has_nothing_to_say():
-  done = subprocess.run([SHELLCHECK, str(SLURM)], capture_output=True, text=True, check=False)
+  done = subprocess.run([str(SHELLCHECK), str(SLURM)], capture_output=True, text=True, check=False)
   assert (done.returncode, done.stdout) == (0, '')
 
 

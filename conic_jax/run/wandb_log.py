@@ -58,7 +58,7 @@ def open_wandb(setting: str, folder: Path, description: Mapping[str, Any], ident
   import wandb  # An optional extra, which takes a second to import.
   missing = ''
   if os.environ.get('WANDB_MODE', 'online') == 'online':
-    server = wandb.api.settings('base_url')
+    server = str(wandb.api.settings('base_url'))
     missing = ('there is no key here (wandb login)' if not wandb.api.api_key
                else '' if answers(server) else f'{server} does not answer')
   if missing:
