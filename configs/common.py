@@ -196,7 +196,7 @@ def reports(**given) -> ConfigDict:
   return group({
     'log_every': 50,              # steps
     'knn_every': 10,              # epochs between online kNN evaluations; 0 is never
-    'profile': (),                # steps (FIRST, LAST) between which a jax.profiler trace is made; () is none
+    'profile': (),                # the steps between which a jax.profiler trace is made; () for none
     'figures': True,              # draw curves, neighbours and a map of the features at the end
   }, given)
 

@@ -123,7 +123,7 @@ RANGE = ascending('above 0', lambda value: value > 0)
 MILESTONES = each(number('between 0 and 1', lambda value: 0 < value < 1))
 SIDES = each(at_least(1), count=2)
 STEPS = Rule('a tuple of whole numbers', lambda value: _is_tuple(value) and all(map(_is_whole, value)),
-             'empty, or two values at least 0, the smaller first',
+             'two at least 0, the smaller first, or ()',
              lambda value: not value or (len(value) == 2 and 0 <= value[0] < value[1]),
              demand='it must be empty or have two values at least 0, the smaller first')
 
@@ -190,7 +190,7 @@ FIELDS: dict[str, dict[str, Field]] = {
     'kernels': Field(FLAG, 'Pallas kernels for the softmax where they serve; false: XLA everywhere'),
     'log_every': Field(at_least(1), 'steps between two reports'),
     'knn_every': Field(at_least(0), 'epochs between online kNN evaluations; 0 is never'),
-    'profile': Field(STEPS, 'first and last step of a jax.profiler trace, in tensorboard/; () for none'),
+    'profile': Field(STEPS, 'between which steps a jax.profiler trace is made; () for none'),
     'figures': Field(FLAG, 'draw curves, neighbours and a map of the features at the end'),
     'temperature': Field(ABOVE_0, 'the logits are divided by it'),
     'alpha': Field(NOT_NEGATIVE, 'α, weight of the consistency loss'),
