@@ -110,6 +110,7 @@ def network(**given) -> ConfigDict:
     'patch': 0,                   # side of a ViT's or ConvNeXt's patches; 0: 16, 4; stem cifar: 4, 1
     'positions': 'sincos',        # of a ViT's patches: fixed, for any size, or 'learned'
     'frozen_patches': False,      # whether a ViT's patches keep their random projection, which is stabler
+    'remat': False,               # compute the blocks again for the gradients: slower, saves memory
   }, given)
 
 
@@ -127,6 +128,7 @@ def length(**given) -> ConfigDict:
   """Length of training; these fields are at the top level of the config."""
   return group({
     'batch_size': 512,            # images per step, over all devices
+    'accumulate': 1,              # parts of a batch, taken one after the other to save memory
     'epochs': 200,                # passes over the images
     'minutes': 0.0,               # time for open epochs (auto); 0 is no limit
     'max_steps': 0,               # stop after this many steps; 0 runs all
@@ -194,7 +196,15 @@ def reports(**given) -> ConfigDict:
   return group({
     'log_every': 50,              # steps
     'knn_every': 10,              # epochs between online kNN evaluations; 0 is never
+    'profile': (),                # the steps between which a jax.profiler trace is made; () for none
     'figures': True,              # draw curves, neighbours and a map of the features at the end
+  }, given)
+
+
+def log(**given) -> ConfigDict:
+  """Services that also get what a run reports."""
+  return group({
+    'wandb': '',                  # project of Weights & Biases, or TEAM/PROJECT; '' for none
   }, given)
 
 
@@ -272,7 +282,7 @@ def pretraining(method: str) -> ConfigDict:
     **reports()})
   config.data, config.sampler, config.views = data(), sampler(), views()
   config.encoder, config.head, config.optimizer = encoder(), head(), optimizer()
-  config.checkpoint, config.probe = checkpoint(), probe()
+  config.log, config.checkpoint, config.probe = log(), checkpoint(), probe()
   config.eval, config.linear = evaluated(), linear()
   return config
 

@@ -122,6 +122,10 @@ AREA = ascending('above 0 and at most 1', lambda value: 0 < value <= 1)
 RANGE = ascending('above 0', lambda value: value > 0)
 MILESTONES = each(number('between 0 and 1', lambda value: 0 < value < 1))
 SIDES = each(at_least(1), count=2)
+STEPS = Rule('a tuple of whole numbers', lambda value: _is_tuple(value) and all(map(_is_whole, value)),
+             'two at least 0, the smaller first, or ()',
+             lambda value: not value or (len(value) == 2 and 0 <= value[0] < value[1]),
+             demand='it must be empty or have two values at least 0, the smaller first')
 
 # ---- Fields -------------------------------------------------------------------------------------
 
@@ -161,6 +165,7 @@ _NETWORK = {
   'patch': Field(at_least(0), "side of a ViT's or ConvNeXt's patches in pixels; 0 follows the stem"),
   'positions': Field(one_of('sincos', 'learned'), "of a ViT's patches; sincos is fixed, for any size"),
   'frozen_patches': Field(FLAG, "a ViT's patches keep their random projection, which is stabler"),
+  'remat': Field(FLAG, 'compute the blocks again for the gradients: slower, saves memory'),
 }
 _HEAD = {
   'hidden': Field(at_least(0), 'width of the hidden layer; 0 is one linear layer'),
@@ -177,6 +182,7 @@ FIELDS: dict[str, dict[str, Field]] = {
     'seed': Field(at_least(0, _SEED), 'for everything random'),
     'num_instances': Field(at_least(0), 'N for the plan command; 0 is the number of images in the data set'),
     'batch_size': Field(at_least(1), 'images per step, over all devices'),
+    'accumulate': Field(at_least(1), 'parts of a batch, taken one after the other to save memory'),
     'epochs': Field(at_least(1), 'passes over the images'),
     'minutes': Field(NOT_NEGATIVE, 'time for open epochs (auto); 0 is no limit'),
     'max_steps': Field(at_least(0), 'stop after this many steps; 0 runs all'),
@@ -184,6 +190,7 @@ FIELDS: dict[str, dict[str, Field]] = {
     'kernels': Field(FLAG, 'Pallas kernels for the softmax where they serve; false: XLA everywhere'),
     'log_every': Field(at_least(1), 'steps between two reports'),
     'knn_every': Field(at_least(0), 'epochs between online kNN evaluations; 0 is never'),
+    'profile': Field(STEPS, 'between which steps a jax.profiler trace is made; () for none'),
     'figures': Field(FLAG, 'draw curves, neighbours and a map of the features at the end'),
     'temperature': Field(ABOVE_0, 'the logits are divided by it'),
     'alpha': Field(NOT_NEGATIVE, 'α, weight of the consistency loss'),
@@ -285,6 +292,9 @@ FIELDS: dict[str, dict[str, Field]] = {
     'outside': Field(one_of('edge', 'zero'), 'value beyond the outermost features'),
     'queue': Field(at_least(1), 'keys of cells in their queue'),
     'temperature': Field(ABOVE_0, 'of the softmax of cells'),
+  },
+  'log': {
+    'wandb': Field(TEXT, "project of Weights & Biases, or TEAM/PROJECT; '' for none"),
   },
   'checkpoint': {
     'every_epochs': Field(ABOVE_0, 'epochs between checkpoints'),

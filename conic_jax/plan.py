@@ -31,7 +31,7 @@ from conic_jax.hardware import mesh as meshes
 from conic_jax.hardware import program_cost, topologies
 from conic_jax.hardware.topologies import Topology
 from conic_jax.methods import Method
-from conic_jax.pretraining import settings, train_step, warm_start
+from conic_jax.pretraining import gradients, settings, train_step, warm_start
 from conic_jax.run.json_file import write_json
 from conic_jax.terminal import print_line
 
@@ -161,7 +161,8 @@ def lower_step(config: Any, mesh: jax.sharding.Mesh, num_instances: int, dtype: 
   sampler = Sampler(num_instances, config.batch_size, config.seed, **config.sampler)
   schedule = optim.make_schedule(config.optimizer, config.epochs, sampler.steps_per_epoch)
   step = train_step.jit_step(
-    train_step.make_step(method, optimizer, schedule, config.seed, sampler.steps_per_round, dtype),
+    train_step.make_step(method, optimizer, schedule, config.seed, sampler.steps_per_round, dtype,
+                         gradients.chosen(config, method, mesh)),
     shardings, mesh)
   return step.trace(shapes, batch_shapes(method, config.batch_size)).lower(lowering_platforms=(platform,))
 

@@ -248,7 +248,7 @@ def test_a_mistake_in_a_file_is_answered_in_one_sentence(line, answer, tmp_path)
 
 
 def test_a_field_that_is_like_none_is_told_how_to_be_added(tmp_path):
-  with pytest.raises(UserError, match=r'no config\.bank; available: alpha, .* in `with config\.unlocked'):
+  with pytest.raises(UserError, match=r'no config\.bank; available: accumulate, .* in `with config\.unl'):
     load(write_config(tmp_path, 'config.bank = common.group({"size": 1})'))
 
 

@@ -82,6 +82,20 @@ def test_devices_share_the_work(plans):
 
 
 @pytest.mark.slow
+def test_parts_of_a_batch_save_memory_and_cost_one_more_forward_pass(plans):
+  _, made = plans
+  in_parts = tiny('conic')
+  in_parts.accumulate = 4
+  of_parts = made_on(in_parts, 1)
+  assert of_parts.arguments_bytes == made[1].arguments_bytes
+  assert of_parts.temp_bytes < made[1].temp_bytes / 2
+  assert 1.1 < of_parts.flops / made[1].flops < 4 / 3
+  in_parts.accumulate = 3
+  with pytest.raises(UserError, match=r'config\.accumulate 3'):
+    made_on(in_parts, 1)
+
+
+@pytest.mark.slow
 def test_the_chunks_of_the_classifier_count_as_often_as_they_run(plans):
   """Four products of all features with all rows: two for the scores, two for the update."""
   config, made = plans

@@ -26,7 +26,7 @@ _BEFORE = {'linear': {'momentum': 0.9, 'schedule': 'cosine', 'milestones': (), '
 
 # What a run's folder holds; a result of such a name would take its place.
 _OF_RUNS = frozenset(('before_training', 'checkpoints', 'checksums', 'config', 'conic_jax', 'damaged',
-                      'figures', 'images', 'metrics', 'report', 'store', 'summary', 'tensorboard'))
+                      'figures', 'images', 'loggers', 'metrics', 'report', 'store', 'summary', 'tensorboard'))
 
 Task = Callable[[Encoder, Any, Session], protocols.Outcome]
 

@@ -8,9 +8,9 @@ from jax.sharding import Mesh
 
 from conic_jax.errors import UserError
 from conic_jax.extensions import own_part
-from conic_jax.methods.method import Aux, Method, check_positive
+from conic_jax.methods.method import Aux, DecomposedMethod, Method, check_positive
 
-__all__ = ['Aux', 'Method', 'available', 'make']
+__all__ = ['Aux', 'DecomposedMethod', 'Method', 'available', 'make']
 
 
 _NO_METHODS = ('method', 'instance', 'momentum', 'network')

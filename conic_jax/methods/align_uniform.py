@@ -17,6 +17,7 @@ from conic_jax.methods.momentum import MomentumMethod
 
 class AlignUniform(MomentumMethod):
   """The method; see the module."""
+  undivided = 'its uniformity is the logarithm of a mean over the pairs of images of a batch'
 
   def __init__(self, config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype):
     super().__init__(config, num_instances, mesh, dtype)

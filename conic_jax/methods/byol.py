@@ -15,12 +15,12 @@ from jax.sharding import Mesh
 from conic_jax import losses, models
 from conic_jax.errors import UserError
 from conic_jax.memories.momentum_encoder import MomentumEncoder
-from conic_jax.methods.method import Aux, Method, total_steps
+from conic_jax.methods.method import Aux, DecomposedMethod, total_steps
 from conic_jax.methods.network import Network, merge_views, pair_metrics
 from conic_jax.views import Views
 
 
-class BYOL(Method):
+class BYOL(DecomposedMethod):
   """The method; see the module.
 
   Batch norm is over all images of the global batch, separately for the first and the second views. The target
@@ -45,7 +45,8 @@ class BYOL(Method):
     return ({**params, 'predictor': predictor['params']},
             {**batch_stats, 'predictor': predictor.get('batch_stats', {})}, {'target': target})
 
-  def loss(self, params, batch_stats, memories, batch, rng):
+  def embed(self, params, batch_stats, memories, batch, rng):
+    del rng
     views, target = jnp.concatenate(batch['views'], axis=1), memories['target']
     images, valid = merge_views(views), jnp.repeat(batch['valid'], 2)
     members = jnp.tile(jnp.arange(2, dtype=jnp.int32), len(views))
@@ -57,9 +58,15 @@ class BYOL(Method):
     targets, target_stats = jax.lax.stop_gradient(self.network.project(
       target['params'], target['batch_stats'], images, valid, 'grouped', members))
     paired = lambda features: features.reshape(*views.shape[:2], -1)
-    distances = losses.negative_cosine(paired(predictions), paired(targets)[:, ::-1])
+    return (paired(predictions), paired(targets), paired(projected)), (batch_stats, target_stats)
+
+  def loss_of(self, params, embedded, statistics, memories, batch, rng):
+    del params, memories, rng
+    predictions, targets, projected = embedded
+    batch_stats, target_stats = statistics
+    distances = losses.negative_cosine(predictions, targets[:, ::-1])
     loss = losses.masked_mean(distances.sum(axis=1), batch['valid'])
-    pairs = losses.normalise(paired(projected))
+    pairs = losses.normalise(projected)
     metrics = pair_metrics(pairs[:, 0], pairs[:, 1], batch['valid'])
     return loss, Aux(batch_stats, metrics, {'target': target_stats})
 

@@ -39,6 +39,7 @@ class InsCon(MoCo):
   images per device is a multiple of four. Every image is in one mosaic per step. The mosaics have their own
   head; the keys that their quadrants are matched with, and the queue, are the single head's.
   """
+  undivided = 'its mosaics join four images of the batch in one loss'
 
   def __init__(self, config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype):
     super().__init__(config, num_instances, mesh, dtype)

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from conic_jax import losses
 from conic_jax.losses import partitioned
 from conic_jax.memories.instance_rows import Classified, InstanceRows, RowsSgd
-from conic_jax.methods.method import Aux, Method, softmax_kernel
+from conic_jax.methods.method import Aux, DecomposedMethod, softmax_kernel
 from conic_jax.methods.network import Network, merge_views
 from conic_jax.views import Views
 
@@ -34,7 +34,7 @@ def rows_sgd(settings: Any) -> RowsSgd:
   return RowsSgd(settings.norm, settings.lr_scale, settings.momentum, settings.weight_decay)
 
 
-class InstanceMethod(Method):
+class InstanceMethod(DecomposedMethod):
   """Instance classification with a consistency loss; over all classes unless `classify` says otherwise.
 
   Attributes:
@@ -77,9 +77,12 @@ class InstanceMethod(Method):
     network = self.network.init(encoder_rng, head_rng, merge_views(batch['views'][0]))
     return *network, {name: memory.init(rows_rng) for name, memory in self.memories.items()}
 
-  def loss(self, params, batch_stats, memories, batch, rng):
-    pairs, batch_stats = self.project_views(params, batch_stats, batch)
-    count = pairs.shape[1]
+  def embed(self, params, batch_stats, memories, batch, rng):
+    del memories, rng
+    return self.project_views(params, batch_stats, batch)
+
+  def loss_of(self, params, embedded, statistics, memories, batch, rng):
+    pairs, count = embedded, embedded.shape[1]
     valid = jnp.repeat(batch['valid'], count)
     classified = self.classify(params, memories, merge_views(pairs), batch, rng)
 
@@ -105,7 +108,7 @@ class InstanceMethod(Method):
       teaching = jnp.tile(jnp.arange(count) < self.views[0].count, len(pairs))
       classified = classified._replace(sample_weights=jnp.where(teaching, classified.sample_weights, 0))
     seen = {self.rows: jax.lax.stop_gradient(classified)} if self.rows else {}
-    return loss, Aux(batch_stats, metrics, seen)
+    return loss, Aux(statistics, metrics, seen)
 
   def project_views(self, params: Any, batch_stats: Any, batch: dict[str, Any]) -> tuple[jax.Array, Any]:
     """Unit features float32 [B, V, D] of all views; each group is a batch of its own for batch norm."""

@@ -19,12 +19,12 @@ from conic_jax import losses
 from conic_jax.errors import UserError
 from conic_jax.losses import nce, partitioned
 from conic_jax.memories.bank import Bank, Normaliser
-from conic_jax.methods.method import Aux, Method, softmax_kernel
+from conic_jax.methods.method import Aux, DecomposedMethod, softmax_kernel
 from conic_jax.methods.network import Network
 from conic_jax.views import Views
 
 
-class InstDisc(Method):
+class InstDisc(DecomposedMethod):
   """The method; see the module. The memories are 'bank' and, for 'nce', 'normaliser'."""
 
   def __init__(self, config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype):
@@ -48,11 +48,15 @@ class InstDisc(Method):
       states['normaliser'] = Normaliser().init()
     return params, batch_stats, states
 
-  def loss(self, params, batch_stats, memories, batch, rng):
-    valid = batch['valid']
+  def embed(self, params, batch_stats, memories, batch, rng):
+    del memories, rng
     features, batch_stats = self.network.project(
-      params, batch_stats, batch['views'][0][:, 0], valid, mode='batch')
-    unit = losses.normalise(features)
+      params, batch_stats, batch['views'][0][:, 0], batch['valid'], mode='batch')
+    return losses.normalise(features), batch_stats
+
+  def loss_of(self, params, embedded, statistics, memories, batch, rng):
+    del params
+    valid, unit = batch['valid'], embedded
     each, figures = self.discriminate(memories, unit, batch, rng)
     seen = jax.lax.stop_gradient(unit)
     metrics = {**figures, 'uniformity': losses.uniformity(seen, valid),
@@ -61,7 +65,7 @@ class InstDisc(Method):
     # copies it.
     for_bank = {'features': seen, 'ids': batch['id'], 'writes': valid & jnp.isfinite(each)}
     for_normaliser = {'normaliser': figures['normaliser']} if self.noise else {}
-    return losses.masked_mean(each, valid), Aux(batch_stats, metrics, {'bank': for_bank, **for_normaliser})
+    return losses.masked_mean(each, valid), Aux(statistics, metrics, {'bank': for_bank, **for_normaliser})
 
   def discriminate(self, memories: dict[str, Any], features: jax.Array, batch: dict[str, Any], rng: jax.Array
                    ) -> tuple[jax.Array, dict[str, jax.Array]]:

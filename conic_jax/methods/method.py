@@ -61,6 +61,8 @@ class Method(abc.ABC):
     chance: the name of the loss that discriminates images, and its value at chance; None if no loss has such
       a value.
     notice: what to tell the user about how the method interpreted its settings; '' for nothing.
+    undivided: why a batch cannot be taken in parts (`config.accumulate`), to follow 'in parts: '; '' if it
+      can, which only a `DecomposedMethod` may say.
   """
   views: tuple[Views, ...]
   network: Network
@@ -68,6 +70,7 @@ class Method(abc.ABC):
   initial_pass: InitialPass | None = None
   chance: tuple[str, float] | None = None
   notice: str = ''
+  undivided: str = 'it has no loss of embedded images, as a DecomposedMethod has'
 
   @abc.abstractmethod
   def init(self, rng: jax.Array, batch: dict[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
@@ -86,6 +89,44 @@ class Method(abc.ABC):
         host inputs of each memory that has a host side, by name.
       rng: this step's key.
     """
+
+
+class DecomposedMethod(Method):
+  """A method whose loss is a mean over images, each of which needs no other image of its batch.
+
+  The loss has two halves, so that a step can take a batch in parts: `embed` may see a part of the batch,
+  `loss_of` sees what was embedded of all of it.
+  """
+  undivided = ''
+
+  @abc.abstractmethod
+  def embed(self, params: Any, batch_stats: Any, memories: dict[str, Any], batch: dict[str, Any],
+            rng: jax.Array) -> tuple[Any, Any]:
+    """Runs the networks on the images of a batch or of a part of it.
+
+    Args:
+      params, batch_stats, memories, rng: as for `loss`.
+      batch: as for `loss`, without 'host_inputs'.
+
+    Returns:
+      What the loss needs of the images, a tree of float32 [B, ...], and the tree of all batch-norm statistics
+      after the batch.
+    """
+
+  @abc.abstractmethod
+  def loss_of(self, params: Any, embedded: Any, statistics: Any, memories: dict[str, Any],
+              batch: dict[str, Any], rng: jax.Array) -> tuple[jax.Array, Aux]:
+    """Loss of a whole batch, as `loss`.
+
+    Args:
+      params, memories, rng: as for `loss`.
+      embedded, statistics: what `embed` returned.
+      batch: as for `loss`; 'views' may be absent.
+    """
+
+  def loss(self, params, batch_stats, memories, batch, rng):
+    embedded, statistics = self.embed(params, batch_stats, memories, batch, rng)
+    return self.loss_of(params, embedded, statistics, memories, batch, rng)
 
 
 def total_steps(config: Any, num_instances: int) -> int:

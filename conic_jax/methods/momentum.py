@@ -14,7 +14,7 @@ from conic_jax.errors import UserError
 from conic_jax.memories import key_queue
 from conic_jax.memories.key_queue import KeyQueue, Queue
 from conic_jax.memories.momentum_encoder import MomentumEncoder
-from conic_jax.methods.method import Aux, Method, total_steps
+from conic_jax.methods.method import Aux, DecomposedMethod, total_steps
 from conic_jax.methods.network import Network, pair_metrics
 from conic_jax.views import Views
 
@@ -35,7 +35,7 @@ class Pairs(NamedTuple):
   key_stats: Any
 
 
-class MomentumMethod(Method):
+class MomentumMethod(DecomposedMethod):
   """Contrasts a query with its key and the queue, by the loss that `contrast` defines.
 
   Batch norm is over groups of the batch, on any number of devices. The keys' groups are redrawn in each step,
@@ -47,7 +47,7 @@ class MomentumMethod(Method):
 
   def __init__(self, config: Any, num_instances: int, mesh: Mesh, dtype: jnp.dtype):
     self.groups, self.shuffle = config.batch_norm.groups, config.batch_norm.shuffle
-    check_groups(self.groups, config.batch_size)
+    check_groups(self.groups, config.batch_size, config.get('accumulate', 1))
     self.mode = 'grouped' if self.groups else 'batch'
     self.network = Network(config, dtype, max(1, self.groups))
     self.views: tuple[Views, ...] = (Views(**config.views),)
@@ -107,16 +107,27 @@ class MomentumMethod(Method):
     states = {'key': self.key.init(params, batch_stats), 'queue': self.queue.init(queue_rng)}
     return params, batch_stats, states
 
-  def loss(self, params, batch_stats, memories, batch, rng):
+  def embed(self, params, batch_stats, memories, batch, rng):
     pairs = self.pairs(params, batch_stats, memories['key'], batch, rng)
-    loss, metrics = self.contrast(pairs.queries, pairs.keys, memories['queue'], batch)
-    metrics |= pair_metrics(pairs.queries, pairs.keys, batch['valid'])
-    pushed = {'keys': pairs.keys, 'ids': batch['id'], 'valid': batch['valid']}
-    return loss, Aux(pairs.batch_stats, metrics, {'key': pairs.key_stats, 'queue': pushed})
+    return (pairs.queries, pairs.keys), (pairs.batch_stats, pairs.key_stats)
+
+  def loss_of(self, params, embedded, statistics, memories, batch, rng):
+    del params, rng
+    (queries, keys), (batch_stats, key_stats) = embedded, statistics
+    keys = jax.lax.stop_gradient(keys)
+    loss, metrics = self.contrast(queries, keys, memories['queue'], batch)
+    metrics |= pair_metrics(queries, keys, batch['valid'])
+    pushed = {'keys': keys, 'ids': batch['id'], 'valid': batch['valid']}
+    return loss, Aux(batch_stats, metrics, {'key': key_stats, 'queue': pushed})
 
 
-def check_groups(groups: int, batch_size: int) -> None:
-  """Raises a `UserError` if batch-norm groups do not divide the batch, or have one image each."""
+def check_groups(groups: int, batch_size: int, parts: int = 1) -> None:
+  """Raises a `UserError` if batch-norm groups do not divide a part of the batch, or have one image each."""
+  if parts > 1 and groups > 0 and batch_size // parts % groups:
+    raise UserError(f'config.batch_norm.groups {groups} does not divide the {batch_size // parts} images of '
+                    f'a part, config.batch_size {batch_size} over config.accumulate {parts}: set one of them '
+                    'so that it does, or the groups to 0 for batch norm over the whole part.')
+  batch_size //= parts
   if groups < 0 or (groups and batch_size % groups):
     raise UserError(f'config.batch_norm.groups {groups} does not divide config.batch_size {batch_size}: set '
                     'one of them so that it does, or the groups to 0 for batch norm over the whole batch.')

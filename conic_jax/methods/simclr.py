@@ -21,6 +21,7 @@ from conic_jax.views import Views
 
 class SimCLR(Method):
   """The method; it has no memories. Batch norm is over all views of the global batch."""
+  undivided = 'it contrasts each image with all others of the batch, so its loss is no sum over images'
 
   def __init__(self, config: Any, dtype: jnp.dtype):
     self.network = Network(config, dtype)

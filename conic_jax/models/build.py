@@ -14,7 +14,8 @@ from conic_jax.models.vit import VisionTransformer
 
 # What `build_encoder` reads, and what is meant where a field is absent, as in older configs.
 ENCODER_FIELDS = {'name': 'resnet18', 'blocks': (), 'stem': 'imagenet', 'width': 1.0, 'zero_gamma': False,
-                  'output_stride': 32, 'patch': 0, 'positions': 'sincos', 'frozen_patches': False}
+                  'output_stride': 32, 'patch': 0, 'positions': 'sincos', 'frozen_patches': False,
+                  'remat': False}
 NAMES = (*resnet.ARCHITECTURES, *vit.CHANNELS, *convnext.ARCHITECTURES)
 STRIDES = (8, 16, 32)
 # What `build_encoder` builds: one of the networks here, or a module of the user's own.
@@ -45,14 +46,15 @@ def build_encoder(config: Any, dtype: Any, groups: int = 8) -> Any:
   if name in vit.CHANNELS:
     return VisionTransformer(
       blocks or vit.BLOCKS, vit.scaled(vit.CHANNELS[name], read['width']),
-      read['patch'] or vit.PATCHES[read['stem']], read['positions'], read['frozen_patches'], stride, dtype)
+      read['patch'] or vit.PATCHES[read['stem']], read['positions'], read['frozen_patches'], stride, dtype,
+      read['remat'])
   if name in convnext.ARCHITECTURES:
     usual, channels = convnext.ARCHITECTURES[name]
     return ConvNeXt(blocks or usual, int(channels * read['width']),
-                    read['patch'] or convnext.PATCHES[read['stem']], stride, dtype)
+                    read['patch'] or convnext.PATCHES[read['stem']], stride, dtype, read['remat'])
   usual, bottleneck = resnet.ARCHITECTURES[name]
   return ResNet(blocks or usual, bottleneck, read['width'], read['stem'], read['zero_gamma'], stride, groups,
-                dtype)
+                dtype, read['remat'])
 
 
 def stage_names(maps: Mapping[str, Any]) -> list[str]:

@@ -28,12 +28,14 @@ class ConvNeXt(nn.Module):
     patch: pixels per side of the first layer's patches, and its stride.
     output_stride: maximum total stride; stages beyond it dilate instead.
     dtype: compute dtype.
+    remat: compute the blocks again for the gradients, rather than keep what is inside them.
   """
   blocks: tuple[int, ...]
   channels: int
   patch: int = 4
   output_stride: int = 32
   dtype: Any = jnp.float32
+  remat: bool = False
 
   @property
   def num_features(self) -> int:
@@ -68,7 +70,7 @@ class ConvNeXt(nn.Module):
         stride, dilation = 1, dilation * stride
       total_stride *= stride
       x = Stage(count, self.channels * 2**index, stride, first_dilation, dilation, self.dtype,
-                name=f'stage{index + 1}')(x)
+                self.remat, name=f'stage{index + 1}')(x)
       maps[f'stage{index + 1}'] = x
     if not x.size:
       raise UserError(f'Images of {images.shape[1]} × {images.shape[2]} pixels are too small for patches of '
@@ -86,6 +88,7 @@ class Stage(nn.Module):
   first_dilation: int
   dilation: int
   dtype: Any
+  remat: bool
 
   @nn.compact
   def __call__(self, x):
@@ -95,8 +98,9 @@ class Stage(nn.Module):
       padding = 0 if self.stride > 1 else self.first_dilation
       x = layer_norm(self.dtype, 'shortcut_norm')(x)
       x = convolution(self.channels, 2, self.stride, padding, self.first_dilation, self.dtype, 'shortcut')(x)
+    block = nn.remat(Block) if self.remat else Block
     for index in range(self.count):
-      x = Block(self.dilation, self.dtype, name=f'block{index}')(x)
+      x = block(self.dilation, self.dtype, name=f'block{index}')(x)
     return x
 
 

@@ -34,6 +34,7 @@ class ResNet(nn.Module):
     output_stride: maximum total stride; stages beyond it dilate instead.
     groups: batch-norm groups in mode 'grouped'.
     dtype: compute dtype.
+    remat: compute the blocks again for the gradients, rather than keep what is inside them.
   """
   blocks: tuple[int, ...]
   bottleneck: bool
@@ -43,6 +44,7 @@ class ResNet(nn.Module):
   output_stride: int = 32
   groups: int = 8
   dtype: Any = jnp.float32
+  remat: bool = False
 
   @property
   def num_features(self) -> int:
@@ -76,7 +78,8 @@ class ResNet(nn.Module):
         stride, dilation = 1, dilation * stride
       total_stride *= stride
       x = Stage(count, self._channels(index), self.bottleneck, stride, first_dilation, dilation,
-                self.zero_gamma, self.groups, self.dtype, name=f'stage{index + 1}')(x, mode, mask, members)
+                self.zero_gamma, self.groups, self.dtype, self.remat,
+                name=f'stage{index + 1}')(x, mode, mask, members)
       maps[f'stage{index + 1}'] = x
     features = jnp.mean(x, (1, 2), dtype=jnp.float32)
     return {**maps, 'features': features} if stages else features
@@ -113,13 +116,15 @@ class Stage(nn.Module):
   zero_gamma: bool
   groups: int
   dtype: Any
+  remat: bool
 
   @nn.compact
   def __call__(self, x, mode, mask, members):
+    block = nn.remat(Block, static_argnums=2) if self.remat else Block
     for index in range(self.count):
       stride, first_dilation = (
           (self.stride, self.first_dilation) if index == 0 else (1, self.dilation))
-      x = Block(self.channels, self.bottleneck, stride, first_dilation, self.dilation,
+      x = block(self.channels, self.bottleneck, stride, first_dilation, self.dilation,
                 self.zero_gamma, self.groups, self.dtype, name=f'block{index}')(x, mode, mask, members)
     return x
 

@@ -48,6 +48,7 @@ class VisionTransformer(nn.Module):
     frozen_patches: leave the patches' projection random, which keeps training stable (MoCo v3, section 4.3).
     output_stride: if it is below the patch's side, maps are resized to this stride.
     dtype: compute dtype.
+    remat: compute the blocks again for the gradients, rather than keep what is inside them.
   """
   blocks: tuple[int, ...]
   channels: int
@@ -56,6 +57,7 @@ class VisionTransformer(nn.Module):
   frozen_patches: bool = False
   output_stride: int = 32
   dtype: Any = jnp.float32
+  remat: bool = False
 
   @property
   def num_features(self) -> int:
@@ -89,7 +91,7 @@ class VisionTransformer(nn.Module):
                          patches.reshape(count, -1, self.channels)], axis=1)
     maps = {'stem': patches}
     for index, blocks in enumerate(self.blocks, 1):
-      x = Stage(blocks, self.dtype, name=f'stage{index}')(x)
+      x = Stage(blocks, self.dtype, self.remat, name=f'stage{index}')(x)
       if index == len(self.blocks):
         x = layer_norm(self.dtype, 'norm')(x)
       maps[f'stage{index}'] = x[:, 1:].reshape(count, height, width, self.channels)
@@ -147,11 +149,13 @@ class Stage(nn.Module):
   """Consecutive blocks."""
   count: int
   dtype: Any
+  remat: bool
 
   @nn.compact
   def __call__(self, x):
+    block = nn.remat(Block) if self.remat else Block
     for index in range(self.count):
-      x = Block(self.dtype, name=f'block{index}')(x)
+      x = block(self.dtype, name=f'block{index}')(x)
     return x
 
 

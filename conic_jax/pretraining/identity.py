@@ -14,12 +14,14 @@ from conic_jax.data.sampler import Sampler
 
 def run_identity(config: Any, sampler: Sampler, dtype: jnp.dtype) -> dict[str, Any]:
   """What a resumed run must share with its checkpoint, besides the shapes."""
+  # Blocks computed again give the same numbers.
+  encoder = {name: value for name, value in json_value(config.encoder).items() if name != 'remat'}
   # The shapes show whether there is a bias: left out, so that runs older than the setting can resume.
   head = {name: value for name, value in json_value(config.head).items() if name != 'output_bias'}
   return {'method': config.method, 'num_images': sampler.num_images, 'config.seed': config.seed,
           'config.dtype': jnp.dtype(dtype).name,
           'config.optimizer.name': config.optimizer.name, 'config.batch_size': config.batch_size,
-          'config.encoder': json_value(config.encoder),
+          'config.encoder': encoder,
           'config.head': head, 'config.data.name': config.data.name,
           'config.data.train': config.data.train,
           'config.sampler': json_value(config.sampler) if sampler.slides else None}

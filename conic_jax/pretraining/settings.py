@@ -19,7 +19,7 @@ from conic_jax.errors import UserError
 from conic_jax.hardware import compiler
 from conic_jax.hardware import mesh as meshes
 from conic_jax.memories.host import HostSettings
-from conic_jax.pretraining import train_step
+from conic_jax.pretraining import gradients, train_step
 from conic_jax.recipe import Facts
 from conic_jax.run.loop import Phase, run_steps
 from conic_jax.run.session import Session
@@ -137,7 +137,8 @@ def seconds_per_image(config: Any, source: Source, mesh: Mesh) -> float:
   shardings = train_step.state_shardings(jax.eval_shape(init), method, mesh)
   schedule = optim.make_schedule(config.optimizer, config.epochs, sampler.steps_per_epoch)
   step_fn = train_step.jit_step(
-    train_step.make_step(method, optimizer, schedule, config.seed, sampler.steps_per_round, dtype),
+    train_step.make_step(method, optimizer, schedule, config.seed, sampler.steps_per_round, dtype,
+                         gradients.chosen(config, method, mesh)),
     shardings, mesh)
   last_step = sampler.steps_per_epoch * config.epochs
   trial = _Trial()

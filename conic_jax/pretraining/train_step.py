@@ -15,6 +15,7 @@ from conic_jax.data.sources import Source
 from conic_jax.hardware import mesh as meshes
 from conic_jax.memories.memory import hosted, update_all
 from conic_jax.methods import Method
+from conic_jax.pretraining.gradients import Gradients, of_whole_batch
 from conic_jax.run.state import LossScale, TrainState
 from conic_jax.views import Views
 
@@ -46,18 +47,18 @@ def state_shardings(shapes: TrainState, method: Method, mesh: jax.sharding.Mesh)
 
 
 def make_step(method: Method, optimizer: optax.GradientTransformationExtraArgs, schedule: optim.Schedule,
-              seed: int, steps_per_round: int, dtype: jnp.dtype
+              seed: int, steps_per_round: int, dtype: jnp.dtype, gradients: Gradients = of_whole_batch
               ) -> Callable[[TrainState, dict[str, Any]], tuple[TrainState, dict[str, jax.Array], Any]]:
   """Creates the train step, a pure function (state, batch) -> (state, metrics, outputs for each host side).
 
-  It augments the views, exchanges with the hosts, differentiates the method's loss, and updates the
-  parameters by the optimizer and each memory by its own rule. In float16 a step whose gradients overflow
-  changes only `step`, the loss scale, and what the exchange changed.
+  It augments the views, exchanges with the hosts, differentiates the method's loss by `gradients`, and
+  updates the parameters by the optimizer and each memory by its own rule. In float16 a step whose gradients
+  overflow changes only `step`, the loss scale, and what the exchange changed.
   """
   scaled = dtype == jnp.float16
 
   def step(state: TrainState, batch: dict[str, Any]):
-    batch = augment_batch(method.views, batch, seed, state.step // steps_per_round)
+    augment = lambda part: augment_batch(method.views, part, seed, state.step // steps_per_round)
     rng = jax.random.fold_in(state.rng, state.step)
     lr = schedule(state.step)
     memories, host_outputs = dict(state.memories), {}
@@ -65,11 +66,7 @@ def make_step(method: Method, optimizer: optax.GradientTransformationExtraArgs, 
       memories[name], host_outputs[name] = memory.exchange(
         memories[name], batch['host_inputs'][name], state.step, state.updates, lr)
 
-    def loss_fn(params):
-      loss, aux = method.loss(params, state.batch_stats, memories, batch, rng)
-      return loss * state.loss_scale.scale, (loss, aux)
-
-    grads, (loss, aux) = jax.grad(loss_fn, has_aux=True)(state.params)
+    grads, (loss, aux) = gradients(method, state.replace(memories=memories), batch, rng, augment)
     grads = jax.tree.map(lambda g: g / state.loss_scale.scale, grads)
     grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(grad_norm) & jnp.isfinite(loss) if scaled else jnp.bool(True)

@@ -25,7 +25,8 @@ from conic_jax.home import expand_config
 from conic_jax.memories.host import HostSettings, HostSide
 from conic_jax.methods import Method
 from conic_jax.methods.method import InitialPass
-from conic_jax.pretraining import settings, warm_start
+from conic_jax.pretraining import gradients, settings, warm_start
+from conic_jax.pretraining.gradients import Gradients
 from conic_jax.pretraining.identity import changes, describe, json_value, run_identity
 from conic_jax.pretraining.train_step import (
   augment_batch,
@@ -41,10 +42,13 @@ from conic_jax.run import verdict
 from conic_jax.run.checkpoints import Checkpoints
 from conic_jax.run.claim import reason
 from conic_jax.run.json_file import read_json, write_json
+from conic_jax.run.loggers import open_loggers
 from conic_jax.run.loop import Figures, Phase, run_steps
 from conic_jax.run.reporter import Reporter
 from conic_jax.run.session import Session
 from conic_jax.run.state import TrainState
+from conic_jax.run.trace import Trace
+from conic_jax.run.wandb_log import open_wandb
 
 # The epoch number that the order and the views of the initial pass depend on.
 PASS_EPOCH = 2**32 - 2
@@ -66,7 +70,7 @@ class Task:
   Attributes:
     config: without open fields; description: the content of config.json.
     data: the images.
-    method, optimizer, schedule, dtype: the settings of the training.
+    method, optimizer, schedule, dtype, gradients: the settings of the training.
     mesh: the mesh.
     init: creates the state before the first step; the same function wherever it is compiled, so that it is
       traced once.
@@ -83,6 +87,7 @@ class Task:
   optimizer: optax.GradientTransformationExtraArgs
   schedule: optim.Schedule
   dtype: jnp.dtype
+  gradients: Gradients
   mesh: Mesh
   init: Callable[[], TrainState]
   shapes: TrainState
@@ -181,6 +186,8 @@ def pretrain(config: Any) -> dict[str, Any]:
     if first_step == 0:
       report_random(task, random_variables, probe, reporter)
     phase = training_phase(task, first_step, probe, checkpoints, hosts, undecodable, reporter)
+    if config.profile:
+      phase = traced(phase, task, first_step, session, reporter)
     state = run_steps(phase, state, session)
     return finish(task, state, random_variables, probe, phase, session, reporter)
 
@@ -221,7 +228,8 @@ def prepare(config: Any, session: Session) -> Task:
     config=config, description={**describe(config), **({'recipe': chosen} if chosen else {})},
     data=Data(train, test, sampler), method=method, optimizer=optimizer,
     schedule=optim.make_schedule(config.optimizer, config.epochs, sampler.steps_per_epoch), dtype=dtype,
-    mesh=mesh, init=init, shapes=meshes.placed(shapes, state_shardings(shapes, method, mesh)),
+    gradients=gradients.chosen(config, method, mesh), mesh=mesh, init=init,
+    shapes=meshes.placed(shapes, state_shardings(shapes, method, mesh)),
     last_step=min(total_steps, config.max_steps or total_steps),
     identity=run_identity(config, sampler, dtype),
     knn_encode=method.network.embed if protocols.features_name(config) == 'head' else method.network.encode,
@@ -240,6 +248,10 @@ def open_reporter(task: Task, session: Session, resumed_at: int | None) -> Repor
                f'{jax.devices()[0].device_kind} device(s), {jnp.dtype(task.dtype).name}'
                + ('' if resumed_at is None else f', going on from step {resumed_at}'))
   weights = warm_start.told(task.start) if task.start and resumed_at is None else ''
+  if session.first_process:
+    services = {'wandb': (task.config.log.wandb, open_wandb)}
+    opened = open_loggers(services, session.folder, task.description, reporter.say)
+    reporter.loggers = [session.keep_open(logger) for logger in opened]
   for notice in filter(None, (weights, sampler.notice, task.method.notice)):
     reporter.say(notice)
   return reporter
@@ -366,7 +378,8 @@ def training_phase(task: Task, first_step: int, probe: probes.Probe, checkpoints
     reporter.report(done, done / steps_per_epoch, protocols.online_knn(
       task.encoder(variables(state)), task.data.train, task.data.test, config, task.mesh))
 
-  step = make_step(method, task.optimizer, task.schedule, config.seed, sampler.steps_per_round, task.dtype)
+  step = make_step(method, task.optimizer, task.schedule, config.seed, sampler.steps_per_round, task.dtype,
+                   task.gradients)
   return Phase(
     name='', step=jit_step(step, task.shardings, task.mesh), last_step=task.last_step,
     batch_size=config.batch_size,
@@ -379,6 +392,13 @@ def training_phase(task: Task, first_step: int, probe: probes.Probe, checkpoints
     advice=f'Likely: config.optimizer.learning_rate {config.optimizer.learning_rate} is too high (try a '
            f'third), config.optimizer.warmup_epochs {config.optimizer.warmup_epochs:g} is too short, or '
            f'config.dtype {config.dtype} is too narrow (try float32).')
+
+
+def traced(phase: Phase, task: Task, first_step: int, session: Session, reporter: Reporter) -> Phase:
+  """The phase with a trace of the steps `config.profile`, if they are still to come."""
+  first, last = task.config.profile
+  trace = session.keep_open(Trace(session.folder / 'tensorboard', first, last, first_step, reporter.say))
+  return dataclasses.replace(phase, step=trace.of(phase.step))
 
 
 def finish(task: Task, state: TrainState, random_variables: Callable[[], dict[str, Any]], probe: probes.Probe,
@@ -404,6 +424,8 @@ def finish(task: Task, state: TrainState, random_variables: Callable[[], dict[st
       failure = str(error)
   if config.figures:
     protocols.draw(encoder, data.train, data.test, config, task.mesh, session.folder, say=reporter.say)
+  for logger in reporter.loggers:
+    logger.conclude(summary, sorted((session.folder / 'figures').glob('*.png')))
   if session.first_process and not failure:
     failure = session.unsent()
   if failure:

@@ -3,7 +3,7 @@ import contextlib
 import json
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from conic_jax.errors import UserError, listed
 from conic_jax.run.appended import Appended
 from conic_jax.run.claim import reason
 from conic_jax.run.events import Events
+from conic_jax.run.loggers import Logger
 from conic_jax.terminal import print_line
 
 
@@ -61,6 +62,7 @@ class Reporter:
   again.
 
   Attributes:
+    loggers: services that also get the reports; they must not raise.
     reports: all of the run so far, including those from before a resume; only in the first process.
     failure: why the latest reports are not in metrics.jsonl; None if they are.
 
@@ -70,6 +72,7 @@ class Reporter:
 
   def __init__(self, run: Path, *, first_step: int, total_steps: int, active: bool = True):
     self._active, self._total = active, total_steps
+    self.loggers: Sequence[Logger] = ()
     self.failure: str | None = None
     self.reports: list[dict[str, Any]] = []
     self._unwritten, self._failing = b'', False
@@ -134,6 +137,8 @@ class Reporter:
     if lost and not self._failing:
       self.say(f'The report of step {step} could not be written ({"; ".join(lost)}); the training goes on.')
     self._failing = bool(lost)
+    for logger in self.loggers:
+      logger.report(self.reports[-1])
 
   def say(self, line: str) -> None:
     """Prints a line, above the progress bar if there is one."""

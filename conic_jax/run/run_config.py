@@ -12,7 +12,8 @@ from conic_jax.terminal import print_line
 # What fields that older versions did not write meant, where evaluations, exports and pages read them.
 _BEFORE: dict[str, dict[str, Any]] = {
   'encoder': {'blocks': [], 'stem': 'imagenet', 'width': 1.0, 'zero_gamma': False, 'output_stride': 32,
-              'patch': 0, 'positions': 'sincos', 'frozen_patches': False, 'weights': ''},
+              'patch': 0, 'positions': 'sincos', 'frozen_patches': False, 'remat': False,
+              'weights': ''},
   'views': {'size': 224},
   'data': {'name': '', 'dir': '', 'train': '', 'test': '', 'cache': ''}}
 _ENCODER = {'name', *_BEFORE['encoder']}

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from support import flags_of, losses_by_step
 
 from conic_jax.hardware import compiler
 
@@ -34,6 +35,21 @@ def test_compiled_programs_are_kept_for_the_next_process(environment, tmp_path):
   assert kept
   run()
   assert {path.name: path.stat().st_mtime_ns for path in compiler.compiled_folder().glob('*-cache')} == kept
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_compiles_its_step_no_second_time(environment, tiny_config):
+  tiny_config.eval.update(knn=False, linear=False)
+  kept = []
+  for steps in (1, 2):
+    tiny_config.max_steps = steps
+    subprocess.run([sys.executable, '-m', 'conic_jax.main', *flags_of(tiny_config)], check=True,
+                   stdout=subprocess.DEVNULL, env=environment | {'PYTHONPATH': os.getcwd()})
+    kept.append({path.name: path.stat().st_mtime_ns
+                 for path in compiler.compiled_folder().glob('jit_step-*-cache')})
+  assert len(kept[0]) == 1
+  assert kept[1] == kept[0]
+  assert sorted(losses_by_step(tiny_config.run)) == [1, 2]
 
 
 def test_what_the_user_has_set_stays(environment, monkeypatch):
