@@ -23,7 +23,7 @@ from tests.bucket_servers import google
 RESULTS = Path(__file__).parent / 'results' / 'bucket_kills.md'
 METHODS = ('conic', 'conic_s, rows in memory', 'conic_s, rows on disk', 'one_million', 'moco')
 # Steps by which a start must surpass the one before until it is killed, at most, and seconds left to it then.
-_STEPS, _SECONDS = 30, 1.0
+_STEPS, _SECONDS = 20, 0.2
 
 
 def killed(root: Path, method: str, kills: int, rng: random.Random) -> list[int]:
@@ -32,7 +32,7 @@ def killed(root: Path, method: str, kills: int, rng: random.Random) -> list[int]
   command, steps = Command(root, method, Path(), changes=(('run', url), ('checkpoint.every_epochs', 0.5))), []
   for _ in range(kills):
     (process,) = command.start()
-    step = min((steps or [0])[-1] + rng.randint(0, _STEPS), STEPS - 1)
+    step = min((steps or [0])[-1] + rng.randint(0, _STEPS), STEPS - 5)
     while process.poll() is None and _reported(root) < step:
       time.sleep(0.05)
     time.sleep(rng.uniform(0, _SECONDS))

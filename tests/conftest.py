@@ -34,7 +34,7 @@ jax.config.update('jax_numpy_dtype_promotion', 'strict')
 # The files that take longest, begun first: no process is left with one of them at the end.
 _LONGEST = ('test_command', 'test_all', 'test_training', 'test_cluster', 'test_tuning', 'test_oracle_sampled',
             'test_settings', 'test_oracle_conic', 'test_run', 'test_notebook', 'test_extending',
-            'test_one_million', 'test_oracle_momentum')
+            'test_one_million', 'test_oracle_momentum', 'test_lost_machines', 'test_bucket_runs')
 
 
 def pytest_collection_modifyitems(items):
