@@ -10,7 +10,7 @@ from conic_jax.buckets.bucket import files_below, in_words, why
 from conic_jax.buckets.run_folder import RunFolder
 
 # What goes to the bucket by itself, or concerns this machine alone.
-_LEFT_OUT = frozenset(('store', 'checkpoints', 'before_training', 'checksums', 'damaged', '.lock'))
+_LEFT_OUT = frozenset(('store', 'checkpoints', 'before_training', 'checksums', 'damaged', 'wandb', '.lock'))
 # Seconds that the end of a run waits for the last files to be sent.
 _WITHIN = 120.0
 
