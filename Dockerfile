@@ -4,7 +4,7 @@
 FROM python:3.12-slim
 
 # The wheels of jax[cuda12] bring CUDA themselves.
-ARG EXTRAS=[cuda12]
+ARG EXTRAS=[cuda12,gcs,s3]
 WORKDIR /opt/conic_jax
 COPY pyproject.toml requirements.txt README.md LICENSE ./
 COPY conic_jax conic_jax
