@@ -1,6 +1,5 @@
 """A working copy of a folder in a bucket: fetched at the start, sent back whenever its files have changed."""
 import contextlib
-import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as TookTooLong
@@ -33,7 +32,7 @@ class Mirror:
     self._sent: dict[str, tuple[int, int]] = {}
     self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix='bucket')
     self._pending: Future[None] | None = None
-    self._failing, self._lock = False, threading.Lock()
+    self._failing, self._used = False, False
 
   def fetch(self) -> None:
     """Makes the working copy what the bucket has: only the files of the folder itself, none of its folders.
@@ -58,12 +57,14 @@ class Mirror:
   def send(self) -> None:
     """Starts to send what has changed, unless that is waiting to be done already."""
     if self._sends and (self._pending is None or self._pending.done() or self._pending.running()):
+      self._used = True
       self._pending = self._worker.submit(self._send_or_say)
 
   def sent(self) -> str | None:
     """Sends what has changed, and waits until it is there; returns why it is not, None if it is."""
     if not self._sends:
       return None
+    self._used = True
     try:
       self._worker.submit(self._send).result(_WITHIN)
     except TookTooLong:
@@ -73,8 +74,11 @@ class Mirror:
     return None
 
   def close(self) -> None:
-    """Sends the last changes; what cannot be sent stays in the working copy, and a line says so."""
-    if self._sends and self._sent.keys() | self._changed().keys() and (failure := self.sent()):
+    """Sends the last changes, unless the run has sent nothing yet: it has made nothing then.
+
+    What cannot be sent stays in the working copy, and a line says so.
+    """
+    if self._used and (failure := self.sent()):
       self._say(f'Not all files of the run are in its bucket ({failure}). They are kept in '
                 f'{self._place.local} until the run is started again.')
     self._worker.shutdown(wait=False, cancel_futures=True)
@@ -93,19 +97,18 @@ class Mirror:
   def _send(self) -> None:
     remote = self._place.remote
     assert remote is not None
-    with self._lock:
-      for name, stamp in self._changed().items():
-        try:
-          content = (self._place.local / name).read_bytes()
-        except FileNotFoundError:  # Another thread has removed it.
-          continue
-        (remote / name).parent.mkdir(parents=True, exist_ok=True)
-        (remote / name).write_bytes(content)
-        self._sent[name] = stamp
-      for name in [name for name in self._sent if not (self._place.local / name).exists()]:
-        with contextlib.suppress(FileNotFoundError):
-          (remote / name).unlink()
-        del self._sent[name]
+    for name, stamp in self._changed().items():
+      try:
+        content = (self._place.local / name).read_bytes()
+      except FileNotFoundError:  # Another thread has removed it.
+        continue
+      (remote / name).parent.mkdir(parents=True, exist_ok=True)
+      (remote / name).write_bytes(content)
+      self._sent[name] = stamp
+    for name in [name for name in self._sent if not (self._place.local / name).exists()]:
+      with contextlib.suppress(FileNotFoundError):
+        (remote / name).unlink()
+      del self._sent[name]
 
   def _changed(self) -> dict[str, tuple[int, int]]:
     """The stamps of the files that the bucket does not have as they are."""

@@ -58,6 +58,7 @@ def test_what_this_process_did_not_send_stays_in_the_bucket(place):
   (place.remote / 'figures' / 'before.png').write_text('before')
   mirror = opened(place)
   (place.local / 'config.json').write_text('{}')
+  mirror.send()
   mirror.close()
   assert contents(place.remote) == {'figures/before.png': 'before', 'config.json': '{}'}
 
@@ -92,9 +93,17 @@ def test_what_cannot_be_sent_is_told_once_and_sent_with_the_next_report(place):
 def test_what_cannot_be_sent_at_the_end_stays_here_and_a_line_says_where(place):
   said = []
   mirror = opened(place, said)
+  mirror.send()
   (place.local / 'metrics.jsonl').write_text('one')
   Path(place.remote).rmdir()
   Path(place.remote).write_text('a file in its place')
   mirror.close()
   assert str(place.local) in said[0]
   assert contents(place.local) == {'metrics.jsonl': 'one'}
+
+
+def test_a_run_that_made_nothing_leaves_nothing_in_the_bucket(place):
+  mirror = opened(place)
+  (place.local / 'conic_jax.json').write_text('{}')
+  mirror.close()
+  assert contents(place.remote) == {}
