@@ -87,5 +87,5 @@ def test_a_file_in_place_of_a_run_is_refused_and_so_is_what_is_no_run(bucket):
 def test_a_run_of_a_newer_version_is_refused(bucket):
   folder = open_path(bucket, 'test')
   (folder / 'conic_jax.json').write_text('{"format": 99}')
-  with pytest.raises(UserError, match=r'conic_jax.json says that this run has format 99.*use the newer version'):
+  with pytest.raises(UserError, match=r'says that this run has format 99.*use the newer version'):
     check_is_run(folder, 'config.run')

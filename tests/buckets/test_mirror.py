@@ -93,7 +93,7 @@ def test_what_cannot_be_sent_is_told_once_and_sent_with_the_next_report(place):
 def test_what_cannot_be_sent_at_the_end_stays_here_and_a_line_says_where(place):
   said = []
   mirror = opened(place, said)
-  mirror.send()
+  assert mirror.sent() is None
   (place.local / 'metrics.jsonl').write_text('one')
   Path(place.remote).rmdir()
   Path(place.remote).write_text('a file in its place')
