@@ -22,8 +22,8 @@ from tests.bucket_servers import google
 
 RESULTS = Path(__file__).parent / 'results' / 'bucket_kills.md'
 METHODS = ('conic', 'conic_s, rows in memory', 'conic_s, rows on disk', 'one_million', 'moco')
-# Steps by which a start must surpass the one before until it is killed, at most, and seconds left to it then.
-_STEPS, _SECONDS = 20, 0.2
+# Steps by which a start must surpass the one before until it is killed, at most; none is killed after the last.
+_STEPS, _LAST = 20, STEPS - 30
 
 
 def killed(root: Path, method: str, kills: int, rng: random.Random) -> list[int]:
@@ -32,10 +32,11 @@ def killed(root: Path, method: str, kills: int, rng: random.Random) -> list[int]
   command, steps = Command(root, method, Path(), changes=(('run', url), ('checkpoint.every_epochs', 0.5))), []
   for _ in range(kills):
     (process,) = command.start()
-    step = min((steps or [0])[-1] + rng.randint(0, _STEPS), STEPS - 5)
+    step = min((steps or [0])[-1] + rng.randint(0, _STEPS), _LAST)
     while process.poll() is None and _reported(root) < step:
-      time.sleep(0.05)
-    time.sleep(rng.uniform(0, _SECONDS))
+      time.sleep(rng.uniform(0, 0.1))
+    if process.poll() is not None:
+      raise SystemExit(f'{method} ended before it could be killed: {ended(process).told}')
     process.kill()
     ended(process)
     steps.append(_reported(root))
