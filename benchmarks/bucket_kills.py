@@ -22,7 +22,7 @@ from tests.bucket_servers import google
 
 RESULTS = Path(__file__).parent / 'results' / 'bucket_kills.md'
 METHODS = ('conic', 'conic_s, rows in memory', 'conic_s, rows on disk', 'one_million', 'moco')
-# Steps by which a start must surpass the one before until it is killed, at most; none is killed after the last.
+# Steps by which a start must surpass the one before until it is killed, at most; none is killed after _LAST.
 _STEPS, _LAST = 20, STEPS - 30
 
 
