@@ -46,8 +46,8 @@ class Server(http.server.SimpleHTTPRequestHandler):
     if asked:
       self.send_header('Content-Range', f'bytes {asked[1]}-{int(asked[1]) + len(part) - 1}/{len(content)}')
     self.end_headers()
+    self.server.sent.append(len(part))  # Before the client goes on.
     self.wfile.write(part)
-    self.server.sent.append(len(part))
 
 
 @contextlib.contextmanager
