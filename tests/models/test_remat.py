@@ -37,5 +37,7 @@ def test_blocks_computed_again_give_the_same_numbers_and_keep_less(name):
   (start, results, kept), (same_start, same_results, kept_less) = (
     differentiated(name, remat) for remat in (False, True))
   chex.assert_trees_all_equal(same_start, start)
-  chex.assert_trees_all_close(same_results, results, rtol=1e-4, atol=1e-5)
+  for same, one in zip(*map(jax.tree.leaves, (same_results, results)), strict=True):
+    # Small numbers among large ones are what is left of sums of large ones.
+    np.testing.assert_allclose(same, one, rtol=1e-4, atol=1e-5 + 1e-6 * np.abs(one).max())
   assert kept_less < 2 / 3 * kept
