@@ -31,7 +31,7 @@ TOOK = re.compile(r'Finished (tracing|jaxpr|XLA).* in ([\d.e-]+) sec')
 WHY = (
   'Short of 110 s: the {steps:.0f} s of the 300 training steps alone are more; fewer or smaller ones would '
   'be another training. Of the rest, the final evaluation takes most: it compares with raw pixels and the '
-  'random network. Other programs kept the cores busy, which raises these seconds too.')
+  'random network.')
 
 
 class Run(NamedTuple):
