@@ -16,25 +16,23 @@ import time
 from pathlib import Path
 
 from benchmarks.hardware import hardware
-from benchmarks.soak_run import Command, draw_images, ended, reports, weights
+from benchmarks.soak_run import STEPS, Command, draw_images, ended, reports, undisturbed, weights
 from conic_jax.run.copies import fetched
 from tests.bucket_servers import google
 
 RESULTS = Path(__file__).parent / 'results' / 'bucket_kills.md'
 METHODS = ('conic', 'conic_s, rows in memory', 'conic_s, rows on disk', 'one_million', 'moco')
-# Large views, so that steps take long enough for a kill to come between two of them.
-_CHANGES = (('views.size', 64), ('eval.resize', 64), ('checkpoint.every_epochs', 0.5))
-# Steps by which a start surpasses the one before until it is killed, at most: four times less than a run has.
-_STEPS = 20
+# Steps by which a start must surpass the one before until it is killed, at most; none is killed after _LAST.
+_STEPS, _LAST = 20, STEPS - 30
 
 
 def killed(root: Path, method: str, kills: int, rng: random.Random) -> list[int]:
   """Kills a run so many times and lets it end; the last steps that it had reported before each."""
   url = f'gs://bucket/{method.replace(", ", "-").replace(" ", "-")}'
-  command, steps = Command(root, method, Path(), changes=(*_CHANGES, ('run', url))), []
+  command, steps = Command(root, method, Path(), changes=(('run', url), ('checkpoint.every_epochs', 0.5))), []
   for _ in range(kills):
     (process,) = command.start()
-    step = (steps or [0])[-1] + rng.randint(1, _STEPS)
+    step = min((steps or [0])[-1] + rng.randint(0, _STEPS), _LAST)
     while process.poll() is None and _reported(root) < step:
       time.sleep(rng.uniform(0, 0.1))
     if process.poll() is not None:
@@ -48,9 +46,7 @@ def killed(root: Path, method: str, kills: int, rng: random.Random) -> list[int]
   if outcome.code:
     raise SystemExit(f'{method} did not end: {outcome.told}')
   shutil.rmtree(root / 'cache', ignore_errors=True)
-  run, expected = fetched(url), root / 'undisturbed' / method
-  (process,) = Command(root, method, expected, changes=_CHANGES).start()
-  ended(process)
+  run, expected = fetched(url), undisturbed(root, method, 1, 2)
   if reports(run) != reports(expected) or weights(run) != weights(expected):
     raise SystemExit(f'{method} ended in other losses or weights than an undisturbed run.')
   return steps
