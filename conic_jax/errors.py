@@ -12,6 +12,11 @@ def listed(items: Sequence, most: int = 5) -> str:
   return ', '.join(map(str, items[:most])) + (' …' if len(items) > most else '')
 
 
+def first_line(error: BaseException, most: int | None = None) -> str:
+  """What an error says: its first line, at most so many characters of it, or its kind if it says nothing."""
+  return (str(error).strip() or type(error).__name__).splitlines()[0][:most]
+
+
 class Help(Exception):
   """The text that --help prints."""
 

@@ -1,11 +1,17 @@
-"""~ in paths that a user gives, which a shell leaves as it is in --config.run=~/runs."""
+"""The user's home: ~ in paths, which a shell leaves as it is in --config.run=~/runs, and the cache folder."""
 import os
 import re
+from pathlib import Path
 from typing import Any
 
 from conic_jax.fields import leaves
 
 _PATH = re.compile(r'(--[\w.-]+=)?(~[^/]*(?:/.*)?)', re.DOTALL)
+
+
+def cache_folder() -> Path:
+  """The folder for what can be made or fetched again."""
+  return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'conic_jax'
 
 
 def expand_argument(argument: str) -> str:

@@ -6,13 +6,10 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from conic_jax.errors import UserError
+from conic_jax.errors import UserError, first_line
 
 if TYPE_CHECKING:
   from etils import epath
-
-# A folder of this machine, or one in a bucket.
-Folder = 'Path | epath.Path'
 
 # The kinds of buckets: the package that reads them, and the extra that installs it.
 _KINDS = {'gs': ('gcsfs', 'gcs'), 's3': ('s3fs', 's3')}
@@ -59,7 +56,7 @@ def open_path(url: str, field: str) -> 'epath.Path':
   from etils import epath
   for name in ('gcs', 'gs', 's3'):  # Other processes write, too.
     fsspec.config.conf.setdefault(name, {})['use_listings_cache'] = False
-  for name in ('gcsfs', 'gcsfs.retry', 's3fs', 'asyncio'):
+  for name in ('gcsfs', 'gcsfs.retry', 's3fs'):
     logging.getLogger(name).addFilter(_drop_warnings)
   return epath.Path(url.rstrip('/'))
 
@@ -87,7 +84,7 @@ def in_words(url: Any, field: str) -> Iterator[None]:
 def why(error: BaseException, url: str) -> str:
   """The reason why a path in a bucket cannot be used, with the remedy, as the rest of a sentence."""
   kind, _, rest = url.partition('://')
-  bucket, told = rest.split('/')[0], first_line(error)
+  bucket, told = rest.split('/')[0], first_line(error, 200)
   lower = f'{type(error).__name__} {told}'.lower()
   if any(part in lower for part in _NO_CREDENTIALS):
     return f'and this machine has no credentials for it ({told}): {_LOGIN[kind]}'
@@ -98,17 +95,20 @@ def why(error: BaseException, url: str) -> str:
   return f'which cannot be reached ({told}): look at the network, and run the same command again'
 
 
-def first_line(error: BaseException) -> str:
-  """What an error says, its first line."""
-  return (str(error) or type(error).__name__).strip().splitlines()[0][:200]
-
-
 def files_below(folder: Any) -> list[Any]:
   """The paths of all files below a folder, of this machine or in a bucket, in no order."""
   found = []
   for path in folder.iterdir():
     found += files_below(path) if path.is_dir() else [path]
   return found
+
+
+def copy(path: Any, to: Any) -> None:
+  """Copies a file, or a folder with all below it, between this machine and buckets."""
+  for file in files_below(path) if path.is_dir() else [path]:
+    target = to / file.relative_to(path).as_posix() if file != path else to
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(file.read_bytes())
 
 
 def move(folder: Any, to: Any) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from conic_jax.buckets.bucket import files_below, in_words, is_url, open_path
+from conic_jax.buckets.bucket import copy, in_words, is_url, open_path
 from conic_jax.errors import UserError
 
 
@@ -51,5 +51,4 @@ def output(out: str | Path, flag: str, new: bool = False) -> Iterator[Output]:
     folder = Path(name)
     yield Output(folder / remote.name, remote.parent)
     with in_words(remote, flag):
-      for path in files_below(folder):
-        (remote.parent / path.relative_to(folder).as_posix()).write_bytes(path.read_bytes())
+      copy(folder, remote.parent)

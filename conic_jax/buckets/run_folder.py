@@ -1,12 +1,12 @@
 """Where the files of a run are."""
 import dataclasses
 import hashlib
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conic_jax.buckets.bucket import in_words, is_url, open_path
+from conic_jax.home import cache_folder
 
 if TYPE_CHECKING:
   from etils import epath
@@ -64,7 +64,6 @@ def run_folder(name: str, field: str = 'config.run', process: int = 0) -> RunFol
 
 def working_copy(url: str, process: int = 0) -> Path:
   """The folder of this machine for the working copy of a folder in a bucket, in the user's cache folder."""
-  cache = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'conic_jax' / 'buckets'
   readable = re.sub(r'[^\w.-]', '_', url.rpartition('/')[2])
   number = f'-process-{process}' if process else ''
-  return cache / f'{readable}-{hashlib.sha256(url.encode()).hexdigest()[:12]}{number}'
+  return cache_folder() / 'buckets' / f'{readable}-{hashlib.sha256(url.encode()).hexdigest()[:12]}{number}'

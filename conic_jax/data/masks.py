@@ -9,6 +9,7 @@ import PIL.Image
 from conic_jax.data import decode, folder, kinds, sources, tfds_source
 from conic_jax.data.sources import Source
 from conic_jax.errors import UserError, listed
+from conic_jax.home import cache_folder
 
 VOID = 255  # A pixel without a class: ignored in training and evaluation.
 MOST_CLASSES = 254
@@ -50,7 +51,7 @@ def open_pairs(data, split: str) -> Pairs:
     raise UserError(f"config.data.name is '{data.name}', which has no masks: set it to 'folder', with images "
                     'and masks in subfolders, or to a TFDS name.')
   if data.name != 'folder':
-    images, masks = (tfds_source.TfdsSource(data.name, data.dir, split, data.cache or sources.cache_folder(),
+    images, masks = (tfds_source.TfdsSource(data.name, data.dir, split, data.cache or str(cache_folder()),
                                             masks, getattr(data, 'image', '')) for masks in (False, True))
     return Pairs(images, masks)
   images, masks = (folder.Folder(data.dir, os.path.join(split, part)) for part in _PARTS)

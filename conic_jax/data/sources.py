@@ -2,7 +2,6 @@
 import os
 import types
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy as np
 from conic_jax.data import files, folder, image_list, kinds, photos, shards, webdataset
 from conic_jax.errors import UserError
 from conic_jax.extensions import own_part
+from conic_jax.home import cache_folder
 
 
 class Source(Protocol):
@@ -71,7 +71,7 @@ def open_source(data, split: str) -> Source:
   if data.name in kinds.SUFFIXES:
     return _in_files(data, split)
   from conic_jax.data import tfds_source  # Takes a while, and most images are in folders.
-  return tfds_source.TfdsSource(data.name, data.dir, split, data.cache or cache_folder(),
+  return tfds_source.TfdsSource(data.name, data.dir, split, data.cache or str(cache_folder()),
                                 image=getattr(data, 'image', ''), label=getattr(data, 'label', ''))
 
 
@@ -79,9 +79,9 @@ def _in_files(data, split):
   given = {name: getattr(data, name, '') for name in ('image', 'label')}
   if data.name == 'parquet':
     from conic_jax.data import parquet  # Takes a while.
-    return parquet.Parquet(data.dir, split, data.cache or cache_folder(), **given)
+    return parquet.Parquet(data.dir, split, data.cache or str(cache_folder()), **given)
   kind = {'wds': webdataset.WebDataset, 'list': image_list.ImageList}[data.name]
-  return kind(data.dir, split, data.cache or cache_folder(), **given)
+  return kind(data.dir, split, data.cache or str(cache_folder()), **given)
 
 
 def open_path(path: str) -> Source:
@@ -110,12 +110,6 @@ def splits_of(data, names: Sequence[str]) -> set[str]:
   except UserError:
     pass  # Who opens the source says so.
   return set()
-
-
-def cache_folder() -> str:
-  """Default folder of offset indexes."""
-  root = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
-  return str(Path(root) / 'conic_jax')
 
 
 class Subset:

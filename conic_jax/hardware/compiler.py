@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from conic_jax.home import cache_folder
+
 # A CPU's convolutions by Eigen: the default, YNNPACK, takes up to three times as long for the kernel's
 # gradient (`python -m benchmarks.convolutions`). Products and sums stay with YNNPACK.
 _FUSIONS = '--xla_cpu_experimental_ynn_fusion_type='
@@ -39,8 +41,7 @@ def options_of_one_run(platform: str) -> dict[str, Any]:
 
 def compiled_folder() -> Path:
   """Folder of the programs compiled for this kind of CPU, which other CPUs may not be able to run."""
-  cache = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
-  return cache / 'conic_jax' / f'compiled-{_kind_of_cpu()}'
+  return cache_folder() / f'compiled-{_kind_of_cpu()}'
 
 
 def _kind_of_cpu() -> str:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from conic_jax.errors import UserError
+from conic_jax.errors import UserError, first_line
 from conic_jax.hardware.processes import run_everywhere
 from conic_jax.memories import sealed
 from conic_jax.memories.delayed import Rates, write_rates
@@ -178,7 +178,7 @@ class CopiedFolder:
     except UserError:
       raise
     except Exception as error:  # Each kind of bucket has its own.
-      return f'{self._remote} could not be written ({_first_line(error)})'
+      return f'{self._remote} could not be written ({first_line(error, 300)})'
     return None
 
   # ---- Into the bucket ----------------------------------------------------------------------------
@@ -365,8 +365,8 @@ class CopiedFolder:
     except UserError:
       raise
     except Exception as error:  # Each kind of bucket has its own.
-      raise UserError(f'{self._remote} could not be {verb} ({_first_line(error)}): see that it is there and '
-                      'can be reached, and run the same command again.') from error
+      raise UserError(f'{self._remote} could not be {verb} ({first_line(error, 300)}): see that it is there '
+                      'and can be reached, and run the same command again.') from error
 
 
 def _put(folder: epath.Path, name: str, content: bytes) -> _Object:
@@ -399,10 +399,6 @@ def _delete(folder: epath.Path, names: Sequence[str]) -> None:
   for name in names:
     with contextlib.suppress(FileNotFoundError):
       (folder / name).unlink()
-
-
-def _first_line(error: Exception) -> str:
-  return (str(error) or type(error).__name__).splitlines()[0][:300]
 
 
 def _older(step: int) -> str:

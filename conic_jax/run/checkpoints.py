@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.path import atomicity
 
 from conic_jax.buckets.bucket import is_remote
-from conic_jax.errors import UserError
+from conic_jax.errors import UserError, first_line
 from conic_jax.hardware.processes import run_everywhere
 from conic_jax.run.finite import check_finite
 from conic_jax.run.orbax_s3 import teach_orbax
@@ -136,6 +136,8 @@ def _reader_of_models(folder: Any) -> ocp.CheckpointManager:
                                item_handlers={'model': ocp.StandardCheckpointHandler()})
 
 
+# Characters of an error: TensorStore's go on for thousands.
+_TOLD = 300
 _REMEDY = 'Set config.run to another folder, or go back to the settings in its config.json.'
 
 
@@ -303,10 +305,10 @@ class Checkpoints:
       if jax.process_count() > 1:
         self._lost = True
         last = max(steps_in(self._folder), default=None)  # The manager counts the failed one.
-        raise UserError(f'The checkpoint could not be saved ({_first_line(error, 300)}); the last good one '
+        raise UserError(f'The checkpoint could not be saved ({first_line(error, _TOLD)}); the last good one '
                         f'is {"none" if last is None else self._folder / str(last)}. Mend the cause, and '
                         'start all processes again with the same command.') from error
-      self._fail(_first_line(error, 300))
+      self._fail(first_line(error, _TOLD))
       failed, self._manager = self._manager, None
       if failed is not None:
         _close_failed(failed)
@@ -363,7 +365,7 @@ def _cannot_write(path: Any, size: int) -> str | None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(bytes(size))
   except Exception as error:  # Of a bucket's client any.
-    return f'{path.parent}: {getattr(error, "strerror", None) or _first_line(error, 200)}'
+    return f'{path.parent}: {getattr(error, "strerror", None) or first_line(error, 200)}'
   finally:
     with contextlib.suppress(Exception):
       path.unlink()
@@ -379,18 +381,13 @@ def _as_text(message: np.ndarray) -> str:
   return message.astype(np.uint8).tobytes().rstrip(b'\0').decode(errors='replace')
 
 
-def _first_line(error: BaseException, most: int) -> str:
-  """An error's first line, at most so many characters of it: TensorStore's go on for thousands."""
-  return (str(error) or type(error).__name__).splitlines()[0][:most]
-
-
 @contextlib.contextmanager
 def _readable(checkpoint: Any) -> Iterator[None]:
   """Tells of a checkpoint that cannot be read, as one without a manifest may be damaged unnoticed."""
   try:
     yield
   except Exception as error:
-    raise UserError(f'The checkpoint {checkpoint} cannot be read ({_first_line(error, 200)}): move it out of '
+    raise UserError(f'The checkpoint {checkpoint} cannot be read ({first_line(error, 200)}): move it out of '
                     f'{checkpoint.parent}, and the one before it is taken.') from error
 
 

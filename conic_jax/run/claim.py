@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import IO, Any
 
 from conic_jax import __version__
-from conic_jax.buckets.bucket import in_words, is_remote
 from conic_jax.errors import UserError, listed
 from conic_jax.run.json_file import write_json
 
@@ -62,10 +61,11 @@ def claim_folder(folder: Path, field: str, log: Callable[[str], None]) -> Claim:
 
 def check_is_run(folder: Any, field: str) -> None:
   """Raises a `UserError` if a folder, of this machine or in a bucket, holds files and is not a run's."""
-  with in_words(folder, field) if is_remote(folder) else contextlib.nullcontext():
-    if is_remote(folder) and folder.exists() and not folder.is_dir():
-      raise UserError(f"{field} is '{folder}', which is a file: give a folder.")
-    names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+  if not folder.exists():
+    return
+  if not folder.is_dir():
+    raise UserError(f"{field} is '{folder}', which is a file: give a folder.")
+  names = sorted(path.name for path in folder.iterdir())
   if MARKER in names:
     _check_format(folder / MARKER)
   elif set(names) - {_LOCK} and not _is_older_run(folder):

@@ -4,7 +4,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from conic_jax.buckets.bucket import files_below, in_words, is_url, open_path
+from conic_jax.buckets import bucket
+from conic_jax.buckets.bucket import in_words, is_url, open_path
 from conic_jax.buckets.lease import NAME as LEASE
 from conic_jax.buckets.run_folder import working_copy
 from conic_jax.errors import UserError
@@ -66,7 +67,7 @@ def _copy_changed(remote: Any, copy: Path) -> None:
       (copy / path.name).write_bytes(path.read_bytes())
     elif path.name in _FOLDERS:
       shutil.rmtree(copy / path.name, ignore_errors=True)
-      _copy_files(path, copy / path.name)
+      bucket.copy(path, copy / path.name)
   step, damaged = newest_whole(remote / 'checkpoints', concerns=of_model)
   checkpoints = copy / 'checkpoints'
   identity = {'step': step, 'damaged': sorted(damaged), 'version': _version(remote / 'checkpoints', step)}
@@ -78,18 +79,10 @@ def _copy_changed(remote: Any, copy: Path) -> None:
   if step is not None:
     for path in (remote / 'checkpoints' / str(step)).iterdir():
       if path.name != 'training':
-        _copy_files(path, checkpoints / str(step) / path.name)
+        bucket.copy(path, checkpoints / str(step) / path.name)
   write_json(copy / _DONE, identity)
 
 
 def _version(checkpoints: Any, step: int | None) -> str | None:
   """What tells a checkpoint from another of the same step."""
   return None if step is None else (checkpoints / str(step) / '_CHECKPOINT_METADATA').read_text()
-
-
-def _copy_files(path: Any, to: Path) -> None:
-  """Copies a file, or a folder with all below it."""
-  for file in files_below(path) if path.is_dir() else [path]:
-    target = to / file.relative_to(path).as_posix() if file != path else to
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(file.read_bytes())

@@ -4,11 +4,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from conic_jax.buckets.bucket import is_remote
 
-def write_json(path: Path, content: Mapping[str, Any], indent: int | None = 2) -> None:
-  """Writes a JSON file atomically."""
+
+def write_json(path: Any, content: Mapping[str, Any], indent: int | None = 2) -> None:
+  """Writes a JSON file, of this machine or in a bucket, atomically."""
+  text = json.dumps(content, indent=indent) + '\n'
+  if is_remote(path):  # An object is whole or not there.
+    path.write_text(text)
+    return
   temporary = path.with_name(path.name + '.tmp')
-  temporary.write_text(json.dumps(content, indent=indent) + '\n')
+  temporary.write_text(text)
   temporary.replace(path)
 
 

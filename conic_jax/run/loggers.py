@@ -3,6 +3,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from conic_jax.errors import first_line
 from conic_jax.run.json_file import read_json, write_json
 
 Say = Callable[[str], None]
@@ -80,7 +81,7 @@ def open_loggers(services: Mapping[str, tuple[str, Open]], folder: Path, descrip
 
 def failure(name: str, error: Exception) -> str:
   """One line about a logger that failed."""
-  reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+  reason = first_line(error)
   if isinstance(error, ModuleNotFoundError):
     reason += f"; pip install 'conic_jax[{name}]' brings it"
   return f'{name} gets no reports from here on ({reason}); the training goes on.'

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from conic_jax.buckets.bucket import checksum, files_below, is_remote, size
+from conic_jax.run.json_file import write_json
 
 FORMAT = 1
 # Files hashed at the same time; hashing releases Python's lock.
@@ -32,11 +33,7 @@ def make(folder: Any) -> Manifest:
 def write(folder: Any, path: Any) -> None:
   """Writes the manifest of a folder to a file, atomically."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  # An object of a bucket is whole or not there.
-  temporary = path if is_remote(path) else path.with_name(path.name + '.tmp')
-  temporary.write_text(json.dumps({'format': FORMAT, 'files': make(folder)}, indent=0) + '\n')
-  if temporary != path:
-    temporary.replace(path)
+  write_json(path, {'format': FORMAT, 'files': make(folder)}, indent=0)
 
 
 def damage(folder: Any, path: Any, concerns: Concerns = everything) -> str | None:

@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 import jax
 from jax.sharding import Mesh
 
+from conic_jax.buckets.bucket import in_words
 from conic_jax.buckets.lease import Lease
 from conic_jax.buckets.mirror import Mirror
 from conic_jax.buckets.run_folder import RunFolder
@@ -86,7 +87,8 @@ class Session:
       if self.first_process:
         self.keep_open(claim_folder(self.folder, field, self.log))
         if (remote := self.place.remote) is not None:
-          check_is_run(remote, field)
+          with in_words(remote, field):
+            check_is_run(remote, field)
           self._lease = self.keep_open(Lease(remote, field, self.log))
       self._mirror_bucket(field)
     run_everywhere(claim)
@@ -123,7 +125,6 @@ class Session:
   def checkpoints(self, name: str, keep: int, verify: bool = True) -> Checkpoints:
     """Opens the checkpoints in a subfolder of the run's folder; see `Checkpoints`."""
     return self.keep_open(Checkpoints(self.place.large / name, keep, self.log, verify, self.unsent))
-
 
   def _mirror_bucket(self, field: str) -> None:
     """Makes the working copy of a folder in a bucket, and keeps the bucket up to date until the end."""

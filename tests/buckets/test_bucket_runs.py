@@ -1,15 +1,13 @@
 """Runs in a bucket: pretrained, killed, resumed, evaluated, exported and shown from there alone."""
 import contextlib
 import json
-import os
 import shutil
-import subprocess
 import sys
-import time
-from pathlib import Path
 
+import clusters
 import pytest
 from bucket_servers import amazon
+from clusters import wait_for
 from support import flags_of, losses_by_step, reserved_port, tiny_method
 from xla_flags import xla_flags
 
@@ -21,9 +19,6 @@ from conic_jax.evals import standalone
 from conic_jax.pretraining.training import pretrain
 
 pytestmark = pytest.mark.slow
-
-ROOT = Path(__file__).parents[2]
-COMMAND = [sys.executable, '-W', 'ignore', '-m', 'conic_jax.main']
 
 
 def in_bucket(config, url):
@@ -42,18 +37,9 @@ def losses_in(url):
 
 
 def start(*arguments, devices=1, **environment):
-  return subprocess.Popen([*COMMAND, *arguments], cwd=ROOT, text=True, stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE,
-                          env={**os.environ, 'XLA_FLAGS': xla_flags(devices), **environment})
-
-
-def wait_for(processes, condition, seconds=180):
-  end = time.monotonic() + seconds
-  while not condition():
-    for process in processes:
-      assert process.poll() is None, process.communicate()
-    assert time.monotonic() < end, 'timed out'
-    time.sleep(0.1)
+  """Starts the command."""
+  return clusters.start(['-W', 'ignore', '-m', 'conic_jax.main', *arguments], XLA_FLAGS=xla_flags(devices),
+                        **environment)
 
 
 def test_a_run_in_a_bucket_ends_as_one_in_a_folder_and_is_used_from_there(tiny_config, bucket, tmp_path,
@@ -128,12 +114,8 @@ def pair(config, disks):
     processes = [start(*flags_of(config), f'--coordinator=127.0.0.1:{port}', '--num_processes=2',
                        f'--process_id={index}', XDG_CACHE_HOME=str(disks / f'disk-{index}'))
                  for index in range(2)]
-    try:
+    with clusters.ended(processes):
       yield processes
-    finally:
-      for process in processes:
-        process.kill()
-        process.communicate()
 
 
 def test_two_processes_with_disks_of_their_own_share_a_bucket(tiny_config, google_bucket, tmp_path):

@@ -74,3 +74,11 @@ class Processes:
 
 def settings_of(folder, remote=None):
   return HostSettings(folder, ids_of, 9, 100, 2, 3, remote)
+
+
+def check_each(begin, steps):
+  """Any of these checkpoints can be gone on from; `begin` gives the processes that do so."""
+  for step in steps:
+    processes = begin(step)
+    processes.check(step)
+    processes.close()

@@ -4,7 +4,7 @@ import shutil
 import numpy as np
 import pytest
 from etils import epath
-from shares import DEPENDS_ON, Processes, held_at, rows_of, settings_of
+from shares import DEPENDS_ON, Processes, check_each, held_at, rows_of, settings_of
 
 from conic_jax.errors import UserError
 from conic_jax.memories import copied_folder, sealed
@@ -56,10 +56,7 @@ def test_lost_disks_cost_the_steps_since_the_checkpoint(kind, step, lost, tmp_pa
   processes.check(10)
   assert processes.checkpoint([step]) == [None, None]
   processes.close()
-  for kept in (10, step):
-    processes = start(kind, tmp_path, 2, kept)
-    processes.check(kept)
-    processes.close()
+  check_each(lambda kept: start(kind, tmp_path, 2, kept), (10, step))
 
 
 @KINDS

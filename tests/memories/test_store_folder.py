@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 from old_store import as_version_1
-from shares import DEPENDS_ON, N, Processes, settings_of
+from shares import DEPENDS_ON, N, Processes, check_each, settings_of
 from test_store_crash import Died, Machine
 
 from conic_jax.errors import UserError
@@ -67,10 +67,7 @@ def test_every_checkpoint_that_is_kept_can_be_divided_anew(kind, step, tmp_path)
   processes.check(10)
   processes.checkpoint([step])
   processes.close()
-  for kept in (10, step):
-    processes = start(kind, tmp_path, 3, kept)
-    processes.check(kept)
-    processes.close()
+  check_each(lambda kept: start(kind, tmp_path, 3, kept), (10, step))
 
 
 @KINDS
