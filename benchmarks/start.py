@@ -26,7 +26,7 @@ RESULTS = Path(__file__).parent / 'results' / 'start.md'
 # How the lines begin that end a part of a start; the last is that of the first step.
 ENDS = {'conic: ': 'imports, opening the data', 'step 0/': 'figures of the random network',
         'step 1/': 'the first step'}
-IMPORTS = ('conic_jax', 'conic_jax.api', 'conic_jax.data.without_keras')
+IMPORTS = ('conic_jax', 'conic_jax.api', 'conic_jax.data.lazy_tensorflow')
 WHY = (
   'A second start takes over 8 s for what it imports, half of it TensorFlow, whose tf.data is the input '
   'pipeline, and for the figures of the random network, which the run is compared with: they encode images '

@@ -13,7 +13,7 @@ import sys
 import numpy as np
 import PIL.Image
 
-from conic_jax.data.without_keras import tf
+from conic_jax.data.lazy_tensorflow import tf
 from conic_jax.terminal import print_line
 
 

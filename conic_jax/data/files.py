@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from conic_jax.data.without_keras import tf
+from conic_jax.data.lazy_tensorflow import tf
 from conic_jax.errors import UserError
 
 _NO_SCHEME = ('TensorFlow reads no {0}:// here: copy the images to a folder or to gs://, or mount the bucket '

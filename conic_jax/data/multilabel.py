@@ -17,9 +17,9 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from conic_jax.data import files, sources
+from conic_jax.data.lazy_tensorflow import tf
 from conic_jax.data.sources import Source
 from conic_jax.data.tfds_source import TfdsSource, label_list
-from conic_jax.data.without_keras import tf
 from conic_jax.errors import UserError, listed
 
 _HEADER = ['image', 'labels']

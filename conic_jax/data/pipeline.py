@@ -11,9 +11,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from conic_jax.data import crops, decode, parallel
+from conic_jax.data.lazy_tensorflow import tf
 from conic_jax.data.sampler import Sampler
 from conic_jax.data.sources import Source
-from conic_jax.data.without_keras import tf
 from conic_jax.errors import UserError
 from conic_jax.permutation import shuffled
 from conic_jax.terminal import printable

@@ -8,13 +8,14 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from google.protobuf.message import DecodeError
 
 from conic_jax.data import files, parallel, tfrecord
+from conic_jax.data.lazy_tensorflow import tf
 from conic_jax.data.tfds_builder import open_builder, shards_of
-from conic_jax.data.without_keras import tf
 from conic_jax.errors import UserError
 
 NO_LABEL = 'none'
 _IMAGES = 'image', 'image_left'  # Usual names; of a stereo pair the left one is.
 _BLOCK = 1024  # Records in memory while reading labels.
+_Example = tf.train.Example  # Threads must not be the first to use it.
 
 
 class TfdsSource:
@@ -95,7 +96,7 @@ class TfdsSource:
 
   def _parse(self, record):
     try:
-      feature = tf.train.Example.FromString(record).features.feature
+      feature = _Example.FromString(record).features.feature
     except DecodeError:
       return b'', -1
     images = feature[self._image].bytes_list.value

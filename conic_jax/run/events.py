@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from conic_jax.data.without_keras import tf
+from conic_jax.data.lazy_tensorflow import Event, SessionLog, Summary, SummaryMetadata, tf
 from conic_jax.run.appended import Appended
 
 _CASTAGNOLI = 0x82f63b78  # Its polynomial, the highest power in the lowest bit.
@@ -31,7 +31,7 @@ class Events:
     folder.mkdir(parents=True, exist_ok=True)
     name = f'events.out.tfevents.{time.time_ns() // 10**9}.{socket.gethostname()}.{os.getpid()}'
     self._file = Appended(folder / name)
-    start = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
+    start = SessionLog(status=SessionLog.START)
     self._file.append(record(_event(file_version='brain.Event:2'))
                       + record(_event(step=first_step + 1, session_log=start)))
 
@@ -42,7 +42,7 @@ class Events:
       OSError: if it cannot be written; nothing of it is.
     """
     values = [_value(name, figure) for name, figure in figures.items()]
-    self._file.append(record(_event(step=step, summary=tf.compat.v1.Summary(value=values))))
+    self._file.append(record(_event(step=step, summary=Summary(value=values))))
 
   def close(self) -> None:
     """Closes the file."""
@@ -78,14 +78,13 @@ _TABLE = [_remainder(byte) for byte in range(256)]
 
 
 def _event(**fields) -> bytes:
-  return tf.compat.v1.Event(wall_time=time.time(), **fields).SerializeToString()
+  return Event(wall_time=time.time(), **fields).SerializeToString()
 
 
-def _value(name: str, figure: float | str) -> tf.compat.v1.Summary.Value:
+def _value(name: str, figure: float | str) -> Summary.Value:
   """A figure as TensorBoard's scalar, a word as its text."""
   if not isinstance(figure, str):
-    return tf.compat.v1.Summary.Value(tag=name, simple_value=figure)
-  shown = tf.compat.v1.SummaryMetadata(
-    plugin_data=tf.compat.v1.SummaryMetadata.PluginData(plugin_name='text'))
-  return tf.compat.v1.Summary.Value(tag=f'{name}/text_summary', metadata=shown,
-                                    tensor=tf.make_tensor_proto([figure], tf.string))
+    return Summary.Value(tag=name, simple_value=figure)
+  shown = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name='text'))
+  return Summary.Value(tag=f'{name}/text_summary', metadata=shown,
+                       tensor=tf.make_tensor_proto([figure], tf.string))

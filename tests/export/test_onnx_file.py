@@ -19,7 +19,7 @@ raise ImportError('not here')
 _EXPORT = """
 import sys
 import conic_jax
-import conic_jax.data.without_keras
+import conic_jax.data.lazy_tensorflow
 assert 'tensorflow' in sys.modules
 conic_jax.load(sys.argv[1]).export('onnx', sys.argv[2])
 """
