@@ -68,6 +68,7 @@ class Forked:
           said[key.fileobj] += part
           if not part:
             selector.unregister(key.fileobj)
+            key.fileobj.close()
     self.wait()
     return tuple(text.decode() for text in said.values())
 
