@@ -28,7 +28,7 @@ STEPS = 3 * (N // BATCH)
 NORM, MOMENTUM, WEIGHT_DECAY = 0.7, 0.9, 1e-2
 SGD = instance_rows.RowsSgd(NORM, 1.0, MOMENTUM, WEIGHT_DECAY)
 KEY = jax.random.key(SEED)
-RATES = np.asarray(jax.vmap(cosine_schedule(0.3, STEPS, 4))(jnp.arange(STEPS)))
+RATES = np.asarray(jax.jit(jax.vmap(cosine_schedule(0.3, STEPS, 4)))(np.arange(STEPS)))
 SKIPPED = np.arange(STEPS) % 5 == 2
 KINDS = ['device', 'host', 'disk']
 
@@ -55,7 +55,7 @@ def succeed(commands, devices):
 
 @functools.cache
 def compiled(mesh, on_device):
-  """(init, step, shardings, everywhere) of a state that is no more than the window."""
+  """(init, step, copy, everywhere, shardings) of a state that is no more than the window."""
   def init():
     classes = first_classes(SLOTS, N, SEED, BATCH)
     return {'step': jnp.int32(0), 'updates': jnp.int32(0),
@@ -74,15 +74,16 @@ def compiled(mesh, on_device):
 
   shardings = meshes.shardings(jax.eval_shape(init), device_window.partition_rules(mesh, on_device), mesh)
   step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, meshes.replicated(mesh)))
+  copy = jax.jit(lambda state: jax.tree.map(jnp.copy, state), out_shardings=shardings)
   everywhere = jax.jit(lambda tree: tree, out_shardings=meshes.replicated(mesh))
-  return jax.jit(init, out_shardings=shardings), step, shardings, everywhere
+  return jax.jit(init, out_shardings=shardings), step, copy, everywhere, shardings
 
 
 class Trainer:
   """What a training loop does with the classifier and its host; its gradients are random."""
 
   def __init__(self, folder, mesh, kind, ids=batch_ids, remote=None):
-    self.init, self.step_fn, self.shardings, self.everywhere = compiled(mesh, kind == 'device')
+    self.init, self.step_fn, self.copy, self.everywhere, self.shardings = compiled(mesh, kind == 'device')
     self.state, self.steps_done, self.folder, self.kind = self.init(), 0, folder, kind
     settings = HostSettings(folder=folder, batch_ids=ids, batch_size=BATCH, last_step=STEPS, save_every=5,
                             keep=3, remote=remote)
@@ -107,7 +108,7 @@ class Trainer:
   def save(self, kept=()):
     """A copy of the state, as a checkpoint has it."""
     self.host.sync(self.steps_done, kept)
-    return jax.tree.map(jnp.copy, self.state)
+    return self.copy(self.state)
 
   def outside(self):
     """What this process keeps outside the window, after `save` and `close`: ids, rows [k, 2, D], seen."""
