@@ -1,5 +1,6 @@
 """Commands in processes of their own, several of them as a cluster."""
 import contextlib
+import functools
 import os
 import re
 import subprocess
@@ -7,12 +8,11 @@ import sys
 import time
 from pathlib import Path
 
+from forks import ROOT, Forked
 from support import flags_of, reserved_port
 from xla_flags import xla_flags
 
 from conic_jax.run.whole import steps_in
-
-ROOT = Path(__file__).parent.parent
 
 
 def start(command, before=(), **environment):
@@ -20,6 +20,11 @@ def start(command, before=(), **environment):
   return subprocess.Popen([*before, sys.executable, *map(str, command)], cwd=ROOT, text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                           env={**os.environ, 'PYTHONPATH': str(ROOT), **environment})
+
+
+def fork(command, **environment):
+  """As `start`, in a process that has imported the library before it begins."""
+  return Forked(command, {**os.environ, 'PYTHONPATH': str(ROOT), **environment})
 
 
 def finish(process, seconds=90):
@@ -64,9 +69,10 @@ def assert_one_sentence(process, code, pattern, written=''):
 def running(config, *flags, host='127.0.0.1', before=((), ())):
   """The command on two processes, of which 0 listens at `host`, with these words before each command."""
   command = ['-W', 'ignore', '-m', 'conic_jax.main', *flags_of(config), '--num_processes=2', *flags]
+  begins = [functools.partial(start, before=words) if words else fork for words in before]
   with reserved_port() as port, ended([
-      start([*command, f'--coordinator={host}:{port}', f'--process_id={index}'], before[index],
-            XLA_FLAGS=xla_flags(1)) for index in (0, 1)]) as processes:
+      begin([*command, f'--coordinator={host}:{port}', f'--process_id={index}'], XLA_FLAGS=xla_flags(1))
+      for index, begin in enumerate(begins)]) as processes:
     yield processes
 
 

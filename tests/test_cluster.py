@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from clusters import assert_one_sentence, ended, finish, pretraining, start, wait_for
+from clusters import assert_one_sentence, ended, finish, fork, pretraining, start, wait_for
 from support import reserved_port
 
 from conic_jax import main
@@ -29,7 +29,7 @@ LOST_AFTER = 6
 def cluster(folder, count=2, lost_after=LOST_AFTER, hung_after=0):
   """Processes that exchange numbers with each other, once all of them do."""
   with reserved_port() as port, ended([
-      start([PROCESS, f'127.0.0.1:{port}', count, index, folder, lost_after, 120, hung_after])
+      fork([PROCESS, f'127.0.0.1:{port}', count, index, folder, lost_after, 120, hung_after])
       for index in range(count)
   ]) as processes:
     wait_for(processes, lambda: all((folder / f'count-{index}').exists() for index in range(count)))
@@ -218,9 +218,9 @@ def test_slurm_tells_a_process_its_place(monkeypatch):
   assert (place.host, place.count, place.index, place.devices) == ('node3', 2, 1, (0,))
 
 
-def answer_of(command, **environment):
+def answer_of(command, begin=fork, **environment):
   """What a command says that cannot start."""
-  with ended([start(command, **environment)]) as [process]:
+  with ended([begin(command, **environment)]) as [process]:
     code, out, err = finish(process)
   assert (code, out) == (1, '')
   return err
@@ -258,7 +258,7 @@ def test_a_process_that_never_comes(tmp_path):
 
 @pytest.mark.slow
 def test_a_process_that_does_not_fit_the_others(tmp_path):
-  with reserved_port() as port, ended([start([PROCESS, f'127.0.0.1:{port}', 2, 0, tmp_path, 60])]) as [first]:
+  with reserved_port() as port, ended([fork([PROCESS, f'127.0.0.1:{port}', 2, 0, tmp_path, 60])]) as [first]:
     wait_for([first], lambda: listens(port))
     err = answer_of([PROCESS, f'127.0.0.1:{port}', 3, 1, tmp_path, 60])
   assert re.fullmatch('conic_jax: Process 1 was started with --num_processes=3, process 0 with 2: .*\n', err)
@@ -267,7 +267,7 @@ def test_a_process_that_does_not_fit_the_others(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize('platform', ['foo', 'cuda'])
 def test_a_platform_that_is_not_there(platform):
-  err = answer_of(['-m', 'conic_jax.main', CONFIG], JAX_PLATFORMS=platform)
+  err = answer_of(['-m', 'conic_jax.main', CONFIG], start, JAX_PLATFORMS=platform)
   assert re.fullmatch(rf"conic_jax: JAX finds no device for JAX_PLATFORMS='{platform}': .*\n", err), err
 
 
@@ -337,7 +337,7 @@ guarded(main)
 @pytest.mark.parametrize('failing', [0, 1])
 def test_a_save_that_fails_in_one_process_ends_both(tmp_path, failing):
   with reserved_port() as port, ended([
-      start(['-W', 'ignore', '-c', FAILS, f'localhost:{port}', index, tmp_path / 'saved', failing])
+      fork(['-W', 'ignore', '-c', FAILS, f'localhost:{port}', index, tmp_path / 'saved', failing])
       for index in (0, 1)]) as processes:
     assert_one_sentence(processes[failing], 1, (
       rf'^conic_jax: The checkpoint could not be saved \(.*\); the last good one is {tmp_path}/saved/1\.'),

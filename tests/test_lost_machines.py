@@ -21,9 +21,9 @@ LOST_AFTER = '--lost_after=8'
 
 
 def config_of(images, folder):
-  """A run that is long enough to be disturbed: 72 steps, saved eight times."""
+  """A run that is long enough to be disturbed: 48 steps, saved eight times."""
   config = tiny(images, folder)
-  config.epochs, config.checkpoint.every_epochs = 24, 3.0
+  config.epochs, config.checkpoint.every_epochs = 16, 2.0
   config.eval.knn = config.eval.linear = False
   return config
 
@@ -81,6 +81,7 @@ def test_one_host_is_given_notice(config):
 def test_in_the_end_nothing_has_happened(config, image_folder, tmp_path):
   """Losses are equal to the bit, but for reports that were left out above."""
   undisturbed = config_of(image_folder, tmp_path / 'run')
+  undisturbed.checkpoint.every_epochs = 16.0
   before = max(steps_in(Path(config.run, 'checkpoints')), default=0)
   for each in (config, undisturbed):
     with running(each) as processes:
@@ -88,6 +89,6 @@ def test_in_the_end_nothing_has_happened(config, image_folder, tmp_path):
         code, _, err = finish(process, 300)
         assert code == 0, err
   found, expected = losses_by_step(config.run), losses_by_step(undisturbed.run)
-  assert before < 72
-  assert set(range(before + 1, 73)) <= set(found)
+  assert before < 48
+  assert set(range(before + 1, 49)) <= set(found)
   assert found == {step: expected[step] for step in found}

@@ -4,8 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from bucket_servers import SERVERS
 
-from conic_jax.buckets.bucket import files_below, open_path, size
+from conic_jax.buckets.bucket import copy, files_below, open_path, size
 from conic_jax.errors import UserError
 from conic_jax.hardware.mesh import batch_sharding, replicated
 from conic_jax.run.checkpoints import Checkpoints
@@ -25,16 +26,25 @@ def state_of(mesh, step):
   return jax.device_put(state, everywhere.replace(memories={'rows': batch_sharding(mesh)}))
 
 
-@pytest.fixture
-def folder(bucket, mesh8):
-  """The checkpoints of steps 2 and 3, of three that were saved."""
-  found = open_path(f'{bucket}/run/checkpoints', 'test')
+@pytest.fixture(scope='module', params=SERVERS)
+def saved(request, known, mesh8, tmp_path_factory):
+  """The checkpoints of steps 2 and 3, of three that were saved, in a bucket of each kind."""
+  name = tmp_path_factory.mktemp('saved').name
+  found = open_path(f'{request.param}://bucket/{name}/run/checkpoints', 'test')
   checkpoints = Checkpoints(found, keep=2)
   for step in (1, 2, 3):
     checkpoints.save(state_of(mesh8, step), step, IDENTITY)
   assert checkpoints.outcome() == f'saved {found}/3'
   checkpoints.close()
   return found
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+  """A copy of `saved`, to be damaged."""
+  run = saved.parent.parent.parent / tmp_path.name / 'run'
+  copy(saved.parent, run)
+  return run / 'checkpoints'
 
 
 def restored(folder, mesh, said):
@@ -52,10 +62,10 @@ def largest(checkpoint):
   return max((path for path in files_below(checkpoint / 'model') if path.parent.name == 'd'), key=size)
 
 
-def test_the_last_ones_are_kept_and_the_newest_is_read(folder, mesh8):
-  assert steps_in(folder) == [2, 3]
-  assert manifest_path(folder, 3).exists()
-  state = restored(folder, mesh8, said=[])
+def test_the_last_ones_are_kept_and_the_newest_is_read(saved, mesh8):
+  assert steps_in(saved) == [2, 3]
+  assert manifest_path(saved, 3).exists()
+  state = restored(saved, mesh8, said=[])
   np.testing.assert_array_equal(state.params['encoder']['kernel'], 3)
   assert state.memories['rows'].sharding == batch_sharding(mesh8)
 
@@ -78,10 +88,10 @@ def test_a_checkpoint_whose_last_object_was_never_written_does_not_count(folder,
   assert restored(folder, mesh8, said=[]).step == 2
 
 
-def test_nothing_is_saved_while_something_is_in_the_way(folder, mesh8):
-  checkpoints = Checkpoints(folder, keep=2, obstacle=lambda: 'the bucket is out of reach')
+def test_nothing_is_saved_while_something_is_in_the_way(saved, mesh8):
+  checkpoints = Checkpoints(saved, keep=2, obstacle=lambda: 'the bucket is out of reach')
   checkpoints.save(state_of(mesh8, 4), 4, IDENTITY)
   assert checkpoints.outcome() == ('could not save (the bucket is out of reach); the last good checkpoint is '
-                                   f'{folder}/3')
+                                   f'{saved}/3')
   checkpoints.close()
-  assert steps_in(folder) == [2, 3]
+  assert steps_in(saved) == [2, 3]

@@ -1,5 +1,6 @@
 """Runs in a bucket: pretrained, killed, resumed, evaluated, exported and shown from there alone."""
 import contextlib
+import functools
 import json
 import shutil
 import sys
@@ -8,7 +9,7 @@ import clusters
 import pytest
 from bucket_servers import amazon
 from clusters import wait_for
-from support import flags_of, losses_by_step, reserved_port, tiny_method
+from support import flags_of, losses_by_step, reserved_port, tiny, tiny_method
 from xla_flags import xla_flags
 
 from conic_jax import api, main
@@ -21,9 +22,37 @@ from conic_jax.pretraining.training import pretrain
 pytestmark = pytest.mark.slow
 
 
+def lasting(config):
+  """Makes a config one of 24 steps, saved four times."""
+  config.epochs, config.checkpoint.every_epochs = 8, 2.0
+  return config
+
+
 def in_bucket(config, url):
   config.run = f'{url}/run'
   return config
+
+
+@pytest.fixture(scope='module')
+def undisturbed(image_folder, tmp_path_factory):
+  """The folder of a run that nothing happens to, and its summary."""
+  config = lasting(tiny(image_folder, tmp_path_factory.mktemp('undisturbed') / 'run'))
+  return config.run, pretrain(config)
+
+
+@pytest.fixture(scope='module')
+def run_in(known, image_folder, tmp_path_factory):
+  """Gives the URL of a run in a bucket of a kind, whose disk was lost in the end, and its summary."""
+  @functools.cache
+  def trained(kind):
+    cache = tmp_path_factory.mktemp('cache')
+    config = lasting(tiny(image_folder, f'{kind}://bucket/{cache.name}/run'))
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setenv('XDG_CACHE_HOME', str(cache))
+      summary = pretrain(config)
+    shutil.rmtree(cache)  # What counts is in the bucket.
+    return config.run, summary
+  return trained
 
 
 def reports_in(url):
@@ -38,20 +67,17 @@ def losses_in(url):
 
 def start(*arguments, devices=1, **environment):
   """Starts the command."""
-  return clusters.start(['-W', 'ignore', '-m', 'conic_jax.main', *arguments], XLA_FLAGS=xla_flags(devices),
-                        **environment)
+  return clusters.fork(['-W', 'ignore', '-m', 'conic_jax.main', *arguments], XLA_FLAGS=xla_flags(devices),
+                       **environment)
 
 
-def test_a_run_in_a_bucket_ends_as_one_in_a_folder_and_is_used_from_there(tiny_config, bucket, tmp_path,
+def test_a_run_in_a_bucket_ends_as_one_in_a_folder_and_is_used_from_there(undisturbed, run_in, bucket,
                                                                           image_folder, monkeypatch, capsys):
-  summary = pretrain(tiny_config)
-  losses = losses_by_step(tiny_config.run)
-  assert pretrain(in_bucket(tiny_config, bucket)) == summary
-  shutil.rmtree(tmp_path / 'cache')  # What counts is in the bucket.
-
-  url = f'{bucket}/run'
+  folder, expected = undisturbed
+  url, summary = run_in(bucket.partition(':')[0])
+  assert summary == expected
   run, remote = api.Run(url), open_path(url, 'test')
-  assert losses_in(url) == losses
+  assert losses_in(url) == losses_by_step(folder)
   assert run.summary == summary == json.loads((remote / 'summary.json').read_text())
   assert {path.name for path in remote.iterdir()} >= {
     'checkpoints', 'checksums', 'config.json', 'conic_jax.json', 'images.jsonl.gz', 'metrics.jsonl',
@@ -71,27 +97,25 @@ def test_a_run_in_a_bucket_ends_as_one_in_a_folder_and_is_used_from_there(tiny_c
   assert f'16 vectors written to {bucket}/features.npz' in capsys.readouterr().out
 
 
-def test_a_fine_tuning_of_a_run_in_a_bucket_is_kept_there(tiny_config, google_bucket):
-  pretrain(in_bucket(tiny_config, google_bucket))
+def test_a_fine_tuning_of_a_run_in_a_bucket_is_kept_there(run_in, tiny_config, google_bucket):
+  url, _ = run_in('gs')
   config = load('configs/finetune.py')
   config.update_from_flattened_dict({
-    'encoder': f'{google_bucket}/run', 'data.name': 'folder', 'data.dir': tiny_config.data.dir,
+    'encoder': url, 'data.name': 'folder', 'data.dir': tiny_config.data.dir,
     'data.train': 'train', 'data.test': 'test', 'finetune.epochs': 1, 'finetune.batch_size': 16,
     'views.size': 16,
     'eval.batch_size': 16, 'eval.resize': 16, 'result': 'tuned'})
   figures = standalone.evaluate(config)
-  remote = open_path(f'{google_bucket}/run', 'test')
+  remote = open_path(url, 'test')
   assert json.loads((remote / 'tuned.json').read_text()) == figures
   assert (remote / 'tuned' / 'config.json').exists()
   assert (remote / 'tuned' / 'checkpoints').is_dir()
 
 
-def test_after_kill_9_and_the_loss_of_its_disk_a_run_goes_on_to_the_bit(tiny_config, bucket, tmp_path,
-                                                                        monkeypatch):
-  tiny_config.epochs = 8
+def test_after_kill_9_and_the_loss_of_its_disk_a_run_goes_on_to_the_bit(undisturbed, tiny_config, bucket,
+                                                                        tmp_path, monkeypatch):
+  in_bucket(lasting(tiny_config), bucket)
   tiny_config.eval.knn = tiny_config.eval.linear = False
-  undisturbed = tiny_config.copy_and_resolve_references()
-  in_bucket(tiny_config, bucket)
   process = start(*flags_of(tiny_config), devices=8)
   remote = open_path(tiny_config.run, 'test')
   wait_for([process], lambda: (remote / 'checkpoints' / '6' / 'commit_success.txt').exists())
@@ -102,8 +126,7 @@ def test_after_kill_9_and_the_loss_of_its_disk_a_run_goes_on_to_the_bit(tiny_con
 
   monkeypatch.setattr(sys, 'argv', ['conic_jax', *flags_of(tiny_config)])
   main.command()
-  pretrain(undisturbed)
-  assert losses_in(tiny_config.run) == losses_by_step(undisturbed.run)
+  assert losses_in(tiny_config.run) == losses_by_step(undisturbed[0])
   assert sorted(losses_in(tiny_config.run)) == list(range(1, 25))
 
 
@@ -121,7 +144,7 @@ def pair(config, disks):
 def test_two_processes_with_disks_of_their_own_share_a_bucket(tiny_config, google_bucket, tmp_path):
   """Both are killed, one disk is lost: ConIC-S, with rows on them, ends as undisturbed, to the bit."""
   tiny_method(tiny_config, 'conic_s', **{'classifier.store': 'disk', 'eval.knn': False, 'eval.linear': False,
-                                         'epochs': 6})
+                                         'epochs': 6, 'checkpoint.every_epochs': 2.0})
   tiny_config.run = f'{google_bucket}/disturbed'
   remote = open_path(tiny_config.run, 'test')
   with pair(tiny_config, tmp_path / 'disturbed') as processes:
@@ -139,7 +162,7 @@ def test_two_processes_with_disks_of_their_own_share_a_bucket(tiny_config, googl
 
 
 def test_a_network_that_goes_away_costs_checkpoints_and_not_the_training(tiny_config, tmp_path):
-  tiny_config.epochs, tiny_config.checkpoint.every_epochs = 40, 20.0
+  tiny_config.epochs, tiny_config.checkpoint.every_epochs, tiny_config.log_every = 40, 20.0, 10
   tiny_config.eval.knn = tiny_config.eval.linear = False
   tiny_config.run = 's3://bucket/run'
   with amazon(tmp_path) as (server, known):

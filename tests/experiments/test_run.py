@@ -21,9 +21,9 @@ pytestmark = pytest.mark.slow
 TINY = Scale('cpu', 'folder', {
   'data.dir': 'set', 'data.train': 'train', 'data.test': 'test', 'minutes': 0.0, 'views.size': 16,
   'encoder.name': 'resnet18', 'encoder.blocks': [1], 'encoder.width': 0.125, 'head.hidden': 16,
-  'batch_size': 8, 'epochs': 6, 'optimizer.learning_rate': 0.05, 'knn_every': 0, 'log_every': 3,
+  'batch_size': 8, 'epochs': 4, 'optimizer.learning_rate': 0.05, 'knn_every': 0, 'log_every': 3,
   'checkpoint.every_epochs': 1.0, 'probe.images': 0, 'eval.k': [5], 'eval.linear': False,
-  'eval.baselines': False, 'eval.batch_size': 8}, {}, 96, (1, 2, 3, 6), (8, 8, 8), 24, 1)
+  'eval.baselines': False, 'eval.batch_size': 8, 'figures': False}, {}, 96, (1, 2, 3, 4), (8, 8, 8), 24, 1)
 NOTE = Step(('json.tool', '--indent=1', '{run}/summary.json', '{run}/again.json'), 'again.json', ('step',))
 EXPERIMENT = Experiment(
   name='tiny', claim='α helps.', source='nowhere', paper='It said so.',
@@ -69,9 +69,9 @@ def figures(root):
 def test_all_runs_are_done_and_kept(undisturbed, sets):
   found = figures(undisturbed)
   assert set(found) == {'with', 'without'}
-  assert found['with']['step'] == 72
+  assert found['with']['step'] == 48
   assert 0 < found['with']['knn_top1'] <= 1
-  assert len(found['with']['by_epoch']['loss_instance']) == 6
+  assert len(found['with']['by_epoch']['loss_instance']) == 4
   line = next(iter(jobs.read('cpu', undisturbed).values()))
   assert line['settings']['data.dir'] == 'set'
   assert line['core_seconds'] > 0

@@ -16,7 +16,7 @@ def is_key(leaf):
 def save(path, trainer, state):
   """Saves the state of a trainer, but for its key, to a file."""
   leaves = [leaf for leaf in jax.tree.leaves(state) if not is_key(leaf)]
-  arrays = [np.asarray(trainer.everywhere(leaf)) for leaf in leaves]
+  arrays = [np.asarray(leaf) for leaf in trainer.everywhere(leaves)]
   if jax.process_index() == 0:
     np.savez(path, *arrays)
 

@@ -1,4 +1,5 @@
 """The copies in a bucket, here a folder: a lost disk and another number of processes cost nothing."""
+import functools
 import shutil
 
 import numpy as np
@@ -27,14 +28,20 @@ def start(kind, folder, count, step=None, depends_on=DEPENDS_ON):
   return Processes(make, count, step)
 
 
-def prepared(kind, folder, count=2):
-  """Checkpoints at 4, 6 and 8, and a step after the last."""
-  processes = start(kind, folder, count)
-  for step in (4, 6, 8):
-    processes.advance(step)
-    assert processes.checkpoint([kept for kept in (4, 6) if kept < step]) == [None] * count
-  processes.advance(9)
-  processes.close()
+@pytest.fixture(scope='module')
+def prepared(tmp_path_factory):
+  """Gives a folder the checkpoints of two processes at 4, 6 and 8, and a step after the last."""
+  @functools.cache
+  def once(kind):
+    folder = tmp_path_factory.mktemp(kind)
+    processes = start(kind, folder, 2)
+    for step in (4, 6, 8):
+      processes.advance(step)
+      assert processes.checkpoint([kept for kept in (4, 6) if kept < step]) == [None, None]
+    processes.advance(9)
+    processes.close()
+    return folder
+  return lambda kind, folder: shutil.copytree(once(kind), folder, dirs_exist_ok=True)
 
 
 def content(folder):
@@ -44,7 +51,7 @@ def content(folder):
 @KINDS
 @pytest.mark.parametrize('step', [4, 6, 8])
 @pytest.mark.parametrize('lost', [(), (0,), (1,), (0, 1)])
-def test_lost_disks_cost_the_steps_since_the_checkpoint(kind, step, lost, tmp_path):
+def test_lost_disks_cost_the_steps_since_the_checkpoint(prepared, kind, step, lost, tmp_path):
   prepared(kind, tmp_path)
   before = content(tmp_path / 'bucket')
   for index in lost:
@@ -78,7 +85,7 @@ def test_any_number_of_processes_goes_on_whatever_lies_on_their_disks(kind, tmp_
 
 
 @KINDS
-def test_machines_that_changed_places_fetch_their_rows(kind, tmp_path):
+def test_machines_that_changed_places_fetch_their_rows(prepared, kind, tmp_path):
   prepared(kind, tmp_path)
   for old, new in ((0, 2), (1, 0), (2, 1)):
     (tmp_path / f'disk-{old}').rename(tmp_path / f'disk-{new}')
@@ -113,7 +120,7 @@ def test_only_what_changed_is_copied_and_only_what_is_needed_stays(kind, tmp_pat
 
 
 @KINDS
-def test_copies_of_another_number_of_processes_go_with_their_checkpoints(kind, tmp_path):
+def test_copies_of_another_number_of_processes_go_with_their_checkpoints(prepared, kind, tmp_path):
   prepared(kind, tmp_path)
   processes = start(kind, tmp_path, 3, 8)
   of_two = lambda: {path.name for path in (tmp_path / 'bucket' / 'process-1-of-2').iterdir()}
@@ -128,7 +135,7 @@ def test_copies_of_another_number_of_processes_go_with_their_checkpoints(kind, t
 
 
 @KINDS
-def test_a_save_that_was_given_up_is_not_taken_for_a_later_one(kind, tmp_path):
+def test_a_save_that_was_given_up_is_not_taken_for_a_later_one(prepared, kind, tmp_path):
   """Both disks hold step 12 of a state that was not saved; one machine goes on alone to another step 12."""
   prepared(kind, tmp_path)
   processes = start(kind, tmp_path, 2, 8)
@@ -172,7 +179,7 @@ class Refusing:
 
 @KINDS
 @pytest.mark.parametrize('after', [0, 1, 5])
-def test_a_copy_that_fails_costs_only_itself(kind, after, tmp_path, monkeypatch):
+def test_a_copy_that_fails_costs_only_itself(prepared, kind, after, tmp_path, monkeypatch):
   prepared(kind, tmp_path)
   processes, bucket = start(kind, tmp_path, 2, 8), Refusing(monkeypatch)
   processes.advance(10)
@@ -194,7 +201,7 @@ def test_a_copy_that_fails_costs_only_itself(kind, after, tmp_path, monkeypatch)
 
 
 @KINDS
-def test_a_damaged_store_is_fetched_again(kind, tmp_path):
+def test_a_damaged_store_is_fetched_again(prepared, kind, tmp_path):
   prepared(kind, tmp_path)
   for path in (tmp_path / 'disk-0' / 'process-0').iterdir():
     path.write_bytes(path.read_bytes()[:-1])
@@ -203,7 +210,7 @@ def test_a_damaged_store_is_fetched_again(kind, tmp_path):
   processes.close()
 
 
-def test_a_damaged_row_is_told_and_fetched_by_the_next_start(tmp_path):
+def test_a_damaged_row_is_told_and_fetched_by_the_next_start(prepared, tmp_path):
   prepared('disk', tmp_path)
   path = tmp_path / 'disk-0' / 'process-0' / 'rows'
   data = bytearray(path.read_bytes())
@@ -224,7 +231,7 @@ def test_a_damaged_row_is_told_and_fetched_by_the_next_start(tmp_path):
 @KINDS
 @pytest.mark.parametrize('pattern', ['8.json', 'rows-*', 'rates-8'])
 @pytest.mark.parametrize('change', ['flip', 'cut', 'delete'])
-def test_a_damaged_copy_is_told_where_it_is_needed(kind, pattern, change, tmp_path):
+def test_a_damaged_copy_is_told_where_it_is_needed(prepared, kind, pattern, change, tmp_path):
   prepared(kind, tmp_path)
   own = tmp_path / 'bucket' / 'process-0-of-2'
   named = {name for name, *_ in sealed.read(own / '8.json')['objects'].values()}
@@ -245,7 +252,7 @@ def test_a_damaged_copy_is_told_where_it_is_needed(kind, pattern, change, tmp_pa
 
 
 @KINDS
-def test_a_bucket_of_another_run_is_refused(kind, tmp_path):
+def test_a_bucket_of_another_run_is_refused(prepared, kind, tmp_path):
   with pytest.raises(UserError, match='bucket holds no rows, which the checkpoint needs'):
     start(kind, tmp_path, 1, 8)
   prepared(kind, tmp_path)
@@ -257,7 +264,7 @@ def test_a_bucket_of_another_run_is_refused(kind, tmp_path):
     start(kind, tmp_path, 2, 8)
 
 
-def test_a_run_that_begins_anew_clears_the_bucket(tmp_path):
+def test_a_run_that_begins_anew_clears_the_bucket(prepared, tmp_path):
   prepared('disk', tmp_path)
   start('disk', tmp_path, 1).close()
   assert set(map(str, content(tmp_path / 'bucket'))) == {'settings.json'}

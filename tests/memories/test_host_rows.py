@@ -1,8 +1,6 @@
 """The sampled classifier's rows, wherever they are kept, against SGD over all rows in float64."""
 import functools
 import os
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -12,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from clusters import ended, finish, fork
 from support import reserved_port
 from xla_flags import xla_flags
 
@@ -29,7 +28,7 @@ STEPS = 3 * (N // BATCH)
 NORM, MOMENTUM, WEIGHT_DECAY = 0.7, 0.9, 1e-2
 SGD = instance_rows.RowsSgd(NORM, 1.0, MOMENTUM, WEIGHT_DECAY)
 KEY = jax.random.key(SEED)
-RATES = np.asarray(jax.vmap(cosine_schedule(0.3, STEPS, 4))(jnp.arange(STEPS)))
+RATES = np.asarray(jax.jit(jax.vmap(cosine_schedule(0.3, STEPS, 4)))(np.arange(STEPS)))
 SKIPPED = np.arange(STEPS) % 5 == 2
 KINDS = ['device', 'host', 'disk']
 
@@ -43,11 +42,20 @@ def gradients(step):
   return np.random.default_rng([9, step]).standard_normal((N, DIM)).astype(np.float32)
 
 
-@functools.cache
-def compiled(mesh, kind):
-  """(init, step, shardings) of a state that is no more than the window."""
-  on_device = kind == 'device'
+def succeed(commands, devices):
+  """Runs scripts of this folder at once, each (name, *arguments) on so many devices, to their ends."""
+  here = Path(__file__).parent
+  with ended([fork([here / name, *arguments], XLA_FLAGS=xla_flags(devices),
+                   PYTHONPATH=os.pathsep.join(map(str, here.parents[:2])))
+              for name, *arguments in commands]) as processes:
+    for process in processes:
+      code, out, err = finish(process, 240)
+      assert code == 0, (out, err)
 
+
+@functools.cache
+def compiled(mesh, on_device):
+  """(init, step, copy, everywhere, shardings) of a state that is no more than the window."""
   def init():
     classes = first_classes(SLOTS, N, SEED, BATCH)
     return {'step': jnp.int32(0), 'updates': jnp.int32(0),
@@ -66,16 +74,17 @@ def compiled(mesh, kind):
 
   shardings = meshes.shardings(jax.eval_shape(init), device_window.partition_rules(mesh, on_device), mesh)
   step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, meshes.replicated(mesh)))
-  return jax.jit(init, out_shardings=shardings), step, shardings
+  copy = jax.jit(lambda state: jax.tree.map(jnp.copy, state), out_shardings=shardings)
+  everywhere = jax.jit(lambda tree: tree, out_shardings=meshes.replicated(mesh))
+  return jax.jit(init, out_shardings=shardings), step, copy, everywhere, shardings
 
 
 class Trainer:
   """What a training loop does with the classifier and its host; its gradients are random."""
 
   def __init__(self, folder, mesh, kind, ids=batch_ids, remote=None):
-    self.init, self.step_fn, self.shardings = compiled(mesh, kind)
+    self.init, self.step_fn, self.copy, self.everywhere, self.shardings = compiled(mesh, kind == 'device')
     self.state, self.steps_done, self.folder, self.kind = self.init(), 0, folder, kind
-    self.everywhere = jax.jit(lambda tree: tree, out_shardings=meshes.replicated(mesh))
     settings = HostSettings(folder=folder, batch_ids=ids, batch_size=BATCH, last_step=STEPS, save_every=5,
                             keep=3, remote=remote)
     self.host = HostRows(settings, mesh, kind=kind, num_instances=N, dim=DIM, seed=SEED, sgd=SGD)
@@ -99,7 +108,7 @@ class Trainer:
   def save(self, kept=()):
     """A copy of the state, as a checkpoint has it."""
     self.host.sync(self.steps_done, kept)
-    return jax.tree.map(jnp.copy, self.state)
+    return self.copy(self.state)
 
   def outside(self):
     """What this process keeps outside the window, after `save` and `close`: ids, rows [k, 2, D], seen."""
@@ -177,15 +186,8 @@ def test_every_row_is_what_dense_sgd_makes_of_it(mesh, kind, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_keep_a_part_each(tmp_path):
-  script = Path(__file__).with_name('host_rows_process.py')
-  environment = os.environ | {'XLA_FLAGS': xla_flags(2),
-                              'PYTHONPATH': os.pathsep.join(map(str, script.parents[1:3]))}
   with reserved_port() as port:
-    processes = [subprocess.Popen(
-      [sys.executable, str(script), str(index), str(port), str(tmp_path)], env=environment,
-      stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for index in range(2)]
-    outputs = [process.communicate(timeout=240)[0] for process in processes]
-  assert [process.returncode for process in processes] == [0, 0], '\n'.join(outputs)
+    succeed([['host_rows_process.py', index, port, tmp_path] for index in range(2)], devices=2)
 
 
 @pytest.mark.slow

@@ -1,30 +1,18 @@
 """The sampled classifier goes on with other numbers of processes and devices, wherever its rows are kept."""
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
 from sizes_process import is_key, with_every_store
 from support import reserved_port
-from test_host_rows import DIM, KINDS, SEED, STEPS, N, Trainer
-from xla_flags import xla_flags
+from test_host_rows import DIM, KINDS, SEED, STEPS, N, Trainer, succeed
 
 from conic_jax.memories.store import Layout, open_store
 
 
 def run_cluster(folder, count, devices, start, stop):
-  script = Path(__file__).with_name('sizes_process.py')
-  environment = os.environ | {'XLA_FLAGS': xla_flags(devices),
-                              'PYTHONPATH': os.pathsep.join(map(str, script.parents[1:3]))}
   with reserved_port() as port:
-    processes = [subprocess.Popen(
-      [sys.executable, str(script), *map(str, (index, count, port, folder, start, stop))], env=environment,
-      stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for index in range(count)]
-    outputs = [process.communicate(timeout=240)[0] for process in processes]
-  assert [process.returncode for process in processes] == [0] * count, '\n'.join(outputs)
+    succeed([['sizes_process.py', index, count, port, folder, start, stop] for index in range(count)],
+            devices)
 
 
 def stored(kind, folder, layout):

@@ -1,6 +1,7 @@
 """The stores over deaths of the process and of the machine, at any moment, against a plain dict."""
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -245,16 +246,17 @@ def test_death_at_every_call(kind, power, interrupted, back_to, tmp_path, monkey
 @pytest.mark.parametrize(('back_to', 'then'), [(4, 1), (2, 2)])
 def test_a_store_of_version_1_gets_its_checksums_over_deaths(kind, power, back_to, then, tmp_path,
                                                              monkeypatch):
+  store, checkpoints = prepared(kind, tmp_path / 'old')
+  store.close()
+  as_version_1(store)
+  place = store.folder.relative_to(tmp_path / 'old')
   calls, lived = 0, False
   while not lived:
-    folder = tmp_path / str(calls)
+    folder = shutil.copytree(tmp_path / 'old', tmp_path / str(calls))
     machine = Machine(np.random.default_rng(calls), monkeypatch)
-    store, checkpoints = prepared(kind, folder)
-    store.close()
-    as_version_1(store)
     lived = machine.run(lambda folder=folder: open_store(kind, folder, LAYOUT, back_to), calls)
     if power:
-      machine.lose_power(store.folder)
+      machine.lose_power(folder / place)
     for step in (back_to, then):
       store = open_store(kind, folder, LAYOUT, step)
       assert_checksums_agree(store)
