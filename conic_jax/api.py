@@ -27,7 +27,6 @@ from conic_jax.explore.__main__ import explore
 from conic_jax.export.__main__ import export
 from conic_jax.hardware import mesh as meshes
 from conic_jax.pretraining import training
-from conic_jax.report.__main__ import report
 from conic_jax.report.read_run import read_reports
 from conic_jax.run.copies import fetched
 from conic_jax.run.json_file import read_json
@@ -310,4 +309,5 @@ class Run:
 
   def report(self, out: str | Path | None = None) -> Path | str:
     """Writes its page, by default report.html in its folder; returns the file."""
+    from conic_jax.report.__main__ import report  # Its Matplotlib takes a second.
     return report(self.name, out)

@@ -15,7 +15,7 @@ import pytest
 from support import tiny, write_images
 
 import conic_jax
-from conic_jax import api
+from conic_jax import api, embed
 from conic_jax.errors import UserError
 from conic_jax.evals import embeddings
 from conic_jax.pretraining import training
@@ -41,6 +41,12 @@ def paths(run):
 @pytest.fixture(scope='module')
 def encoder(run):
   return run.encoder()
+
+
+@pytest.fixture
+def small_batches(monkeypatch):
+  """Batches of sixteen images on eight devices rather than 256, to which a few images are filled up."""
+  monkeypatch.setattr(embeddings, 'IMAGES_OF_DEVICE', 2)
 
 
 @pytest.mark.slow
@@ -117,11 +123,12 @@ def test_batches_of_any_size_are_one_program(encoder, caplog):
 
 
 @pytest.mark.slow
-def test_a_folder_is_embedded_as_by_the_command(encoder, paths, tmp_path):
+def test_a_folder_is_embedded_as_by_the_command(encoder, paths, tmp_path, monkeypatch):
   folder = paths[0].parents[2]
   found = encoder.embed(folder)
-  subprocess.run([sys.executable, '-m', 'conic_jax.embed', encoder.name, str(folder),
-                  f'--out={tmp_path}/f.npz', '--batch_size=256'], cwd=ROOT, check=True, capture_output=True)
+  monkeypatch.setattr(sys, 'argv', [
+    'embed', encoder.name, str(folder), f'--out={tmp_path}/f.npz', '--batch_size=256'])
+  embed.command()
   written = np.load(tmp_path / 'f.npz')
   assert found.paths == written['paths'].tolist()
   np.testing.assert_allclose(found.vectors, written['vectors'], atol=1e-5)
@@ -197,7 +204,7 @@ def test_the_package_itself_imports_nothing_heavy():
 
 
 @pytest.mark.slow
-def test_the_examples_of_docstrings_run():
+def test_the_examples_of_docstrings_run(small_batches):
   tests = doctest.DocTestFinder().find(api.load, globs={'conic_jax': conic_jax, 'np': np})
   assert sum(len(test.examples) for test in tests) > 0
   for test in tests:
@@ -205,7 +212,7 @@ def test_the_examples_of_docstrings_run():
 
 
 @pytest.mark.slow
-def test_the_page_runs(tmp_path, monkeypatch):
+def test_the_page_runs(tmp_path, monkeypatch, small_batches):
   (tmp_path / 'photographs').mkdir()
   for index, path in enumerate(sorted(write_images(tmp_path / 'images').rglob('*.png'))):
     shutil.copy(path, tmp_path / 'photographs' / (f'{index}.png' if index else 'a.png'))

@@ -146,10 +146,6 @@ def test_after_kill_9_the_losses_are_those_of_an_undisturbed_run(here, long_conf
   if method == 'conic_s':
     tiny_method(long_config, method, **{'classifier.store': 'disk'})
   run = Path(long_config.run)
-  undisturbed = long_config.copy_and_resolve_references()
-  undisturbed.run = str(tmp_path / 'undisturbed')
-  here(*flags_of(undisturbed))
-
   process = start(*flags_of(long_config), devices=8)
   wait_for(process, lambda: len(list(run.glob('checkpoints/[0-9]*'))) > 0
            and (run / 'metrics.jsonl').read_text().count('\n') > 8)
@@ -157,10 +153,15 @@ def test_after_kill_9_the_losses_are_those_of_an_undisturbed_run(here, long_conf
   process.communicate()
   killed_at = max(losses_by_step(run))
   assert killed_at < 60
+  long_config.max_steps = min(killed_at + 4, 60)
   out = here(*flags_of(long_config))
   assert (resumed := int(re.search(r'going on from step (\d+)', out).group(1))) > 0
   assert resumed <= killed_at
-  assert losses_by_step(run) == losses_by_step(undisturbed.run)
+  undisturbed = long_config.copy_and_resolve_references()
+  undisturbed.run = str(tmp_path / 'undisturbed')
+  here(*flags_of(undisturbed))
+  assert len(losses := losses_by_step(run)) == long_config.max_steps
+  assert losses == losses_by_step(undisturbed.run)
 
 
 def flip_a_byte_of_each_row(path, record_size):
@@ -255,9 +256,9 @@ def finish_pair(*arguments):
 @pytest.mark.parametrize(('method', 'changes'), [('conic_s', {'classifier.store': 'disk'}), ('inscon', {})])
 def test_two_processes_learn_what_one_does(here, tiny_config, tmp_path, method, changes):
   tiny_method(tiny_config, method, **changes)
-  tiny_config.probe.images, tiny_config.eval.linear, tiny_config.knn_every = 16, False, 1
-  tiny_config.figures = method == 'conic_s'
+  tiny_config.probe.images, tiny_config.eval.linear, tiny_config.knn_every = 16, False, 2
   alone = tiny_config.copy_and_resolve_references()
+  tiny_config.figures = method == 'conic_s'
   alone.run = str(tmp_path / 'alone')
   here(*flags_of(alone))
   finish_pair(*flags_of(tiny_config))

@@ -85,7 +85,7 @@ def test_a_source_an_encoder_and_an_evaluation_are_a_file_each(tiny_config, mine
   write_files(mine, 'mine/stripes.py', 'mine/plain.py', 'mine/retrieval.py')
   tiny_config.data.name = 'mine.stripes'
   tiny_config.encoder.name, tiny_config.encoder.width = 'mine.plain', 0.5
-  tiny_config.knn_every, tiny_config.figures = 1, True
+  tiny_config.epochs, tiny_config.knn_every = 1, 1
   summary = training.pretrain(tiny_config)
   assert summary['num_images'] == 64
   assert 'linear_top1' in summary
@@ -109,7 +109,7 @@ def plain(mine):
   write_files(mine, 'mine/plain.py', 'mine/arrays.py')
   network = own_module('mine.plain').Plain(4, 1, jnp.float32)
   images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3)).astype(np.float32)
-  return network, jax.device_get(network.init(jax.random.key(0), images)), images
+  return network, jax.device_get(jax.jit(network.init)(jax.random.key(0), images)), images
 
 
 @pytest.mark.parametrize(('target', 'ending', 'read'), [

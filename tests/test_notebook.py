@@ -10,8 +10,9 @@ from xla_flags import xla_flags
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings('ignore')]
 
 ROOT = Path(__file__).parent.parent
-SMALLER = {'encoder': {'width': 0.25, 'blocks': (1,)}, 'probe': {'images': 0}, 'knn_every': 0, 'max_steps': 4,
-           'eval': {'linear': False}}
+# Fewer of the photographs' patches, fewer steps, and a smaller network.
+FEWER = 'from conic_jax.data import photos\nphotos.GRID.update(train=5, test=6)'
+SMALLER = {'encoder': {'width': 0.25, 'blocks': (1,)}, 'probe': {'images': 0}, 'knn_every': 0, 'max_steps': 4}
 
 
 @pytest.fixture
@@ -45,7 +46,8 @@ def shown(cell):
 
 
 def test_first_steps(executed):
-  cells = executed('colab.ipynb', f'EPOCHS, SETTINGS = 1, {SMALLER}')
+  smaller = SMALLER | {'batch': 32, 'eval': {'linear': False}}
+  cells = executed('colab.ipynb', f'{FEWER}\nEPOCHS, SETTINGS = 1, {smaller}')
   pictures = [output for cell in cells for output in cell.outputs if 'image/png' in output.get('data', {})]
   assert len(pictures) == 4
   assert shown(cells[-2]).startswith("[('coffee/000.jpg', 1.0")
@@ -53,7 +55,8 @@ def test_first_steps(executed):
 
 
 def test_explore_and_clean(executed):
-  cells = executed('explore.ipynb', f'EPOCHS, SETTINGS = 1, {SMALLER}')
+  smaller = SMALLER | {'figures': False, 'eval': {'knn': False, 'linear': False, 'baselines': False}}
+  cells = executed('explore.ipynb', f'EPOCHS, SETTINGS = 1, {smaller}')
   removed = shown(cells[-2])
   for name in ('astronaut', 'chelsea', 'coffee', 'rocket'):
     assert f'train/{name}/copy_of_train.jpg' in removed
@@ -65,8 +68,8 @@ def test_explore_and_clean(executed):
 
 def test_a_new_loss(executed):
   smaller = {'encoder.width': 0.25, 'encoder.blocks': (1,), 'probe.images': 0, 'eval.linear': False,
-             'figures': False, 'max_steps': 4}
-  cells = executed('new_loss.ipynb', f'EPOCHS, SETTINGS = 1, {smaller}')
+             'figures': False, 'max_steps': 4, 'batch_size': 32}
+  cells = executed('new_loss.ipynb', f'{FEWER}\nEPOCHS, SETTINGS = 1, {smaller}')
   found = eval(shown(cells[-1]))
   assert set(found) == {'simclr', 'barlow'}
   (random, trained), (random_of_simclr, _) = found['barlow'], found['simclr']

@@ -6,7 +6,7 @@ import os
 import numpy as np
 import PIL.Image
 
-from conic_jax.data import decode, folder, kinds, sources, tfds_source
+from conic_jax.data import decode, folder, kinds, sources
 from conic_jax.data.sources import Source
 from conic_jax.errors import UserError, listed
 from conic_jax.home import cache_folder
@@ -51,6 +51,7 @@ def open_pairs(data, split: str) -> Pairs:
     raise UserError(f"config.data.name is '{data.name}', which has no masks: set it to 'folder', with images "
                     'and masks in subfolders, or to a TFDS name.')
   if data.name != 'folder':
+    from conic_jax.data import tfds_source  # Takes a while, and every evaluation imports this module.
     images, masks = (tfds_source.TfdsSource(data.name, data.dir, split, data.cache or str(cache_folder()),
                                             masks, getattr(data, 'image', '')) for masks in (False, True))
     return Pairs(images, masks)

@@ -15,8 +15,9 @@ import pytest
 import safetensors.numpy
 from PIL import Image
 
+from conic_jax import embed
 from conic_jax.errors import UserError
-from conic_jax.evals import encoders
+from conic_jax.evals import embeddings, encoders
 from conic_jax.explore import __main__ as main
 from conic_jax.explore import collection, write_page
 from conic_jax.explore.__main__ import explore
@@ -28,10 +29,18 @@ pytestmark = pytest.mark.slow
 BROWSER = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
 
 
+@pytest.fixture(scope='module', autouse=True)
+def small_batches():
+  """Batches of sixteen images on eight devices rather than 256, to which a few images are filled up."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(embeddings, 'IMAGES_OF_DEVICE', 2)
+    yield
+
+
 @pytest.fixture(scope='module')
 def weights(tmp_path_factory):
   """A file of a small random network."""
-  network = types.SimpleNamespace(name='resnet18', blocks=(1,), width=0.25, stem='cifar')
+  network = types.SimpleNamespace(name='resnet18', blocks=(1,), width=0.25, stem='imagenet')
   opened = encoders.open_encoder('random', network, 'float32')
   path = tmp_path_factory.mktemp('weights') / 'small.safetensors'
   safetensors.numpy.save_file(names.named(opened.variables, names.torchvision), path)
@@ -138,7 +147,7 @@ def test_the_images_of_a_run_with_what_is_in_both_splits(tiny_config, tmp_path):
   assert data_of(page)['columns'][1]['name'] == 'split'
   # Again over the older page, and by the name of no run.
   (page.parent / 'sheet0.jpg').unlink()
-  explore(tiny_config.run)
+  explore(tiny_config.run, points=16)
   assert (page.parent / 'sheet0.jpg').exists()
 
 
@@ -154,10 +163,10 @@ def test_the_newest_run_is_taken(tmp_path, monkeypatch):
   assert main.newest_run() == 'runs/new'
 
 
-def test_the_features_of_a_file_are_not_computed_again(weights, images, tmp_path):
+def test_the_features_of_a_file_are_not_computed_again(weights, images, tmp_path, monkeypatch):
   out = tmp_path / 'features.parquet'
-  subprocess.run([sys.executable, '-m', 'conic_jax.embed', weights, str(images), f'--out={out}'], check=True,
-                 capture_output=True)
+  monkeypatch.setattr(sys, 'argv', ['embed', weights, str(images), f'--out={out}'])
+  embed.command()
   data = data_of(explore('any', str(out), tmp_path / 'out', clusters=3))
   assert len(data['paths']) == 31
   assert data['columns'][0]['names'] == ['blue', 'red']
