@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from conic_jax import fields
 from conic_jax.buckets.run_folder import RunFolder, run_folder
 from conic_jax.errors import UserError
-from conic_jax.evals import encoders, finetune, protocols, segment, svm
+from conic_jax.evals import encoders, finetune, protocols, segment
 from conic_jax.evals.encoders import Encoder
 from conic_jax.evals.features import FrozenEncoder
 from conic_jax.extensions import own_part
@@ -132,7 +132,12 @@ def _linear(encoder: Encoder, config: Any, session: Session) -> protocols.Outcom
   return protocols.linear(_frozen(encoder, mesh), train_source, test_source, config, mesh, session.log)
 
 
-TASKS: dict[str, Task] = {'knn': _knn, 'linear': _linear, 'finetune': finetune.run, 'svm': svm.run,
+def _svm(encoder: Encoder, config: Any, session: Session) -> protocols.Outcome:
+  from conic_jax.evals import svm  # scikit-learn takes seconds, and every evaluation imports this file.
+  return svm.run(encoder, config, session)
+
+
+TASKS: dict[str, Task] = {'knn': _knn, 'linear': _linear, 'finetune': finetune.run, 'svm': _svm,
                           'segment': segment.run}
 
 
