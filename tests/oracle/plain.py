@@ -319,7 +319,7 @@ def trainings(config: Any, learner_of: Callable, device_counts: tuple[int, ...],
       train_step.init_state, method, optim.make_optimizer(config.optimizer), config.seed, dtype))
     learner = learner_of(config, method, source)
     if wanted is None:
-      wanted = plain_training(config, source, method, jax.device_put(begin(), jax.devices()[0]), learner)
+      wanted = plain_training(config, source, method, begin(), learner)
     config.run = f'{run}_{count}'
     with monkeypatch.context() as patch:
       patch.setattr(meshes, 'make_mesh', lambda _, mesh=mesh: mesh)

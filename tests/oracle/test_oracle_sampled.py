@@ -21,13 +21,12 @@ def learner_of(config, method, source):
   beta = config.classifier.beta or (count - 1) / (SLOTS - 1)
   alpha = config.get('alpha', 0.0)
 
-  def begin_rows(window):
-    return instance_rows.initial_rows(
-      window.rng, jnp.arange(count), config.head.features, config.classifier.norm)
+  drawn = jax.jit(lambda rng: instance_rows.initial_rows(
+    rng, jnp.arange(count), config.head.features, config.classifier.norm))
 
   def begin(state, params, stats):
     window = state.memories['window']
-    rows = begin_rows(window)
+    rows = drawn(window.rng)
     own = {'rows': rows, 'velocity': jnp.zeros_like(rows),
            'classes': np.asarray(window.classes), 'seen': np.full(SLOTS, -1)}
     return own, stats
@@ -82,7 +81,7 @@ def learner_of(config, method, source):
       store = open_store(config.classifier.store, run / 'store', layout, len(rates))
       stored = store.read(np.arange(count))
       store.close()
-      first = np.asarray(begin_rows(window))
+      first = np.asarray(drawn(window.rng))
       fresh = np.stack([first, np.zeros_like(first)], axis=1)
       rows, since = np.where(stored.written[:, None, None], stored.rows, fresh), stored.seen
     weights, velocity = (rows[:, part].astype(np.float64) for part in range(2))
