@@ -2,6 +2,7 @@
 import contextlib
 import json
 import re
+import shutil
 import socket
 from pathlib import Path
 
@@ -91,6 +92,15 @@ def reports_of(run):
 def losses_by_step(run):
   """The loss of each step that a run reported."""
   return {report['step']: report['loss'] for report in reports_of(run) if 'loss' in report}
+
+
+def lose_what_followed(run, step):
+  """Makes a run one that ended after its checkpoint of a step: later checkpoints and reports are gone."""
+  for path in (Path(run) / 'checkpoints').iterdir():
+    if int(path.name) > step:
+      shutil.rmtree(path)
+  kept = [report for report in reports_of(run) if report['step'] <= step]
+  (Path(run) / 'metrics.jsonl').write_text(''.join(json.dumps(report) + '\n' for report in kept))
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 import functools
 import inspect
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -20,15 +21,22 @@ def xla_flags(devices):
 
 
 def with_mlir_kernels(test):
-  """Runs a test in a process of its own where this one compiles otherwise, with other rounding in float16."""
+  """Runs a test elsewhere where this process compiles otherwise, with other rounding in float16.
+
+  All tests of its file, which must each be such a one, run in one process.
+  """
   @functools.wraps(test)
   def run(*arguments, **fixtures):
     if not _QUICK:
       test(*arguments, **fixtures)
       return
-    name = f'{inspect.getfile(test)}::{test.__name__}'
-    done = subprocess.run([sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', name], text=True,
-                          env={**os.environ, _MLIR: '1'}, capture_output=True, check=False)
-    assert done.returncode == 0, done.stdout
-    assert '1 passed' in done.stdout
+    outcome = _outcome_of(inspect.getfile(test))
+    assert re.search(rf'^PASSED \S+::{test.__name__}$', outcome, re.MULTILINE), outcome
   return run
+
+
+@functools.cache
+def _outcome_of(file):
+  """What pytest says of the tests of a file in a process with MLIR's kernels."""
+  return subprocess.run([sys.executable, '-m', 'pytest', '-q', '-rA', '-p', 'no:cacheprovider', file],
+                        text=True, env={**os.environ, _MLIR: '1'}, capture_output=True, check=False).stdout

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 from support import flags_of, losses_by_step
+from xla_flags import xla_flags
 
 from conic_jax.hardware import compiler
 
@@ -27,7 +28,8 @@ def environment(monkeypatch, tmp_path):
 
 def test_compiled_programs_are_kept_for_the_next_process(environment, tmp_path):
   run = lambda: subprocess.run([sys.executable, '-c', PROGRAM], check=True, text=True, stdout=subprocess.PIPE,
-                               env=environment | {'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}).stdout
+                               env=environment | {'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+                                                  'XLA_FLAGS': xla_flags(1)}).stdout
   folder = run().strip()
   assert folder == str(compiler.compiled_folder())
   assert folder.startswith(str(tmp_path))
@@ -44,7 +46,8 @@ def test_a_run_that_goes_on_compiles_its_step_no_second_time(environment, tiny_c
   for steps in (1, 2):
     tiny_config.max_steps = steps
     subprocess.run([sys.executable, '-m', 'conic_jax.main', *flags_of(tiny_config)], check=True,
-                   stdout=subprocess.DEVNULL, env=environment | {'PYTHONPATH': os.getcwd()})
+                   stdout=subprocess.DEVNULL,
+                   env=environment | {'PYTHONPATH': os.getcwd(), 'XLA_FLAGS': xla_flags(1)})
     kept.append({path.name: path.stat().st_mtime_ns
                  for path in compiler.compiled_folder().glob('jit_step-*-cache')})
   assert len(kept[0]) == 1

@@ -1,4 +1,4 @@
-"""What every oracle trains: the tiny network on images of noise, without evaluation but kNN."""
+"""What every oracle trains: the tiny network on images of noise, by default without evaluation."""
 import plain
 import pytest
 from support import tiny_method
@@ -17,7 +17,7 @@ def oracle_config(tiny_config, tmp_path):
     config.optimizer.momentum, config.optimizer.weight_decay = 0.9, 1e-2
     config.optimizer.decay_vectors = True
     config.checkpoint.every_epochs, config.checkpoint.keep = 1.0, 3
-    config.log_every, config.eval.k, config.eval.linear = 1, (3,), False
+    config.log_every, config.eval.k, config.eval.knn, config.eval.linear = 1, (3,), False, False
     config.update_from_flattened_dict(changes)
     return config
   return make

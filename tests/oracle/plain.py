@@ -131,6 +131,7 @@ def cosine_momentum(start: float, step: int, total: int) -> float:
   return 1 - (1 - start) * (math.cos(math.pi * step / total) + 1) / 2
 
 
+@jax.jit
 def unit(vectors):
   return vectors / jnp.sqrt((vectors ** 2).sum(axis=-1, keepdims=True))
 
@@ -244,7 +245,7 @@ def plain_training(config: Any, source: Any, method: Any, state: Any, learner: L
   decay = optax.add_decayed_weights(config.optimizer.weight_decay)
   # The rate comes after the momentum, as in PyTorch.
   direction = optax.chain(decay, optax.trace(config.optimizer.momentum))
-  opt_state = direction.init(params)
+  opt_state = jax.jit(direction.init)(params)
   scaled = config.dtype == 'float16'
   scale, skipped = (2.0 ** 15 if scaled else 1.0), 0
 
@@ -292,7 +293,8 @@ def plain_training(config: Any, source: Any, method: Any, state: Any, learner: L
 
 
 def trainings(config: Any, learner_of: Callable, device_counts: tuple[int, ...], monkeypatch: Any,
-              close: Close = FLOAT32) -> Iterator[tuple[Any, Callable, dict, Trained]]:
+              close: Close = FLOAT32, wanted: Trained | None = None
+              ) -> Iterator[tuple[Any, Callable, dict, Trained]]:
   """Trains on meshes of so many devices, and compares all with the plain loop.
 
   Args:
@@ -301,6 +303,7 @@ def trainings(config: Any, learner_of: Callable, device_counts: tuple[int, ...],
     device_counts: of the meshes.
     monkeypatch: of the test.
     close: how near all must be.
+    wanted: what the plain loop found before, of the same training in a run that keeps its state elsewhere.
 
   Yields:
     For each mesh the method, what makes the state before the first step, the summary, and what the plain
@@ -308,12 +311,12 @@ def trainings(config: Any, learner_of: Callable, device_counts: tuple[int, ...],
   """
   source = sources.open_source(config.data, config.data.train)
   dtype = jnp.dtype(config.dtype)
-  wanted, run = None, config.run
+  run = config.run
   for count in device_counts:
     mesh = meshes.make_mesh(devices=jax.devices()[:count])
     method = methods.make(config, source.num_images, mesh, dtype)
-    begin = functools.partial(
-      train_step.init_state, method, optim.make_optimizer(config.optimizer), config.seed, dtype)
+    begin = jax.jit(functools.partial(
+      train_step.init_state, method, optim.make_optimizer(config.optimizer), config.seed, dtype))
     learner = learner_of(config, method, source)
     if wanted is None:
       wanted = plain_training(config, source, method, begin(), learner)
@@ -340,10 +343,10 @@ def compare_reports(config: Any, wanted: Trained, close: Close) -> None:
       assert error < close.figures, f'{name} of step {line["step"]}: {line[name]} is not {value}'
 
 
-def compare_checkpoints(config: Any, wanted: Trained, source: Any, method: Any, begin: Callable, mesh: Any,
+def compare_checkpoints(config: Any, wanted: Trained, source: Any, method: Any, begin: Any, mesh: Any,
                         learner: Learner, close: Close) -> None:
   """The whole state after every epoch that has a checkpoint."""
-  shapes = jax.eval_shape(begin)
+  shapes = begin.eval_shape()
   shardings = train_step.state_shardings(shapes, method, mesh)
   shapes = meshes.placed(shapes, shardings)
   sampler = Sampler(source.num_images, config.batch_size, config.seed, **config.sampler)
@@ -364,7 +367,7 @@ def compare_checkpoints(config: Any, wanted: Trained, source: Any, method: Any, 
 def compare(found: Any, wanted: Any, what: str, close: float, initial: Any = None, share: float = 0) -> None:
   """Every leaf: integers exactly, all else relative to its norm, or to how far it moved from `initial`."""
   leaves, starts = jax.tree.leaves(wanted), jax.tree.leaves(initial)
-  least = share and share * float(optax.tree.norm(wanted))
+  least = share and share * math.hypot(*(np.linalg.norm(np.asarray(leaf, np.float64)) for leaf in leaves))
   for index, (path, one) in enumerate(jax.tree.leaves_with_path(found)):
     one, two = np.asarray(one), np.asarray(leaves[index])
     name = f'{what}: {jax.tree_util.keystr(path)}'

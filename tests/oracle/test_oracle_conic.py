@@ -5,7 +5,6 @@ import numpy as np
 import plain
 import pytest
 from ml_collections import ConfigDict
-from xla_flags import with_mlir_kernels
 
 from conic_jax.data import pipeline, sources
 from conic_jax.pretraining import train_step
@@ -47,9 +46,9 @@ def learner_of(config, method, source):
   return plain.Learner(begin, objective, plain.row_sgd(for_rows, config), lambda own: own, found)
 
 
-def plain_knn(method, variables, config):
+def plain_knn(encode, variables, config):
   """The share of test images whose class has most votes among their nearest training images."""
-  views, encode = Views(**config.views), jax.jit(method.network.encode)
+  views = Views(**config.views)
 
   def encoded(split):
     found, labels = [], []
@@ -75,19 +74,14 @@ CHANGES = {'alpha': 2.5, 'alpha_pace': 0.0, 'classifier.lr_scale': 30.0, 'classi
 
 
 def test_conic_trains_as_the_plain_loop_does(oracle_config, monkeypatch):
-  config = oracle_config('conic', **CHANGES)
+  config = oracle_config('conic', **CHANGES, **{'eval.knn': True})
   with config.unlocked():
     config.small_views = ConfigDict({'count': 2, 'size': 8, 'crop': (0.05, 0.3)})
+  knn = None
   for method, begin, summary, wanted in plain.trainings(config, learner_of, (1, 8), monkeypatch):
-    params, stats, *_ = wanted.kept[-1]
-    knn, of_random = (plain_knn(method, variables, config) for variables in (
-      {'params': params, 'batch_stats': stats}, train_step.variables(begin())))
+    if knn is None:
+      params, stats, *_ = wanted.kept[-1]
+      encode = jax.jit(method.network.encode)
+      knn, of_random = (plain_knn(encode, variables, config) for variables in (
+        {'params': params, 'batch_stats': stats}, train_step.variables(begin())))
     assert summary['knn_top1'] == knn != of_random
-
-
-@with_mlir_kernels
-def test_float16_skips_what_overflows_as_the_plain_loop_does(oracle_config, monkeypatch):
-  config = oracle_config('conic', **CHANGES, dtype='float16', temperature=0.05)
-  for *_, wanted in plain.trainings(config, learner_of, (1,), monkeypatch, plain.FLOAT16):
-    assert wanted.rates[0] is None
-    assert wanted.rates[-1] is not None

@@ -1,86 +1,101 @@
 """Images that cannot be decoded: listed in a file, and what a user may do about them."""
+import contextlib
+import io
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from support import losses_by_step
+from support import losses_by_step, tiny
 
 from conic_jax.data import inventory, pipeline
 from conic_jax.data.folder import Folder
 from conic_jax.errors import UserError
 from conic_jax.pretraining import training
 
+DAMAGED = ('checks/03.png', 'checks/11.png', 'stripes/07.png')
 
-@pytest.fixture
-def damaged(tiny_config, tmp_path):
-  """A config on images of which some cannot be decoded; their paths."""
-  shutil.copytree(tiny_config.data.dir, tmp_path / 'images')
-  paths = [tmp_path / 'images' / 'train' / name
-           for name in ('checks/03.png', 'checks/11.png', 'stripes/07.png')]
+
+def on_images_of(root):
+  """The config of a run in a folder on the images there, and the paths of those that cannot be decoded."""
+  config = tiny(root / 'images', root / 'run')
+  config.eval.knn = config.eval.linear = False
+  return config, [root / 'images' / 'train' / name for name in DAMAGED]
+
+
+@pytest.fixture(scope='module')
+def saved(image_folder, tmp_path_factory):
+  """A folder with images and a run on them that was stopped after its first epoch, and what it printed."""
+  root = tmp_path_factory.mktemp('saved')
+  shutil.copytree(image_folder, root / 'images')
+  config, paths = on_images_of(root)
   for path in paths:
     path.write_bytes(b'no image')
-  tiny_config.data.dir, tiny_config.eval.knn, tiny_config.eval.linear = str(tmp_path / 'images'), False, False
-  return tiny_config, paths
+  config.max_steps = 3
+  with contextlib.redirect_stdout(io.StringIO()) as shown:
+    training.pretrain(config)
+  return root, shown.getvalue()
+
+
+@pytest.fixture
+def stopped(saved, tmp_path):
+  """The config of a copy of that run, which goes on to its end, and the paths of the damaged images."""
+  shutil.copytree(saved[0], tmp_path, dirs_exist_ok=True)
+  return on_images_of(tmp_path)
 
 
 def listed(config):
   return (Path(config.run) / inventory.UNDECODABLE).read_text().splitlines()
 
 
-def went_on(config):
-  """Trains the second epoch of a run."""
-  config.max_steps = 0
-  training.pretrain(config)
+@pytest.mark.slow
+def test_they_are_told_and_listed(saved):
+  root, shown = saved
+  config, paths = on_images_of(root)
+  assert f'3 images could not be decoded and were left out: {paths[0]}' in shown
+  assert listed(config) == [str(path) for path in paths]
 
 
 @pytest.mark.slow
-def test_they_may_be_removed_or_mended_and_the_run_goes_on(damaged, tmp_path, capsys):
-  config, paths = damaged
+def test_they_may_be_removed_or_mended_and_the_run_goes_on(stopped, tmp_path, capsys):
+  config, paths = stopped
   undisturbed = config.copy_and_resolve_references()
   undisturbed.run = str(tmp_path / 'undisturbed')
   training.pretrain(undisturbed)
-  config.max_steps = 3
-  training.pretrain(config)
-  assert f'3 images could not be decoded and were left out: {paths[0]}' in capsys.readouterr().out
-  assert listed(config) == [str(path) for path in paths] == listed(undisturbed)
+  assert listed(undisturbed) == [str(path) for path in paths]
   kept = tmp_path / 'kept'
   shutil.copytree(config.run, kept)
 
   for path in paths:
     path.unlink()
-  went_on(config)
+  training.pretrain(config)
   assert '3 images that could not be decoded are gone: their places stay empty.' in capsys.readouterr().out
   assert losses_by_step(config.run) == losses_by_step(undisturbed.run)
 
   for path in paths:
     shutil.copy(path.with_name('00.png'), path)
   config.run = str(kept)
-  went_on(config)
+  training.pretrain(config)
   assert len(losses_by_step(kept)) == 6
   assert losses_by_step(kept) != losses_by_step(undisturbed.run)
 
 
 @pytest.mark.slow
-def test_another_image_may_not_be_removed(damaged):
-  config, paths = damaged
-  config.max_steps = 3
-  training.pretrain(config)
+def test_another_image_may_not_be_removed(stopped):
+  config, paths = stopped
   paths[0].unlink()
   paths[1].with_name('00.png').unlink()
-  config.max_steps = 0
   with pytest.raises(UserError, match='The images are not those that this run began with'):
     training.pretrain(config)
 
 
 @pytest.mark.slow
-def test_a_run_begun_anew_forgets_them(damaged):
-  config, paths = damaged
-  config.max_steps = 3
-  training.pretrain(config)
+def test_a_run_begun_anew_forgets_them(stopped):
+  config, paths = stopped
   shutil.rmtree(Path(config.run) / 'checkpoints')
   for path in paths[1:]:
     path.unlink()
+  config.max_steps = 3
   training.pretrain(config)
   assert listed(config) == [str(paths[0])]
 

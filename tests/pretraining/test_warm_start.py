@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from ml_collections import ConfigDict
-from support import losses_by_step, tiny_method
+from support import lose_what_followed, losses_by_step, tiny, tiny_method
 
 from conic_jax import models, recipe
 from conic_jax.command_line import load
@@ -37,6 +37,13 @@ def saved(config, path, **changes):
   return dataclasses.replace(opened, variables=variables)
 
 
+@pytest.fixture(scope='module')
+def start(image_folder, tmp_path_factory):
+  """The file of weights that fit the tiny network, and its encoder."""
+  path = tmp_path_factory.mktemp('weights') / 'start.safetensors'
+  return path, saved(tiny(image_folder, 'unused'), path)
+
+
 def task_of(config, tmp_path, devices=1):
   """The task of a run."""
   mesh = meshes.make_mesh(devices=jax.devices()[:devices])
@@ -51,32 +58,31 @@ def assert_equal(found, expected):
 
 
 @pytest.mark.parametrize('method', available())
-def test_every_method_starts_from_the_weights(tiny_config, tmp_path, method):
+def test_every_method_starts_from_the_weights(tiny_config, start, tmp_path, method):
   config = tiny_method(tiny_config, method)
-  start = saved(config, tmp_path / 'start.safetensors')
-  cold = task_of(config, tmp_path).begin()
-  config.encoder.weights = str(tmp_path / 'start.safetensors')
+  path, encoder = start
+  cold = task_of(config, tmp_path, devices=8).begin()
+  config.encoder.weights = str(path)
   task = task_of(config, tmp_path, devices=8)
   state = task.begin()
   for collection in ('params', 'batch_stats'):
     found = getattr(state, collection)
-    assert_equal(found['encoder'], start.variables[collection])
+    assert_equal(found['encoder'], encoder.variables[collection])
     others = {name: part for name, part in getattr(cold, collection).items() if name != 'encoder'}
     assert_equal({name: part for name, part in found.items() if name != 'encoder'}, others)
   assert_equal(task.initial_statistics(), state.batch_stats)
   for name, memory in task.method.memories.items():
     if isinstance(memory, MomentumEncoder):
-      assert_equal(state.memories[name]['params']['encoder'], start.variables['params'])
+      assert_equal(state.memories[name]['params']['encoder'], encoder.variables['params'])
     else:
       assert_equal(state.memories[name], cold.memories[name])
   jax.tree.map(lambda leaf, wanted: pytest.fail(str(wanted)) if leaf.sharding != wanted.sharding else None,
                state, task.shapes)
 
 
-def test_the_table_at_the_end_has_the_start(tiny_config, tmp_path, capsys):
+def test_the_table_at_the_end_has_the_start(tiny_config, start, capsys):
   """At a rate of 0, and with batch norm's statistics of its own, the encoder ends as it began."""
-  saved(tiny_config, tmp_path / 'start.safetensors')
-  tiny_config.encoder.weights = str(tmp_path / 'start.safetensors')
+  tiny_config.encoder.weights = str(start[0])
   tiny_config.eval.baselines, tiny_config.optimizer.learning_rate = True, 0.0
   tiny_config.eval.linear, tiny_config.probe.images = False, 0
   summary = training.pretrain(tiny_config)
@@ -88,27 +94,22 @@ def test_the_table_at_the_end_has_the_start(tiny_config, tmp_path, capsys):
   assert_equal(trained, encoders.open_encoder(tiny_config.encoder.weights).variables['params'])
 
 
-def test_a_stopped_run_goes_on_alike(tiny_config, tmp_path):
-  path = tmp_path / 'start.safetensors'
-  saved(tiny_config, path)
-  tiny_config.encoder.weights, tiny_config.eval.knn, tiny_config.eval.linear = str(path), False, False
-  whole = tiny_config.copy_and_resolve_references()
-  whole.run = str(tmp_path / 'whole')
-  training.pretrain(whole)
-  tiny_config.max_steps = 3
+def test_a_stopped_run_goes_on_alike(tiny_config, start):
+  tiny_config.encoder.weights, tiny_config.eval.knn, tiny_config.eval.linear = str(start[0]), False, False
   training.pretrain(tiny_config)
-  tiny_config.max_steps = 0
+  whole = losses_by_step(tiny_config.run)
+  lose_what_followed(tiny_config.run, 3)
+  assert max(losses_by_step(tiny_config.run)) == 3
   training.pretrain(tiny_config)
-  assert losses_by_step(tiny_config.run) == losses_by_step(whole.run)
+  assert losses_by_step(tiny_config.run) == whole
 
 
-def test_the_prior_sees_the_weights(tiny_config, tmp_path):
+def test_the_prior_sees_the_weights(tiny_config, start, tmp_path):
   config = tiny_method(tiny_config, 'one_million')
   config.eval.knn, config.eval.linear, config.optimizer.learning_rate = False, False, 0.0
-  config.probe.images, config.epochs = 0, 1
-  saved(config, tmp_path / 'start.safetensors')
+  config.probe.images, config.epochs, config.batch_size = 0, 1, 48
   rows = {}
-  for weights in ('', str(tmp_path / 'start.safetensors')):
+  for weights in ('', str(start[0])):
     config.encoder.weights, config.run = weights, str(tmp_path / f'run{bool(weights)}')
     training.pretrain(config)
     rows[weights] = losses_by_step(config.run)
@@ -164,7 +165,7 @@ def test_a_vision_transformers_positions_are_resized(tiny_config, tmp_path, caps
   """From weights for images of 32 pixels, which leave the network to them, to views of 16 pixels."""
   settings = {'name': 'vit_tiny', 'blocks': (1, 1), 'width': 1 / 12, 'patch': 4, 'positions': 'learned'}
   network = models.build_encoder(ConfigDict(settings), jnp.float32)
-  variables = network.init(jax.random.key(3), jnp.zeros((1, 32, 32, 3)))
+  variables = jax.jit(network.init)(jax.random.key(3), np.zeros((1, 32, 32, 3), np.float32))
   safetensors.numpy.save_file(vits.to_timm(network, variables), tmp_path / 'start.safetensors')
   tiny_config.encoder.weights = str(tmp_path / 'start.safetensors')
   tiny_config.optimizer.name = 'adamw'
@@ -181,7 +182,7 @@ def test_a_vision_transformers_positions_are_resized(tiny_config, tmp_path, caps
 def test_the_network_is_that_of_the_weights_where_it_is_open(image_folder, tmp_path):
   settings = {'name': 'vit_tiny', 'blocks': (1,), 'width': 1 / 12, 'patch': 8, 'positions': 'learned'}
   network = models.build_encoder(ConfigDict(settings), jnp.float32)
-  variables = network.init(jax.random.key(3), jnp.zeros((1, 32, 32, 3)))
+  variables = jax.jit(network.init)(jax.random.key(3), np.zeros((1, 32, 32, 3), np.float32))
   safetensors.numpy.save_file(vits.to_timm(network, variables), tmp_path / 'start.safetensors')
   config = load('configs/conic.py:folder')
   config.data.dir, config.encoder.weights = str(image_folder), str(tmp_path / 'start.safetensors')

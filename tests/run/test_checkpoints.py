@@ -29,7 +29,12 @@ def make_state(mesh, step=0, rows=16, kernel=None):
     loss_scale=LossScale.create(jnp.float32), rng=jax.random.key(3))
   everywhere = jax.tree.map(lambda _: replicated(mesh), state)
   shardings = everywhere.replace(memories={'rows': batch_sharding(mesh)})
-  return jax.jit(lambda state: state, out_shardings=shardings)(state)
+  return jax.jit(_unchanged, out_shardings=shardings)(state)
+
+
+def _unchanged(state):
+  """One function for all states, so that it is traced once."""
+  return state
 
 
 def shapes_of(state):
