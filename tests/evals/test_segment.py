@@ -71,14 +71,15 @@ def tiny(scenes):
   {'name': 'convnext_tiny', 'blocks': (1, 1, 1), 'width': 1 / 12}], ids=lambda settings: settings['name'])
 def test_transformers_and_convnexts_are_trained_further(settings, scenes, mesh8, tmp_path, open_session):
   config, encoder = tiny(scenes), open_encoder('random', types.SimpleNamespace(**settings))
-  config.segmentation.iterations, config.segmentation.learning_rate = 2, 0.01
+  config.segmentation.update(iterations=2, learning_rate=0.01, rates=(1,))
   with open_session(mesh8) as session:
     outcome = segment.run(encoder, config, session)
   assert 0 < outcome.figures['miou'] < 1
   trained = open_encoder(str(tmp_path / 'session'))
   assert type(trained.network) is type(encoder.network)
   assert set(trained.variables['params']) == set(encoder.variables['params'])
-  after, before = (each.encode(each.variables, jnp.zeros((1, 16, 24, 3))) for each in (trained, encoder))
+  images = np.zeros((1, 16, 24, 3), np.float32)
+  after, before = (jax.jit(each.encode)(each.variables, images) for each in (trained, encoder))
   assert np.abs(after - before).max() > 0
 
 
