@@ -84,14 +84,15 @@ def test_transformers_and_convnexts_are_trained_further(settings, scenes, mesh8,
 
 
 def test_training_beats_chance_and_a_trained_encoder_a_random_one(scenes, mesh8, tmp_path, open_session):
-  """A long training, and the same in a few iterations from its backbone and from a fresh one."""
+  """A long training on one device, and a few iterations on eight from its backbone and from a fresh one."""
   config, fresh, lines = tiny(scenes), open_encoder('random', NETWORK), []
+  mesh1 = make_mesh(devices=jax.devices()[:1])
   settings = segment.Segmentation(**config.segmentation)
   train_pairs, test_pairs = (masks.open_pairs(config.data, split) for split in ('train', 'val'))
-  model, variables = segment.build(fresh, settings, 0, mesh8)
+  model, variables = segment.build(fresh, settings, 0, mesh1)
   learnt = segment.train(model, variables, train_pairs, settings, fresh.views, 0,
-                         open_session(mesh8, log=lines.append))
-  confusion, _ = segment.test(model, learnt, test_pairs, settings, fresh.views, 8, mesh8, lines.append)
+                         open_session(mesh1, log=lines.append))
+  confusion, _ = segment.test(model, learnt, test_pairs, settings, fresh.views, 8, mesh1, lines.append)
   # One class everywhere would reach about a third in that class, and nothing in the two others.
   assert segment.scores(confusion, settings.class_names)['miou'] > 0.75
   assert [line.split('  ')[0] for line in lines[:2]] == ['iteration 20/40', 'iteration 40/40']
