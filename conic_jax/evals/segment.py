@@ -159,10 +159,16 @@ def build(encoder: Encoder, settings: Segmentation, seed: int, mesh: Mesh) -> tu
                     f'them: {type(backbone).__name__} has no field output_stride.')
   backbone = backbone.clone(output_stride=OUTPUT_STRIDE)
   model = DeepLabV3(backbone, settings.num_classes, settings.rates, settings.channels)
-  images = jnp.zeros((1, *settings.crop, 3))
-  variables = jax.jit(model.init)(jax.random.key(seed), images)
+
+  def heads(key: jax.Array) -> Any:
+    # Without the backbone's, which would be drawn for nothing.
+    variables = model.init(key, jnp.zeros((1, *settings.crop, 3)))
+    return {name: {layer: leaves for layer, leaves in part.items() if layer != 'backbone'}
+            for name, part in variables.items()}
+
   copied = jax.tree.map(jnp.copy, encoder.variables)
-  variables = {name: {**part, 'backbone': copied.get(name, {})} for name, part in variables.items()}
+  variables = {name: {**part, 'backbone': copied.get(name, {})}
+               for name, part in jax.jit(heads)(jax.random.key(seed)).items()}
   return model, jax.device_put(variables, replicated(mesh))
 
 

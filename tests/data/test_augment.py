@@ -1,5 +1,6 @@
 """The augmentation on the device against float64 references."""
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -38,10 +39,17 @@ def batch(images=6, views=2, side=12, seed=0):
   pixels[0, :, 4:8] = 255
   pixels[1, ..., 1] = pixels[1, ..., 0]
   flip = rng.random((images, views)) < 0.5
-  return pixels, flip, view_keys(3, 1, jnp.arange(images), views)
+  return pixels, flip, keys_of(3, 1, np.arange(images), views)
 
 
 run = jax.jit(augment, static_argnums=3)
+keys_of = jax.jit(view_keys, static_argnums=3)
+
+
+@functools.cache
+def program(views):
+  """The compiled augmentation of `batch`."""
+  return run.lower(*batch(), views).compile().as_text()
 
 
 def test_of_an_encoder_without_a_run_views_are_imagenets():
@@ -51,8 +59,13 @@ def test_of_an_encoder_without_a_run_views_are_imagenets():
   assert (views.mean, views.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
+@functools.partial(jax.jit, static_argnums=1)
+def uniform(keys, count):
+  return jax.vmap(jax.vmap(lambda key: jax.random.uniform(key, (count,))))(keys)
+
+
 def draws_of(keys):
-  values = jax.vmap(jax.vmap(lambda key: jax.random.uniform(key, (len(augment_lib.DRAWS),))))(keys)
+  values = uniform(keys, len(augment_lib.DRAWS))
   return dict(zip(augment_lib.DRAWS, np.moveaxis(np.float64(values), -1, 0), strict=True))
 
 
@@ -160,8 +173,7 @@ def test_solarise():
 def test_a_draw_at_the_end_moves_no_other():
   """A view drawn before there was solarisation is the same view now."""
   _, _, keys = batch()
-  nine = jax.vmap(jax.vmap(lambda key: jax.random.uniform(key, (9,))))(keys)
-  np.testing.assert_array_equal(np.stack(list(draws_of(keys).values())[:9], -1), nine)
+  np.testing.assert_array_equal(np.stack(list(draws_of(keys).values())[:9], -1), uniform(keys, 9))
 
 
 TF_CHANGES = {
@@ -205,7 +217,7 @@ def test_a_setting_that_there_is_not_says_what_there_is(field, value, known):
 
 
 def test_every_order_comes_as_often():
-  draws = draws_of(view_keys(0, 0, jnp.arange(2400), 1))
+  draws = draws_of(keys_of(0, 0, np.arange(2400), 1))
   counts = np.bincount(np.int32(draws['order'] * 24).ravel(), minlength=24)
   assert counts.size == 24
   assert np.all(np.abs(counts - 100) < 45)
@@ -219,7 +231,7 @@ def test_every_order_comes_as_often():
 def test_probabilities(views, probability):
   pixels = np.broadcast_to(batch(side=8)[0][-1, -1], (1000, 2, 8, 8, 3))
   flip = np.zeros((1000, 2), bool)
-  result = run(pixels, flip, view_keys(0, 0, jnp.arange(1000), 2), views)
+  result = run(pixels, flip, keys_of(0, 0, np.arange(1000), 2), views)
   changed = np.any(np.abs(result - normalise(pixels, views)) > 1e-4, axis=(2, 3, 4)).mean()
   assert changed == pytest.approx(probability, abs=0.04)
 
@@ -235,9 +247,8 @@ def test_what_has_no_effect_is_not_compiled(views):
   np.testing.assert_array_equal(run(pixels, np.zeros_like(flip), keys, views), expected)
   np.testing.assert_array_equal(run(pixels, np.ones_like(flip), keys, views),
                                 expected[..., ::-1, :])
-  compiled = run.lower(pixels, flip, keys, views).compile().as_text()
-  assert 'xor(' in run.lower(pixels, flip, keys, EVERYTHING).compile().as_text()
-  assert 'xor(' not in compiled
+  assert 'xor(' in program(EVERYTHING)
+  assert 'xor(' not in program(views)
 
 
 def test_the_defaults_are_simclrs():
@@ -259,11 +270,11 @@ def test_normalise():
 
 
 def test_keys_are_a_function_of_seed_epoch_image_and_view():
-  ids = jnp.asarray([7, 0, 2_000_000_000, 8], jnp.int32)
-  data = lambda *args: np.asarray(jax.random.key_data(view_keys(*args)))
+  ids = np.int32([7, 0, 2_000_000_000, 8])
+  data = lambda *args: np.asarray(jax.random.key_data(keys_of(*args)))
   keys = data(5, 2, ids, 3)
   assert keys.shape[:2] == (4, 3)
-  order = jnp.asarray([2, 0])
+  order = [2, 0]
   np.testing.assert_array_equal(data(5, jnp.int32(2), ids[order], 3), keys[order])
   np.testing.assert_array_equal(data(5, 2, ids, 2, 1), keys[:, 1:])
   others = [keys, data(6, 2, ids, 3), data(5, 3, ids, 3)]
@@ -273,7 +284,7 @@ def test_keys_are_a_function_of_seed_epoch_image_and_view():
 def test_a_view_does_not_depend_on_its_batch():
   pixels, flip, keys = batch()
   whole = run(pixels, flip, keys, EVERYTHING)
-  part = run(pixels[2:4, 1:], flip[2:4, 1:], view_keys(3, 1, jnp.arange(2, 4), 1, 1), EVERYTHING)
+  part = run(pixels[2:4, 1:], flip[2:4, 1:], keys_of(3, 1, np.arange(2, 4), 1, 1), EVERYTHING)
   np.testing.assert_allclose(part, whole[2:4, 1:], atol=1e-5)
 
 
@@ -287,10 +298,11 @@ def test_split_batch_stays_where_it_lies(mesh8):
     return augment(pixels, flip, view_keys(3, 1, ids, 2), EVERYTHING)
   sharding = meshes.batch_sharding(mesh8)
   split = jax.device_put((pixels, flip, ids), sharding)
-  text = step.lower(*split).compile().as_text()
+  compiled = step.lower(*split).compile()
+  text = compiled.as_text()
   assert 'num_partitions=8' in text
   for collective in ('all-gather', 'all-reduce', 'all-to-all', 'collective-permute'):
     assert collective not in text
-  actual = step(*split)
+  actual = compiled(*split)
   assert actual.sharding.is_equivalent_to(sharding, actual.ndim)
   np.testing.assert_allclose(actual, step(pixels, flip, ids), atol=1e-5)

@@ -27,6 +27,12 @@ def batches(source, batch_size=8, start_step=0, count=1, rows=None, seed=0, **wi
   return list(itertools.islice(stream, count))
 
 
+@pytest.fixture(scope='module')
+def two_epochs(colour_source):
+  """Its first ten batches of 8."""
+  return batches(colour_source, 8, count=10)
+
+
 def by_id(list_of_batches):
   """What each image was given: id -> (views of each group, crop, flip, label)."""
   return {int(batch['id'][i]): (*(group[i] for group in batch['views']), batch['crop'][i],
@@ -41,8 +47,8 @@ def assert_same(first, second):
       np.testing.assert_array_equal(one, other)
 
 
-def test_fields(colour_source):
-  batch, = batches(colour_source)
+def test_fields(two_epochs):
+  batch = two_epochs[0]
   shapes = {'id': (8,), 'valid': (8,), 'crop': (8, 5, 4), 'flip': (8, 5), 'label': (8,)}
   dtypes = {'id': np.int32, 'valid': bool, 'crop': np.float32, 'flip': bool, 'label': np.int32}
   assert batch.keys() == {'views', *shapes}
@@ -69,8 +75,8 @@ def test_views_are_cut_where_crop_says():
   np.testing.assert_allclose(means[..., :2], centre, atol=1.0)
 
 
-def test_an_epoch_is_every_image_and_the_next_has_other_views(colour_source):
-  first, second = (by_id(batches(colour_source, 8, start, 5)) for start in (0, 5))
+def test_an_epoch_is_every_image_and_the_next_has_other_views(two_epochs):
+  first, second = by_id(two_epochs[:5]), by_id(two_epochs[5:])
   assert first.keys() == second.keys() == set(range(40))
   assert not any(np.array_equal(first[i][2], second[i][2]) for i in range(40))
 
@@ -85,8 +91,8 @@ def test_an_image_has_other_views_in_every_window_that_holds_it(colour_source):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('batch_size', [4, 10, 20])
-def test_views_do_not_depend_on_the_batch(colour_source, batch_size):
-  assert_same(by_id(batches(colour_source, 8, 5, 5)),
+def test_views_do_not_depend_on_the_batch(colour_source, two_epochs, batch_size):
+  assert_same(by_id(two_epochs[5:]),
               by_id(batches(colour_source, batch_size, 40 // batch_size, 40 // batch_size)))
 
 
@@ -95,8 +101,8 @@ def test_views_depend_on_the_seed(colour_source):
   assert not any(np.array_equal(one[i][2], other[i][2]) for i in range(40))
 
 
-def test_resuming_is_skipping(colour_source):
-  for one, other in zip(batches(colour_source, 8, 0, 9)[7:], batches(colour_source, 8, 7, 2)):
+def test_resuming_is_skipping(colour_source, two_epochs):
+  for one, other in zip(two_epochs[7:9], batches(colour_source, 8, 7, 2), strict=True):
     np.testing.assert_array_equal(one['id'], other['id'])
     assert_same(by_id([one]), by_id([other]))
 

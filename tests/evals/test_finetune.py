@@ -28,7 +28,7 @@ LABELS = np.arange(40) % 4
 
 @pytest.fixture(scope='module')
 def variables():
-  return jax.tree.map(np.asarray, NETWORK.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3))))
+  return encoders.random_variables(NETWORK, 0)
 
 
 def encoder_of(variables):
@@ -47,6 +47,11 @@ def config_of(**finetune):
 
 def settings_of(**changes):
   return FinetuneSettings(**config_of(**changes).finetune)
+
+
+def initial_state(network, variables, settings):
+  """The state that fine-tuning starts with, of four classes."""
+  return jax.jit(lambda variables: finetune.init_state(network, variables, 4, settings))(variables)
 
 
 def source(labels, seed=0, **kinds):
@@ -79,7 +84,7 @@ def test_a_trained_encoder_beats_a_random_one_with_few_labels(mesh8, variables, 
   many = settings_of(learning_rate=0.2, head_learning_rate=0.2, epochs=15, batch_size=32, crop=(0.5, 1.0))
   learnt = finetune.train(NETWORK, variables, patterned(128, 0), SPEC, many, 0, open_session(mesh8))
   trained = finetune.encoder_of(learnt.params, learnt.batch_stats)
-  few = config_of(labels=1 / 16, head_learning_rate=0.3)
+  few = config_of(labels=1 / 16, head_learning_rate=0.3, epochs=3)
   few.finetune.learning_rate = 1e-4
   reached = [finetune.finetune(encoder_of(each), patterned(128, 1), patterned(64, 2), few,
                                open_session(mesh8, name))
@@ -94,7 +99,7 @@ def test_steps_are_those_of_two_optimizers(variables):
                          weight_decay=0.01, schedule='steps', milestones=(0.5,), crop=(1.0, 1.0))
   view = dataclasses.replace(SPEC, count=1, jitter=0.0, grayscale=0.0, blur=0.0)
   step_fn = jax.jit(finetune.make_step(NETWORK, view, settings, 0, 2))
-  state = finetune.init_state(NETWORK, variables, 4, settings)
+  state = initial_state(NETWORK, variables, settings)
   def sgd(rate):
     schedule = optax.piecewise_constant_schedule(rate, {3: 0.1})
     return optax.chain(optax.add_decayed_weights(0.01), optax.sgd(schedule, momentum=0.9))
@@ -102,6 +107,7 @@ def test_steps_are_those_of_two_optimizers(variables):
                                     {'encoder': 'encoder', 'head': 'head'})
   params, batch_stats = state.params, state.batch_stats['encoder']
   opt_state, rng = optimizer.init(params), np.random.default_rng(0)
+  updates_of = jax.jit(optimizer.update)
 
   @jax.jit
   def gradient(params, batch_stats, images, labels):
@@ -122,7 +128,7 @@ def test_steps_are_those_of_two_optimizers(variables):
     state, _, _ = step_fn(state, batch)
     gradients, batch_stats = gradient(params, batch_stats, augment.normalise(images[:6], SPEC), labels[:6])
     with jax.numpy_dtype_promotion('standard'):  # Optax's schedules promote the step.
-      updates, opt_state = optimizer.update(gradients, opt_state, params)
+      updates, opt_state = updates_of(gradients, opt_state, params)
     params = optax.apply_updates(params, updates)
   assert np.abs(params['head']['kernel']).max() > 0.1
   for ours, theirs in ((state.params, params), (state.batch_stats['encoder'], batch_stats)):
@@ -132,15 +138,17 @@ def test_steps_are_those_of_two_optimizers(variables):
 def test_rates_fall_with_the_distance_from_the_output(variables):
   """One step of AdamW for every array at its own rate, of a transformer of two blocks."""
   network = VisionTransformer((1, 1), 16, patch=4)
-  start = jax.tree.map(np.asarray, network.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3))))
+  shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+  rng = np.random.default_rng(1)
+  start = jax.tree.map(lambda leaf: rng.uniform(-0.5, 0.5, leaf.shape).astype(np.float32), shapes)
   settings = settings_of(optimizer='adamw', layer_decay=0.5, learning_rate=0.01, head_learning_rate=0.1,
                          momentum=0.8, weight_decay=0.1, crop=(1.0, 1.0))
-  state = finetune.init_state(network, start, 4, settings)
+  state = initial_state(network, start, settings)
   labels = np.arange(8, dtype=np.int32) % 4
   batch = {'views': (coloured(labels, 0)[:, None],), 'flip': np.zeros((8, 1), bool),
            'valid': np.ones(8, bool), 'id': np.arange(8, dtype=np.int32), 'label': labels}
   # A head of zeros gives the encoder no gradient.
-  head = {'kernel': jax.random.normal(jax.random.key(1), (16, 4)), 'bias': jnp.zeros(4)}
+  head = {'kernel': rng.normal(size=(16, 4)).astype(np.float32), 'bias': np.zeros(4, np.float32)}
   state = state.replace(params={**state.params, 'head': head})
   view = dataclasses.replace(SPEC, count=1, jitter=0.0, grayscale=0.0, blur=0.0)
   after, _, _ = jax.jit(finetune.make_step(network, view, settings, 0, 2))(state, batch)
@@ -150,15 +158,21 @@ def test_rates_fall_with_the_distance_from_the_output(variables):
     logits = features @ params['head']['kernel'] + params['head']['bias'][None]
     return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1).mean()
   gradients = jax.jit(jax.grad(loss))(state.params)
-  for place, rate in ((('head', 'kernel'), 0.1), (('encoder', 'norm', 'scale'), 0.01),
-                      (('encoder', 'stage2', 'block0', 'qkv', 'kernel'), 0.01 / 2),
-                      (('encoder', 'stage1', 'block0', 'hidden', 'bias'), 0.01 / 4),
-                      (('encoder', 'token'), 0.01 / 8), (('encoder', 'stem', 'kernel'), 0.01 / 8)):
-    before, gradient, found = (functools.reduce(lambda tree, name: tree[name], place, tree)
-                               for tree in (state.params, gradients, after.params))
-    optimizer = optax.adamw(rate, b1=0.8, weight_decay=0.1)
-    with jax.numpy_dtype_promotion('standard'):  # Optax promotes the count.
-      updates, _ = optimizer.update(gradient, optimizer.init(before), before)
+  rates = {('head', 'kernel'): 0.1, ('encoder', 'norm', 'scale'): 0.01,
+           ('encoder', 'stage2', 'block0', 'qkv', 'kernel'): 0.01 / 2,
+           ('encoder', 'stage1', 'block0', 'hidden', 'bias'): 0.01 / 4,
+           ('encoder', 'token'): 0.01 / 8, ('encoder', 'stem', 'kernel'): 0.01 / 8}
+  at_places = [[np.asarray(functools.reduce(lambda part, name: part[name], place, tree)) for place in rates]
+               for tree in (gradients, state.params, after.params)]
+
+  @jax.jit
+  def updates_of(gradients, params):
+    optimizers = [optax.adamw(rate, b1=0.8, weight_decay=0.1) for rate in rates.values()]
+    return [optimizer.update(gradient, optimizer.init(before), before)[0]
+            for optimizer, gradient, before in zip(optimizers, gradients, params, strict=True)]
+  with jax.numpy_dtype_promotion('standard'):  # Optax promotes the count.
+    expected = updates_of(*at_places[:2])
+  for gradient, before, found, updates in zip(*at_places, expected, strict=True):
     known = np.abs(gradient) > 1e-6  # Below, the first step of Adam has no sign to go by.
     np.testing.assert_allclose((found - before)[known], updates[known], rtol=2e-2, atol=1e-6)
 

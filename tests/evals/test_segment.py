@@ -71,26 +71,28 @@ def tiny(scenes):
   {'name': 'convnext_tiny', 'blocks': (1, 1, 1), 'width': 1 / 12}], ids=lambda settings: settings['name'])
 def test_transformers_and_convnexts_are_trained_further(settings, scenes, mesh8, tmp_path, open_session):
   config, encoder = tiny(scenes), open_encoder('random', types.SimpleNamespace(**settings))
-  config.segmentation.iterations, config.segmentation.learning_rate = 2, 0.01
+  config.segmentation.update(iterations=2, learning_rate=0.01, rates=(1,))
   with open_session(mesh8) as session:
     outcome = segment.run(encoder, config, session)
   assert 0 < outcome.figures['miou'] < 1
   trained = open_encoder(str(tmp_path / 'session'))
   assert type(trained.network) is type(encoder.network)
   assert set(trained.variables['params']) == set(encoder.variables['params'])
-  after, before = (each.encode(each.variables, jnp.zeros((1, 16, 24, 3))) for each in (trained, encoder))
+  images = np.zeros((1, 16, 24, 3), np.float32)
+  after, before = (jax.jit(each.encode)(each.variables, images) for each in (trained, encoder))
   assert np.abs(after - before).max() > 0
 
 
 def test_training_beats_chance_and_a_trained_encoder_a_random_one(scenes, mesh8, tmp_path, open_session):
-  """A long training, and the same in a few iterations from its backbone and from a fresh one."""
+  """A long training on one device, and a few iterations on eight from its backbone and from a fresh one."""
   config, fresh, lines = tiny(scenes), open_encoder('random', NETWORK), []
+  mesh1 = make_mesh(devices=jax.devices()[:1])
   settings = segment.Segmentation(**config.segmentation)
   train_pairs, test_pairs = (masks.open_pairs(config.data, split) for split in ('train', 'val'))
-  model, variables = segment.build(fresh, settings, 0, mesh8)
+  model, variables = segment.build(fresh, settings, 0, mesh1)
   learnt = segment.train(model, variables, train_pairs, settings, fresh.views, 0,
-                         open_session(mesh8, log=lines.append))
-  confusion, _ = segment.test(model, learnt, test_pairs, settings, fresh.views, 8, mesh8, lines.append)
+                         open_session(mesh1, log=lines.append))
+  confusion, _ = segment.test(model, learnt, test_pairs, settings, fresh.views, 8, mesh1, lines.append)
   # One class everywhere would reach about a third in that class, and nothing in the two others.
   assert segment.scores(confusion, settings.class_names)['miou'] > 0.75
   assert [line.split('  ')[0] for line in lines[:2]] == ['iteration 20/40', 'iteration 40/40']

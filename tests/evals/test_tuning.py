@@ -27,12 +27,12 @@ pytestmark = pytest.mark.slow
 FINETUNE = {
   'config.network.stem': 'cifar', 'config.network.blocks': (1,), 'config.network.width': 0.125,
   'config.network.name': 'resnet18', 'config.views.size': 16, 'config.eval.resize': 16,
-  'config.eval.batch_size': 16, 'config.finetune.epochs': 40, 'config.finetune.batch_size': 16,
+  'config.eval.batch_size': 16, 'config.finetune.epochs': 12, 'config.finetune.batch_size': 16,
   'config.data.test': 'test', 'config.encoder': 'random'}
 SEGMENT = {
   'config.network.stem': 'cifar', 'config.network.blocks': (1,), 'config.network.width': 0.125,
   'config.network.name': 'resnet18', 'config.eval.batch_size': 8, 'config.segmentation.num_classes': 2,
-  'config.segmentation.iterations': 60, 'config.segmentation.report_every': 4,
+  'config.segmentation.iterations': 24, 'config.segmentation.report_every': 2,
   'config.segmentation.batch_size': 8, 'config.segmentation.crop': (16, 16),
   'config.segmentation.short_side': 16, 'config.segmentation.test_size': (16, 16),
   'config.segmentation.rates': (1,), 'config.segmentation.channels': 8, 'config.encoder': 'random'}
@@ -76,20 +76,18 @@ def undisturbed(task, tmp_path_factory):
   return config, standalone.evaluate(config)
 
 
-@pytest.fixture
-def done(task, undisturbed, tmp_path):
-  """(the config, the figures) of a copy of it."""
-  config, figures = undisturbed
-  return config_of(task, shutil.copytree(config.run, tmp_path / 'run')), figures
-
-
-def test_after_kill_9_it_ends_in_the_same_bits(task, undisturbed, tmp_path):
+@pytest.fixture(scope='module')
+def resumed(task, undisturbed, tmp_path_factory):
+  """(the config, the figures, the step of the kill) of the same beside it, killed and gone on with."""
   file, fields = task
-  config, expected = undisturbed
-  run = tmp_path / 'killed'
-  whole, saved = Path(config.run, config.result), run / config.result
+  config, _ = undisturbed
+  run = shutil.copytree(config.run, tmp_path_factory.mktemp('resumed') / 'run')
+  config = config_of(task, run)
+  config.result = 'other'
+  saved = run / 'other'
   command = [sys.executable, '-W', 'ignore', '-m', 'conic_jax.main', f'--config={file}',
-             f'--config.run={run}', *(f'--{name}={value}' for name, value in fields.items())]
+             f'--config.run={run}', '--config.result=other',
+             *(f'--{name}={value}' for name, value in fields.items())]
   process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                              cwd=Path(__file__).parents[2], env=os.environ)
   try:
@@ -100,7 +98,19 @@ def test_after_kill_9_it_ends_in_the_same_bits(task, undisturbed, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.communicate()
   killed_at = max(losses_by_step(saved))
-  figures = standalone.evaluate(config_of(task, run))
+  return config, standalone.evaluate(config), killed_at
+
+
+@pytest.fixture
+def done(task, undisturbed, tmp_path):
+  """(the config, the figures) of a copy of what was done at once."""
+  config, figures = undisturbed
+  return config_of(task, shutil.copytree(config.run, tmp_path / 'run')), figures
+
+
+def test_after_kill_9_it_ends_in_the_same_bits(undisturbed, resumed):
+  (config, expected), (other, figures, killed_at) = undisturbed, resumed
+  whole, saved = Path(config.run, config.result), Path(other.run, other.result)
   assert killed_at < max(losses_by_step(saved)), 'it was not over when it was killed'
   assert figures == expected
   assert losses_by_step(saved) == losses_by_step(whole)
@@ -125,13 +135,12 @@ def test_the_network_is_a_run_that_is_opened_exported_and_not_trained_again(done
   assert 'loss' not in capsys.readouterr().out
 
 
-def test_other_settings_or_weights_do_not_go_on_with_it(task, done, tmp_path):
+def test_other_settings_or_weights_do_not_go_on_with_it(task, done, resumed, tmp_path):
   config, _ = done
   kept = (tmp_path / 'run' / config.result / 'config.json').read_text()
   with pytest.raises(UserError, match=r"the encoder's weights was .* Set config.result to another name"):
     standalone.evaluate(config_of((task[0], {**task[1], 'config.seed': 1}), tmp_path / 'run'))
   assert (tmp_path / 'run' / config.result / 'config.json').read_text() == kept
-  config.result = 'other'
-  standalone.evaluate(config)
-  written = json.loads((tmp_path / 'run' / 'other' / 'config.json').read_text())
+  other, *_ = resumed
+  written = json.loads(Path(other.run, 'other', 'config.json').read_text())
   assert (written['started_from'], written['result']) == ('random', 'other')

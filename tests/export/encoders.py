@@ -1,9 +1,11 @@
 """Encoders with random weights and statistics, and a run of one, for the tests of this folder."""
+import functools
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from conic_jax.models import ResNet, build_encoder
 from conic_jax.models.resnet import ARCHITECTURES
@@ -33,11 +35,29 @@ def draw_images(side, seed=1):
   return np.random.default_rng(seed).standard_normal((1, side, side, 3), np.float32)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def features_of(network, variables, images):
+  """Features of a network; those of equal networks are compiled once."""
+  return network.apply(variables, images)
+
+
 def difference(features, expected):
   """The largest difference as a share of the largest feature."""
   features, expected = np.asarray(features), np.asarray(expected)
   assert features.shape == expected.shape
   return np.abs(features - expected).max() / np.abs(expected).max()
+
+
+def assert_same_in_onnxruntime(path, network, variables, sides):
+  """A file for ONNX gives the network's features, of batches of one image and of three."""
+  onnxruntime = pytest.importorskip('onnxruntime')
+  session = onnxruntime.InferenceSession(path)
+  for side in sides:
+    images = np.concatenate([draw_images(side)] * 4) * np.float32([1, 0.5, 0.5, 0.5]).reshape(4, 1, 1, 1)
+    expected = features_of(network, variables, images)
+    for rows in (slice(1), slice(1, 4)):
+      features, = session.run(None, {'images': images[rows].transpose(0, 3, 1, 2)})
+      assert difference(features, expected[rows]) <= 1e-4
 
 
 def write_run(config, folder, summary):

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from encoders import draw_variables, network_of
+from encoders import assert_same_in_onnxruntime, draw_variables, network_of
 
 from conic_jax.errors import UserError
 from conic_jax.export import onnx_file, targets
@@ -25,22 +25,37 @@ conic_jax.load(sys.argv[1]).export('onnx', sys.argv[2])
 """
 
 
-@pytest.fixture
+@pytest.fixture(scope='module')
 def network():
-  return network_of(blocks=(1,), width=0.125)
+  return network_of(blocks=(1, 1), width=0.25)
+
+
+@pytest.fixture(scope='module')
+def exported(network, tmp_path_factory):
+  """(the process that wrote it, a file for ONNX, the network's variables)."""
+  for name in ('onnxscript', 'transformers'):
+    pytest.importorskip(name)
+  folder, variables = tmp_path_factory.mktemp('exported'), draw_variables(network)
+  (folder / 'triton.py').write_text(_TRITON)
+  targets.check('onnx', network)
+  targets.write('safetensors', network, variables, 'card', folder / 'x.safetensors')
+  done = subprocess.run(
+    [sys.executable, '-W', 'ignore', '-c', _EXPORT, folder / 'x.safetensors', folder / 'x.onnx'],
+    env={**os.environ, 'PYTHONPATH': str(folder)}, text=True, capture_output=True, check=False)
+  return done, folder / 'x.onnx', variables
 
 
 @pytest.mark.slow
-def test_triton_is_never_imported_beside_tensorflow(network, tmp_path):
-  for name in ('onnxscript', 'transformers'):
-    pytest.importorskip(name)
-  (tmp_path / 'triton.py').write_text(_TRITON)
-  targets.write('safetensors', network, draw_variables(network), 'card', tmp_path / 'x.safetensors')
-  done = subprocess.run(
-    [sys.executable, '-W', 'ignore', '-c', _EXPORT, tmp_path / 'x.safetensors', tmp_path / 'x.onnx'],
-    env={**os.environ, 'PYTHONPATH': str(tmp_path)}, text=True, capture_output=True, check=False)
+def test_triton_is_never_imported_beside_tensorflow(exported):
+  done, path, _ = exported
   assert done.returncode == 0, done.stderr
-  assert (tmp_path / 'x.onnx').stat().st_size > 10_000
+  assert path.stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_onnxruntime_gives_the_features_of_a_resnet(network, exported):
+  _, path, variables = exported
+  assert_same_in_onnxruntime(path, network, variables, (32, 64))
 
 
 def test_what_is_not_installed_is_named(network, tmp_path, monkeypatch):

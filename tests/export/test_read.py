@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 import torch
-from encoders import difference, draw_images, draw_variables, network_of
+from encoders import difference, draw_images, draw_variables, features_of, network_of
 from ml_collections import ConfigDict
 from safetensors.torch import load_file, save_file
 from torch_resnet import ResNet as TorchResNet
@@ -61,7 +61,7 @@ def test_every_layout_gives_the_same_features(layout, tmp_path):
   images = draw_images(64)
   with torch.no_grad():
     expected = module(torch.tensor(images.transpose(0, 3, 1, 2)))
-  assert difference(jax.jit(network.apply)(variables, images), expected) <= 1e-4
+  assert difference(features_of(network, variables, images), expected) <= 1e-4
 
 
 @pytest.mark.parametrize(('name', 'stem'), [('resnet18', 'cifar'), ('resnet50', 'imagenet')])

@@ -3,11 +3,10 @@ import io
 import json
 import pickle
 
-import jax
 import numpy as np
 import pytest
 import torch
-from encoders import difference, draw_images, draw_variables, network_of
+from encoders import difference, draw_images, draw_variables, features_of, network_of
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch_resnet import ResNet as TorchResNet
@@ -42,7 +41,7 @@ def test_pytorch_gives_the_same_features(target, name, changes, side, tmp_path):
   module.load_state_dict(load_file(tmp_path / 'x.safetensors'), strict=True)
   with torch.no_grad():
     features = module(torch.tensor(images.transpose(0, 3, 1, 2)))
-  assert difference(features, jax.jit(network.apply)(variables, images)) <= 1e-4
+  assert difference(features, features_of(network, variables, images)) <= 1e-4
 
 
 @pytest.mark.slow
@@ -57,7 +56,7 @@ def test_transformers_gives_the_same_features(name, changes, tmp_path):
   assert not any(report.values())
   with torch.no_grad():
     features = model.eval()(torch.tensor(images.transpose(0, 3, 1, 2))).pooler_output.flatten(1)
-  assert difference(features, jax.jit(network.apply)(variables, images)) <= 1e-4
+  assert difference(features, features_of(network, variables, images)) <= 1e-4
 
 
 def test_transformers_config_of_a_resnet50(tmp_path):
