@@ -11,38 +11,29 @@ import io
 import resource
 import signal
 import sys
-from typing import Any
 
 import numpy as np
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
 
 _DIMENSIONS, _PERPLEXITY = 50, 30
 
 
-def scikit_learn() -> tuple[Any, Any]:
-  """Its PCA and its t-SNE, without pandas, which it imports where it is installed and does not need here."""
-  sys.modules['pandas'] = None  # pyright: ignore[reportArgumentType]
-  from sklearn.decomposition import PCA
-  from sklearn.manifold import TSNE
-  del sys.modules['pandas']
-  return PCA, TSNE
-
-
-def embed(features: np.ndarray, seed: int, pca: Any, tsne: Any) -> np.ndarray:
-  """The points of features, [n, F] to [n, 2], by scikit-learn's PCA and t-SNE."""
-  reduced = pca(min(_DIMENSIONS, *features.shape), random_state=seed).fit_transform(features)
+def embed(features: np.ndarray, seed: int) -> np.ndarray:
+  """The points of features, [n, F] to [n, 2]."""
+  reduced = PCA(min(_DIMENSIONS, *features.shape), random_state=seed).fit_transform(features)
   reduced = np.pad(reduced, ((0, 0), (0, max(2 - reduced.shape[1], 0))))  # The first plane needs two columns.
   perplexity = min(_PERPLEXITY, (len(features) - 1) / 3)
-  return tsne(perplexity=perplexity, init='pca', random_state=seed).fit_transform(reduced)
+  return TSNE(perplexity=perplexity, init='pca', random_state=seed).fit_transform(reduced)
 
 
 def main(seed: int, seconds: int) -> None:
   """Embeds standard input; ends itself after some seconds, should its parent be gone by then."""
   signal.alarm(seconds)
   resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-  classes = scikit_learn()
   features = np.load(io.BytesIO(sys.stdin.buffer.read()), allow_pickle=False)
   points = io.BytesIO()
-  np.save(points, embed(features, seed, *classes))
+  np.save(points, embed(features, seed))
   sys.stdout.buffer.write(points.getvalue())
 
 
