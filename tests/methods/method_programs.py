@@ -19,14 +19,15 @@ SCHEDULE = optim.cosine_schedule(0.03, 10)
 
 
 def config_of_case(images, run, case):
-  """The tiny config of a case: the name of a method, or conic_s and a store.
-
-  Colours are the same code for every method and a third of a step to compile: only ConIC changes them.
-  """
+  """The tiny config of a case: the name of a method, or conic_s and a store."""
   name, _, store = case.partition(' ')
-  config = tiny_method(tiny(images, run), name, **({'classifier.store': store} if store else {}))
-  if name != 'conic':
-    config.views.update(jitter=0.0, grayscale=0.0, blur=0.0, solarise=0.0)
+  return tiny_method(tiny(images, run), name, **({'classifier.store': store} if store else {}))
+
+
+def without_colours(config):
+  """A config that leaves colours alone: to change them is the same for all methods, and a third of a step."""
+  config = config.copy_and_resolve_references()
+  config.views.update(jitter=0.0, grayscale=0.0, blur=0.0, solarise=0.0)
   return config
 
 

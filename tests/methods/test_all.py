@@ -11,7 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from method_programs import NUM_IMAGES, SCHEDULE, STEPS, Program, Setting, config_of_case, take_steps
+from method_programs import (
+  NUM_IMAGES,
+  SCHEDULE,
+  STEPS,
+  Program,
+  Setting,
+  config_of_case,
+  take_steps,
+  without_colours,
+)
 from support import collective_sizes
 from xla_flags import xla_flags
 
@@ -50,8 +59,10 @@ def programs():
     store = config.classifier.get('store') if 'classifier' in config else None
     key = config.method, store, mesh.size, dtype
     if key not in made:
-      made[key] = Program(config, mesh, dtype)
-      if dtype != jnp.float32:
+      if dtype == jnp.float32:
+        made[key] = Program(config, mesh, dtype)
+      else:
+        made[key] = Program(without_colours(config), mesh, dtype)
         made[key].begin_as(program(config, mesh, jnp.dtype(jnp.float32)), dtype)
     return made[key]
   return program
@@ -95,7 +106,8 @@ def test_no_collective_of_the_whole_step_grows_with_what_is_kept(method_config, 
   queues = {'queue.size': many, 'cell.queue': 9 * many}
   method_config.update_from_flattened_dict(
     {field: size for field, size in queues.items() if field.split('.')[0] in method_config})
-  larger = Program(method_config, mesh8, dtype, NUM_IMAGES if 'queue' in method_config else many)
+  num_images = NUM_IMAGES if 'queue' in method_config else many
+  larger = Program(without_colours(method_config), mesh8, dtype, num_images)
   largest = [max(collective_sizes(program.step.as_text())) for program in (few, larger)]
   assert largest[0] == largest[1]
 

@@ -3,7 +3,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from method_programs import Program, Setting, config_of_case
+from method_programs import Program, Setting, config_of_case, without_colours
 
 from conic_jax import methods
 
@@ -16,7 +16,7 @@ ENCODERS = {'vit': {'name': 'vit_tiny', 'width': 1 / 12, 'patch': 4},
 @pytest.mark.parametrize('name', methods.available())
 def test_two_steps(name, image_folder, mesh8, tmp_path):
   """Half of the methods with each network; what all share is learned by AdamW."""
-  config = config_of_case(image_folder, tmp_path / 'run', name)
+  config = without_colours(config_of_case(image_folder, tmp_path / 'run', name))
   encoder = 'vit' if methods.available().index(name) % 2 else 'convnext'
   blocks = (1, 1, 1, 1) if name == 'inscon' else (1,)  # Its cells are on the map of the fourth stage.
   config.encoder.update({'output_stride': 32, 'blocks': blocks, **ENCODERS[encoder]})
