@@ -8,12 +8,20 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 from support import devices_or_skip
-from test_partitioned import assert_equal, make_hardest, make_rows, make_step, own_labels, reference
+from test_partitioned import (
+  assert_equal,
+  draw_negatives,
+  make_hardest,
+  make_rows,
+  make_step,
+  own_labels,
+  reference,
+  unit,
+)
 
-from conic_jax import losses
 from conic_jax.hardware import mesh as meshes
 from conic_jax.hardware import program_cost
-from conic_jax.losses import fused_negatives, negatives, partitioned
+from conic_jax.losses import fused_negatives, partitioned
 from conic_jax.memories import instance_rows
 
 DIM = 16
@@ -29,10 +37,13 @@ def small_blocks(monkeypatch):
 
 def make_batch(num_instances, count):
   """Features halfway to their rows, and ids, with the first and the last class among them."""
-  keys = jax.random.split(jax.random.key(3))
-  ids = jax.random.randint(keys[0], (count // 2,), 0, num_instances).at[0].set(0).at[1].set(num_instances - 1)
-  features = losses.normalise(jax.random.normal(keys[1], (count, DIM)))
-  return features, jnp.repeat(ids, 2), jnp.full(count, 1 / count).at[2].set(0)
+  rng = np.random.default_rng(3)
+  ids = rng.integers(0, num_instances, count // 2, np.int32)
+  ids[0], ids[1] = 0, num_instances - 1
+  sample_weights = np.full(count, 1 / count, np.float32)
+  sample_weights[2] = 0
+  features = unit(rng.normal(size=(count, DIM)).astype(np.float32))
+  return features, np.repeat(ids, 2), sample_weights
 
 
 def assert_equals_dense(softmax, rows, batch, labels, factors, tolerance=1e-5, hardest=None, key=None,
@@ -71,7 +82,7 @@ def test_drawn_negatives_are_the_only_ones_beside_the_batch(kernel, mesh8):
   num_instances, count, key = 519, 150, jax.random.key(5)
   softmax = partitioned.Softmax(num_instances, 0.1, mesh8, num_drawn=count, kernel=kernel)
   batch = make_batch(num_instances, 40)
-  taking_part = np.array(negatives.drawn(jnp.arange(num_instances), key, num_instances, count))
+  taking_part = draw_negatives(num_instances, key, count)
   taking_part[np.asarray(batch[1])] = True
   labels = own_labels(batch[1], num_instances)
   assert_equals_dense(softmax, make_rows(num_instances, mesh8), batch, labels,
@@ -96,7 +107,8 @@ def test_a_step_that_is_skipped_changes_nothing(kernel, mesh8):
   softmax = partitioned.Softmax(61, 0.1, mesh8, kernel=kernel)
   rows, (features, *others) = make_rows(61, mesh8), make_batch(61, 16)
   before = instance_rows.Rows(rows.weights, rows.weights)
-  after = make_step(softmax)(before, features.at[0].set(jnp.nan), *others, None, None, False)[3]
+  features[0] = np.nan
+  after = make_step(softmax)(before, features, *others, None, None, False)[3]
   np.testing.assert_array_equal(after.weights, rows.weights)
   np.testing.assert_array_equal(after.momentum, rows.weights)
 
@@ -104,16 +116,16 @@ def test_a_step_that_is_skipped_changes_nothing(kernel, mesh8):
 @KERNELS
 def test_a_tie_is_correct_and_an_id_of_no_class_has_no_loss(kernel, mesh8):
   """The rows of all classes are the same, but for one that is nearer to every feature."""
-  weights = jnp.tile(jnp.eye(1, DIM), (instance_rows.padded_rows(61, 8), 1))
-  features = jnp.tile(jnp.eye(1, DIM), (8, 1))
-  ids = jnp.array([0, 8, 60, 33, 7, 59, -1, 61], jnp.int32)
+  weights = np.tile(np.eye(1, DIM, dtype=np.float32), (instance_rows.padded_rows(61, 8), 1))
+  features = np.tile(np.eye(1, DIM, dtype=np.float32), (8, 1))
+  ids = np.array([0, 8, 60, 33, 7, 59, -1, 61], np.int32)
   softmax = partitioned.Softmax(61, 0.1, mesh8, kernel=kernel)
   score = jax.jit(lambda weights: partitioned.scores(weights, features, ids, softmax))
   scores = score(weights)
   assert scores.correct[:6].all()
   assert np.flatnonzero(np.isnan(scores.loss)).tolist() == [6, 7]
   np.testing.assert_allclose(scores.loss[:6], np.log(61), rtol=1e-6)
-  nearer = weights.at[:60].add(0.1 * jnp.eye(1, DIM, 1))
+  nearer = weights + np.float32(0.1) * (np.arange(len(weights)) < 60)[:, None] * np.eye(1, DIM, 1, np.float32)
   np.testing.assert_array_equal(score(nearer).correct[:6], ids[:6] == 60)
 
 

@@ -1,27 +1,37 @@
 """What every method must hold, walked by name."""
-import functools
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import collective_sizes, tiny_method
+from method_programs import (
+  NUM_IMAGES,
+  SCHEDULE,
+  STEPS,
+  Program,
+  Setting,
+  config_of_case,
+  take_steps,
+  without_colours,
+)
+from support import collective_sizes
+from xla_flags import xla_flags
 
-from conic_jax import methods, optim
+from conic_jax import methods
 from conic_jax.errors import UserError
 from conic_jax.hardware import mesh as meshes
-from conic_jax.memories.host import HostSettings
-from conic_jax.memories.memory import hosted
 from conic_jax.models import mlp_of
 from conic_jax.pretraining import train_step
 from conic_jax.run.checkpoints import Checkpoints
 
 pytestmark = pytest.mark.slow
-
-NUM_IMAGES, BATCH = 37, 16
-SCHEDULE = optim.cosine_schedule(0.03, 10)
-
 
 # Copying the rows to every device, and adding their gradients up, is what data_parallel is about; byol and
 # simclr keep nothing that grows; the others are as conic and conic_s.
@@ -29,31 +39,15 @@ PARTITIONED = [name for name in methods.available()
                if name not in ('data_parallel', 'byol', 'simclr', 'exemplar', 'pic', 'co2', 'align_uniform')]
 
 
+# Each method, conic_s with each of its stores.
+CASES = [*(name for name in methods.available() if name != 'conic_s'),
+         *(f'conic_s {store}' for store in ('device', 'host', 'disk'))]
+
+
 @pytest.fixture
-def method_config(tiny_config, name):
+def method_config(image_folder, tmp_path, name):
   """The tiny network with the settings that the method's own config has beside ConIC's."""
-  return tiny_method(tiny_config, name)
-
-
-def batch_ids(step):
-  return np.random.default_rng(step).permutation(NUM_IMAGES)[:BATCH]
-
-
-class Program:
-  """A method with its first state and its step for a mesh."""
-
-  def __init__(self, config, mesh, dtype):
-    self.mesh = mesh
-    self.method = methods.make(config, NUM_IMAGES, mesh, dtype)
-    optimizer = optim.make_optimizer(config.optimizer)
-    init = functools.partial(train_step.init_state, self.method, optimizer, 0, dtype)
-    self.shardings = train_step.state_shardings(jax.eval_shape(init), self.method, mesh)
-    self.init = jax.jit(init, out_shardings=self.shardings)
-    self.prepare = train_step.jit_before_epoch(self.method, self.shardings)
-    self.step = jax.jit(
-      train_step.make_step(self.method, optimizer, SCHEDULE, 0, 2, dtype),
-      in_shardings=(self.shardings, meshes.batch_sharding(mesh)),
-      out_shardings=(self.shardings, meshes.replicated(mesh), meshes.replicated(mesh)))
+  return config_of_case(image_folder, tmp_path / 'run', name)
 
 
 @pytest.fixture(scope='module')
@@ -62,36 +56,16 @@ def programs():
   made = {}
 
   def program(config, mesh, dtype):
-    key = config.method, mesh.size, dtype
+    store = config.classifier.get('store') if 'classifier' in config else None
+    key = config.method, store, mesh.size, dtype
     if key not in made:
-      made[key] = Program(config, mesh, dtype)
+      if dtype == jnp.float32:
+        made[key] = Program(config, mesh, dtype)
+      else:
+        made[key] = Program(without_colours(config), mesh, dtype)
+        made[key].begin_as(program(config, mesh, jnp.dtype(jnp.float32)), dtype)
     return made[key]
   return program
-
-
-class Setting:
-  """A program with its state and hosts."""
-
-  def __init__(self, program, folder):
-    self.program, self.method, self.shardings = program, program.method, program.shardings
-    self.state = program.init()
-    if program.prepare:
-      self.state = program.prepare(self.state)
-    settings = HostSettings(folder, batch_ids, BATCH, 10, 2, 1)
-    self.hosts = {name: memory.host(settings) for name, memory in hosted(self.method.memories).items()}
-    for name, host in self.hosts.items():
-      host.start(self.state.memories[name], 0, fresh=True)
-
-  def take(self, step, **changes):
-    """Takes a step and gives its metrics."""
-    inputs = {**make_batch(self.method, self.program.mesh, step), **changes}
-    self.host_inputs = {name: host.inputs(step) for name, host in self.hosts.items()}
-    if self.hosts:
-      inputs['host_inputs'] = self.host_inputs
-    self.state, metrics, outputs = self.program.step(self.state, inputs)
-    for name, host in self.hosts.items():
-      host.receive(step, outputs[name])
-    return metrics
 
 
 @pytest.fixture
@@ -106,17 +80,6 @@ def settings(method_config, programs, tmp_path):
   for setting in made:
     for host in setting.hosts.values():
       host.close()
-
-
-def make_batch(method, mesh, step):
-  rng = np.random.default_rng(step)
-  count = sum(group.count for group in method.views)
-  views = tuple(rng.integers(0, 256, (BATCH, group.count, group.size, group.size, 3), np.uint8)
-                for group in method.views)
-  batch = {'views': views, 'id': batch_ids(step).astype(np.int32),
-           'valid': np.arange(BATCH) != 3, 'crop': np.tile(np.float32([0, 0, 1, 1]), (BATCH, count, 1)),
-           'flip': rng.random((BATCH, count)) < 0.5}
-  return meshes.to_global(batch, mesh)
 
 
 @pytest.mark.parametrize('name', methods.available())
@@ -136,24 +99,16 @@ def test_one_and_eight_devices_agree_and_keep_their_shardings(settings, name):
 
 @pytest.mark.parametrize(('name', 'dtype'), [
   ('conic', jnp.float16), *((name, jnp.float32) for name in PARTITIONED)])
-def test_no_collective_of_the_whole_step_grows_with_what_is_kept(method_config, name, dtype, mesh8):
-  """4,096 images or keys need the communication of 256: rows and queues stay where they are."""
-  dtype, largest = jnp.dtype(dtype), []
-  for kept in (256, 4096):
-    queues = {'queue.size': kept, 'cell.queue': 9 * kept}
-    method_config.update_from_flattened_dict(
-      {field: size for field, size in queues.items() if field.split('.')[0] in method_config})
-    method = methods.make(method_config, NUM_IMAGES if 'queue' in method_config else kept, mesh8, dtype)
-    optimizer = optim.make_optimizer(method_config.optimizer)
-    shapes = jax.eval_shape(functools.partial(train_step.init_state, method, optimizer, 0, dtype))
-    shardings = train_step.state_shardings(shapes, method, mesh8)
-    step = jax.jit(train_step.make_step(method, optimizer, SCHEDULE, 0, 2, dtype),
-                   in_shardings=(shardings, meshes.batch_sharding(mesh8)),
-                   out_shardings=(shardings, meshes.replicated(mesh8), meshes.replicated(mesh8)),
-                   donate_argnums=0)
-    batch = make_batch(method, mesh8, 0) | train_step.host_input_shapes(method, BATCH)
-    compiled = step.lower(shapes, batch).compile()
-    largest.append(max(collective_sizes(compiled.as_text())))
+def test_no_collective_of_the_whole_step_grows_with_what_is_kept(method_config, programs, name, dtype, mesh8):
+  """4,096 images or keys need the communication of 37: rows and queues stay where they are."""
+  dtype, many = jnp.dtype(dtype), 4096
+  few = programs(method_config, mesh8, dtype)
+  queues = {'queue.size': many, 'cell.queue': 9 * many}
+  method_config.update_from_flattened_dict(
+    {field: size for field, size in queues.items() if field.split('.')[0] in method_config})
+  num_images = NUM_IMAGES if 'queue' in method_config else many
+  larger = Program(without_colours(method_config), mesh8, dtype, num_images)
+  largest = [max(collective_sizes(program.step.as_text())) for program in (few, larger)]
   assert largest[0] == largest[1]
 
 
@@ -198,15 +153,43 @@ def test_saving_and_resuming_is_the_identity(settings, name, mesh8, tmp_path):
 def test_encode_and_embed_give_finite_features(settings, name, mesh8):
   """What embed gives is the head of what encode gives, whatever the head."""
   setting = settings(mesh8)
-  variables, images = train_step.variables(setting.state), jnp.linspace(0, 1, 2 * 768).reshape(2, 16, 16, 3)
-  features = jax.jit(setting.method.network.encode)(variables, images)
-  embedded = jax.jit(setting.method.network.embed)(variables, images)
+  network, variables = setting.method.network, train_step.variables(setting.state)
   head = {collection: parts['head'] for collection, parts in variables.items()}
+
+  @jax.jit
+  def features_of(variables, head, images):
+    features = network.encode(variables, images)
+    return features, network.embed(variables, images), mlp_of(head['params']).apply(head, features)
+  images = np.linspace(0, 1, 2 * 768, dtype=np.float32).reshape(2, 16, 16, 3)
+  features, embedded, of_features = features_of(variables, head, images)
   chex.assert_shape(embedded, (2, 8))
   assert features.dtype == embedded.dtype == jnp.float32
   assert features.shape[0] == 2
   chex.assert_tree_all_finite((features, embedded))
-  np.testing.assert_allclose(mlp_of(head['params']).apply(head, features), embedded, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(of_features, embedded, rtol=1e-4, atol=1e-5)
+
+
+def test_on_8_then_4_then_16_devices_the_losses_are_those_of_an_undisturbed_run(programs, tmp_path):
+  """The last start is in a process that has 16."""
+  wholes, changed = {}, {}
+  for case in CASES:
+    config, folder = config_of_case('no images', tmp_path, case), tmp_path / case
+    on = lambda count, config=config: programs(
+      config, meshes.make_mesh(devices=jax.devices()[:count]), jnp.dtype(jnp.float32))
+    wholes[case] = take_steps(on(8), folder / 'whole', STEPS)
+    changed[case] = [take_steps(on(8), folder / 'changed', 2), take_steps(on(4), folder / 'changed', 4)]
+  script = Path(__file__).with_name('mesh_sizes_process.py')
+  environment = os.environ | {'XLA_FLAGS': xla_flags(16),
+                              'PYTHONPATH': os.pathsep.join(map(str, script.parents[1:3]))}
+  done = subprocess.run([sys.executable, '-W', 'ignore', str(script), str(tmp_path), *CASES], env=environment,
+                        capture_output=True, text=True, check=False)
+  assert done.returncode == 0, done.stderr
+  last = json.loads(done.stdout.splitlines()[-1])
+  assert list(last) == CASES
+  for case, whole in wholes.items():
+    losses = list(itertools.chain(*changed[case], last[case]))
+    assert len(whole) == len(set(whole)) == len(losses) == 6, case
+    np.testing.assert_allclose(losses, whole, rtol=1e-4, err_msg=case)
 
 
 def test_an_unknown_method_says_what_there_is(tiny_config, mesh8):

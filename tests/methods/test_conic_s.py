@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from support import as_method
 
-from conic_jax import losses, methods
+from conic_jax import methods
 from conic_jax.errors import UserError
 from conic_jax.memories import instance_rows
 from conic_jax.memories.window import first_classes
@@ -33,17 +33,20 @@ def test_beta_makes_up_for_the_classes_outside(config, mesh8):
 def test_a_window_of_all_images_scores_as_conic_does(config, mesh8):
   config.classifier.window = N
   method = methods.make(config, N, mesh8, FLOAT32)
-  state = {name: memory.init(jax.random.key(0)) for name, memory in method.memories.items()}
+  init = jax.jit(lambda: {name: memory.init(jax.random.key(0)) for name, memory in method.memories.items()})
   classes = first_classes(N, N, config.seed, config.batch_size)
-  features = losses.normalise(jax.random.normal(jax.random.key(1), (32, 8)))
-  slots, valid = jnp.arange(16, dtype=jnp.int32) * 3, jnp.ones(16, bool)
+  features = np.random.default_rng(1).normal(size=(32, 8)).astype(np.float32)
+  features /= np.linalg.norm(features, axis=1, keepdims=True)
+  slots, valid = np.arange(16, dtype=np.int32) * 3, np.ones(16, bool)
   batch = {'id': classes[slots], 'valid': valid, 'host_inputs': {'window': {'slots': slots}}}
-  ours = method.classify({}, state, features, batch, None).scores
+  score = lambda method: jax.jit(lambda memories, batch: method.classify(
+    {}, memories, features, batch, None).scores)
+  ours = score(method)(init(), batch)
 
   conic = methods.make(as_method(config, 'conic'), N, mesh8, FLOAT32)
-  everyone = {'rows': instance_rows.init(jax.random.key(0), N, 8, 1.0, 8)}
-  batch = {'id': jnp.asarray(classes[slots], jnp.int32), 'valid': valid}
-  wanted = conic.classify({}, everyone, features, batch, None).scores
+  everyone = {'rows': jax.jit(lambda: instance_rows.init(jax.random.key(0), N, 8, 1.0, 8))()}
+  batch = {'id': np.asarray(classes[slots], np.int32), 'valid': valid}
+  wanted = score(conic)(everyone, batch)
   np.testing.assert_allclose(ours.loss, wanted.loss, rtol=1e-5)
   np.testing.assert_allclose(ours.own_error, wanted.own_error, rtol=1e-4)
 

@@ -52,14 +52,14 @@ def test_losses_are_equations_2_and_3(make):
   queries, keys = (unit(rng.normal(size=(8, 8))) for _ in range(2))
   positives = np.exp((queries * keys).sum(1) / 0.1).reshape(2, 4).sum(1)
   negatives = np.exp(queries @ shared.T / 0.1).sum(1).reshape(2, 4).sum(1)
-  found = method.multi_loss(jnp.float32(queries), jnp.float32(keys), state['queue'], batch)
+  found = jax.jit(method.multi_loss)(np.float32(queries), np.float32(keys), state['queue'], batch)
   np.testing.assert_allclose(found, -np.log(positives / (positives + negatives))[0], rtol=1e-4)
 
   queries, keys = (unit(rng.normal(size=(8, 9, 8))) for _ in range(2))
   positives = np.exp((queries * keys).sum(2) / 0.2).sum(1)
   negatives = np.exp(queries @ own.T / 0.2).sum((1, 2))
   expected = -np.log(positives / (positives + negatives))[np.asarray(valid)].mean()
-  found = method.cell_loss(jnp.float32(queries), jnp.float32(keys), state['cell_queue'], batch)
+  found = jax.jit(method.cell_loss)(np.float32(queries), np.float32(keys), state['cell_queue'], batch)
   np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
@@ -70,16 +70,16 @@ def test_a_step_is_that_of_plain_passes(make):
   groups = method.views
   params, stats, state = jax.jit(lambda: method.init(jax.random.key(0), {'views': tuple(
     jnp.zeros((1, group.count, group.size, group.size, 3)) for group in groups)}))()
-  own = jax.tree.map(lambda leaf: leaf + 0.05 * rng.normal(size=leaf.shape), state['key']['params'])
-  own = jax.tree.map(jnp.float32, own)
+  own = jax.tree.map(lambda leaf: np.float32(leaf + 0.05 * rng.normal(size=leaf.shape)),
+                     jax.device_get(state['key']['params']))
   state = {**state, 'key': {**state['key'], 'params': own}}
   corner = rng.uniform(0, 0.3, (8, 3, 2))
   batch = {
-    'views': tuple(jnp.asarray(rng.normal(size=(8, group.count, group.size, group.size, 3)), jnp.float32)
+    'views': tuple(rng.normal(size=(8, group.count, group.size, group.size, 3)).astype(np.float32)
                    for group in groups),
-    'id': jnp.arange(8, dtype=jnp.int32) + 20, 'valid': jnp.ones(8, bool),
-    'crop': jnp.concatenate([corner, corner + rng.uniform(0.4, 0.7, (8, 3, 2))], axis=-1, dtype=jnp.float32),
-    'flip': jnp.asarray(rng.random((8, 3)) < 0.5)}
+    'id': np.arange(8, dtype=np.int32) + 20, 'valid': np.ones(8, bool),
+    'crop': np.concatenate([corner, corner + rng.uniform(0.4, 0.7, (8, 3, 2))], axis=-1).astype(np.float32),
+    'flip': rng.random((8, 3)) < 0.5}
   loss, aux = jax.jit(method.loss)(params, stats, state, batch, jax.random.key(1))
   after = jax.jit(functools.partial(update_all, method.memories))(
     state, aux.seen, params, jnp.int32(0), jnp.float32(0), jnp.bool(True))
@@ -87,7 +87,9 @@ def test_a_step_is_that_of_plain_passes(make):
   maps_of = jax.jit(lambda params, images: method.network.encoder.apply(
     {'params': params['encoder'], 'batch_stats': stats['encoder']}, images, mode='batch', stages=True,
     mutable=['batch_stats'])[0])
-  head = lambda module, params, features: unit(np.asarray(module.apply({'params': params}, features)))
+  head = lambda module, params, features: unit(np.asarray(
+    jax.jit(module.apply)({'params': params}, features)))
+  pool = jax.jit(functools.partial(roi.precise_pool, size=3))
 
   def nce(queries, keys, queue, count, temperature):
     """[n, P, D] against [n, P, D] and the first keys of a queue."""
@@ -107,10 +109,10 @@ def test_a_step_is_that_of_plain_passes(make):
       flipped = bool(batch['flip'][image, view])
       if flipped:
         box[[1, 3]] = 1 - box[[3, 1]]
-      pooled = roi.precise_pool(maps['stage1'][image:image + 1], jnp.float32(box * 16)[None], 3)
+      pooled = pool(maps['stage1'][image:image + 1], np.float32(box * 16)[None])
       pooled = np.asarray(pooled)[0]
       found.append((pooled[:, ::-1] if flipped else pooled).reshape(9, -1))
-    return head(method.cell_head, params['cell_head'], jnp.asarray(found))
+    return head(method.cell_head, params['cell_head'], np.asarray(found))
 
   query_maps, key_maps = maps_of(params, batch['views'][0][:, 0]), maps_of(own, batch['views'][0][:, 1])
   queries = head(method.network.head, params['head'], query_maps['features'])
@@ -118,8 +120,8 @@ def test_a_step_is_that_of_plain_passes(make):
   small = np.asarray(batch['views'][1][:, 0])
   rows = [np.concatenate(small[first:first + 2], axis=1) for first in (0, 2, 4, 6)]
   whole = np.stack([np.concatenate(rows[:2]), np.concatenate(rows[2:])])
-  quarter = np.asarray(maps_of(params, jnp.asarray(whole))['stage1']).reshape(2, 2, 8, 2, 8, -1).mean((2, 4))
-  quadrants = head(method.multi_head, params['multi_head'], jnp.asarray(quarter.reshape(8, -1)))
+  quarter = np.asarray(maps_of(params, whole)['stage1']).reshape(2, 2, 8, 2, 8, -1).mean((2, 4))
+  quadrants = head(method.multi_head, params['multi_head'], quarter.reshape(8, -1))
   query_cells, key_cells = cells_of(params, query_maps, 0), cells_of(own, key_maps, 1)
   expected = (nce(queries[:, None], keys[:, None], state['queue'], 40, 0.1)
               + nce(quadrants.reshape(2, 4, -1), keys.reshape(2, 4, -1), state['queue'], 40, 0.1)

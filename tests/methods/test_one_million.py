@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import as_method, losses_by_step
+from support import as_method, losses_by_step, tiny
 
-from conic_jax import losses, methods
+from conic_jax import methods
 from conic_jax.data import pipeline
 from conic_jax.errors import Stopped, UserError
 from conic_jax.hardware import mesh as meshes
@@ -22,13 +22,17 @@ from conic_jax.run.signals import StopRequest
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def config(tiny_config):
+def make_config(images, run):
   """One-Million with the tiny network: 48 images, three steps an epoch, two epochs."""
-  as_method(tiny_config, 'one_million', **{'smoothing.k': 5})
-  tiny_config.eval.knn = tiny_config.eval.linear = False
-  tiny_config.batch_size = 40  # The pass has a last batch that is filled up.
-  return tiny_config
+  config = as_method(tiny(images, run), 'one_million', **{'smoothing.k': 5})
+  config.eval.knn = config.eval.linear = False
+  config.batch_size = 40  # The pass has a last batch that is filled up.
+  return config
+
+
+@pytest.fixture
+def config(image_folder, tmp_path):
+  return make_config(image_folder, tmp_path / 'run')
 
 
 def run_pass(config):
@@ -44,11 +48,24 @@ def run_pass(config):
     return task.method, task.data.train, before, after
 
 
+@pytest.fixture(scope='module')
+def passed(image_folder, tmp_path_factory):
+  """What `run_pass` gives for `config`, which nobody changes."""
+  return run_pass(make_config(image_folder, tmp_path_factory.mktemp('pass') / 'run'))
+
+
 @pytest.mark.parametrize('batch_norm', ['running', 'frozen'])
-def test_the_pass_writes_the_features_of_every_image(config, batch_norm):
+def test_the_pass_writes_the_features_of_every_image(config, request, batch_norm):
   """Against the same network applied batch by batch, with the statistics carried by hand."""
-  config.prior.batch_norm = batch_norm
-  method, source, before, after = run_pass(config)
+  config.prior.batch_norm, default = batch_norm, config.prior.batch_norm
+  method, source, before, after = (
+    request.getfixturevalue('passed') if batch_norm == default else run_pass(config))
+
+  @jax.jit
+  def features_of(statistics, batch):
+    augmented = train_step.augment_batch(view, batch, config.seed, np.uint32(training.PASS_EPOCH))
+    return method.network.project(before.params, statistics, augmented['views'][0][:, 0], batch['valid'],
+                                  mode=batch_norm)
   view = (dataclasses.replace(method.views[0], count=1),)
   batches = pipeline.whole_pass_batches(
     source, view, batch_size=40, seed=config.seed, epoch=training.PASS_EPOCH, start_step=0,
@@ -56,9 +73,7 @@ def test_the_pass_writes_the_features_of_every_image(config, batch_norm):
   statistics, seen = before.batch_stats, []
   rows = np.array(before.memories['rows'].weights)
   for batch in batches:
-    augmented = train_step.augment_batch(view, batch, config.seed, np.uint32(training.PASS_EPOCH))
-    views = augmented['views'][0][:, 0]
-    features, new = method.network.project(before.params, statistics, views, batch['valid'], mode=batch_norm)
+    features, new = features_of(statistics, batch)
     statistics = new if batch_norm == 'running' else statistics
     rows[batch['id'][batch['valid']]] = np.asarray(features)[batch['valid']]
     seen += batch['id'][batch['valid']].tolist()
@@ -88,37 +103,41 @@ def test_settings_of_the_prior(config):
   chex.assert_trees_all_equal(after.batch_stats, before.batch_stats)
 
 
-def test_an_epoch_begins_with_the_hardest_classes_of_its_rows(config):
+def test_an_epoch_begins_with_the_hardest_classes_of_its_rows(passed):
   """Against brute force; found for a batch just in time they are the same."""
-  method, _, _, after = run_pass(config)
+  method, _, _, after = passed
   shardings = jax.tree.map(lambda leaf: leaf.sharding, after)
   state = train_step.jit_before_epoch(method, shardings)(jax.tree.map(jnp.copy, after))
-  unit = np.asarray(losses.normalise(after.memories['rows'].weights))[:48]
+  unit = np.asarray(after.memories['rows'].weights)[:48]
+  unit = unit / np.linalg.norm(unit, axis=1, keepdims=True)
   cosines = unit @ unit.T
   np.fill_diagonal(cosines, -2)
   expected = np.sort(np.argsort(-cosines, axis=1)[:, :5], axis=1)
   np.testing.assert_array_equal(np.sort(np.asarray(state.memories['hardest'])[:48], axis=1), expected)
 
-  ids = jnp.array([3, 3, 47, 0, 12, 13, 14, 15], jnp.int32)
-  features = losses.normalise(jax.random.normal(jax.random.key(0), (8, 8)))
+  ids = np.array([3, 3, 47, 0, 12, 13, 14, 15], np.int32)
+  features = np.random.default_rng(0).normal(size=(8, 8)).astype(np.float32)
+  features /= np.linalg.norm(features, axis=1, keepdims=True)
   batch = {'id': ids, 'valid': ids >= 0}
-  by_epoch = method.classify({}, state.memories, features, batch, None)
-  by_batch = method.classify({}, {'rows': state.memories['rows']}, features, batch, None)
+  classify = jax.jit(lambda memories, features, batch: method.classify({}, memories, features, batch, None))
+  by_epoch = classify(state.memories, features, batch)
+  by_batch = classify({'rows': state.memories['rows']}, features, batch)
   np.testing.assert_array_equal(by_batch.hardest, by_epoch.hardest)
   np.testing.assert_array_equal(by_batch.scores.loss, by_epoch.scores.loss)
 
 
-def test_an_epoch_can_begin_with_an_approximate_search(config, monkeypatch):
+def test_an_epoch_can_begin_with_an_approximate_search(config, passed, monkeypatch):
   """Of few rows it finds the hardest too: one tile holds them all."""
-  method, _, _, after = run_pass(config)
+  method, _, _, after = passed
   config.smoothing.search = 'approximate'
   approximate = methods.make(config, 48, method.mesh, jnp.dtype(jnp.float32)).memories['hardest']
   searches, search = [], hardest_tiles.table
   monkeypatch.setattr(hardest_tiles, 'table',
                       lambda *args, **sizes: searches.append(1) or search(*args, **sizes))
-  expected = method.memories['hardest'].before_epoch(after.memories, 'hardest')
+  before = lambda memory: jax.jit(lambda states: memory.before_epoch(states, 'hardest'))(after.memories)
+  expected = before(method.memories['hardest'])
   assert not searches
-  found = jax.jit(lambda states: approximate.before_epoch(states, 'hardest'))(after.memories)
+  found = before(approximate)
   assert searches
   np.testing.assert_array_equal(found[:48], expected[:48])
 

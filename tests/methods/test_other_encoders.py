@@ -3,8 +3,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import tiny_method
-from test_all import Program, Setting
+from method_programs import Program, Setting, config_of_case, without_colours
 
 from conic_jax import methods
 
@@ -15,9 +14,9 @@ ENCODERS = {'vit': {'name': 'vit_tiny', 'width': 1 / 12, 'patch': 4},
 
 
 @pytest.mark.parametrize('name', methods.available())
-def test_two_steps(name, tiny_config, mesh8, tmp_path):
+def test_two_steps(name, image_folder, mesh8, tmp_path):
   """Half of the methods with each network; what all share is learned by AdamW."""
-  config = tiny_method(tiny_config, name)
+  config = without_colours(config_of_case(image_folder, tmp_path / 'run', name))
   encoder = 'vit' if methods.available().index(name) % 2 else 'convnext'
   blocks = (1, 1, 1, 1) if name == 'inscon' else (1,)  # Its cells are on the map of the fourth stage.
   config.encoder.update({'output_stride': 32, 'blocks': blocks, **ENCODERS[encoder]})

@@ -58,8 +58,8 @@ def test_features_by_hand():
 def test_without_their_strides_every_second_pixel_of_a_map_is_as_before():
   network, x = ConvNeXt((1, 1, 1), 4, patch=2), images(32, 48)
   variables = draw_variables(network, x)
-  maps = network.apply(variables, x, stages=True)
-  dilated = network.clone(output_stride=2).apply(variables, x, stages=True)
+  maps, dilated = (jax.jit(lambda variables, x, network=network: network.apply(variables, x, stages=True))(
+    variables, x) for network in (network, network.clone(output_stride=2)))
   assert {dilated[f'stage{stage}'].shape[1:3] for stage in (1, 2, 3)} == {(16, 24)}
   np.testing.assert_array_equal(dilated['stage1'], maps['stage1'])
   for stage, step in (('stage2', 2), ('stage3', 4)):
@@ -88,7 +88,7 @@ def test_settings(changes, patch, channels):
 
 
 def test_distances_from_the_output():
-  params = ConvNeXt((1, 2), 4, patch=2).init(jax.random.key(0), images())['params']
+  params = jax.eval_shape(ConvNeXt((1, 2), 4, patch=2).init, jax.random.key(0), images())['params']
   found = distances(params)
   assert found['stem']['kernel'] == found['stem_norm']['scale'] == 4
   assert found['stage1']['block0']['scale'] == 3

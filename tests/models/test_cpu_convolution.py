@@ -30,17 +30,24 @@ def arrays(x_shape, kernel_shape):
   return rng.standard_normal(x_shape, np.float32), rng.standard_normal(kernel_shape, np.float32)
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.integers(1, 5), st.integers(1, 5), st.sampled_from([(1, 1), (3, 3), (1, 3), (5, 5), (7, 7)]),
-       st.integers(1, 3), st.integers(0, 3))
-def test_a_product_of_patches_is_the_convolution(height, width, size, stride, margin):
-  if min(height + 2 * margin - size[0], width + 2 * margin - size[1]) < 0:
-    return
-  x, kernel = arrays((2, height, width, 3), (*size, 3, 4))
-  padding = ((margin, margin),) * 2
-  with jax.disable_jit():
-    result = product_of_patches(jnp.asarray(x), jnp.asarray(kernel), (stride, stride), padding)
-  np.testing.assert_allclose(result, by_loops(x, kernel, (stride, stride), padding), rtol=1e-4, atol=1e-4)
+shapes = st.tuples(
+  st.integers(1, 5), st.integers(1, 5), st.sampled_from([(1, 1), (3, 3), (1, 3), (5, 5), (7, 7)]),
+  st.integers(1, 3), st.integers(0, 3)).filter(
+    lambda drawn: min(drawn[0] + 2 * drawn[4] - drawn[2][0], drawn[1] + 2 * drawn[4] - drawn[2][1]) >= 0)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.lists(shapes, min_size=10, max_size=10))
+def test_a_product_of_patches_is_the_convolution(drawn):
+  """Ten shapes are one program."""
+  inputs = [arrays((2, height, width, 3), (*size, 3, 4)) for height, width, size, _, _ in drawn]
+  options = [((stride, stride), ((margin, margin),) * 2) for *_, stride, margin in drawn]
+
+  @jax.jit
+  def products(inputs):
+    return [product_of_patches(*each, *how) for each, how in zip(inputs, options, strict=True)]
+  for result, each, how in zip(products(inputs), inputs, options, strict=True):
+    np.testing.assert_allclose(result, by_loops(*each, *how), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(('size', 'side', 'stride'),

@@ -1,4 +1,5 @@
 """The residual networks."""
+import functools
 import types
 
 import flax.linen as nn
@@ -65,9 +66,8 @@ def convolve(x, kernel, stride, padding, dilation=1):
 def test_sizes_are_torchvisions(name, parameters, features):
   encoder = build_encoder(config(name=name), jnp.float32)
   x = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
-  state = jax.eval_shape(encoder.init, jax.random.key(0), x)
+  maps, state = jax.eval_shape(lambda x: encoder.init_with_output(jax.random.key(0), x, stages=True), x)
   assert sum(leaf.size for leaf in jax.tree.leaves(state['params'])) == parameters
-  maps = jax.eval_shape(lambda state, x: encoder.apply(state, x, stages=True), state, x)
   assert encoder.num_features == features
   assert maps['features'].shape == (2, features)
   sides = {'stem': 56, 'stage1': 56, 'stage2': 28, 'stage3': 14, 'stage4': 7}
@@ -129,21 +129,30 @@ def test_whole_network_against_float64(bottleneck):
   np.testing.assert_allclose(jax.jit(encoder.apply)(state, x), maps['features'], rtol=1e-5)
 
 
+def of_four_stages(bottleneck, output_stride):
+  """A network, its shapes and the function that gives its maps."""
+  network = small(bottleneck, blocks=(1, 1, 1, 2), width=0.0625, stem='imagenet', output_stride=output_stride)
+  shapes = jax.eval_shape(network.init, jax.random.key(0), images(1, 64, 64))
+  return network, shapes, jax.jit(lambda state, x: network.apply(state, x, stages=True))
+
+
+@functools.cache
+def strided_maps(bottleneck):
+  """Parameters of the network of stride 32, their shapes and its maps."""
+  (network, shapes, maps), x = of_four_stages(bottleneck, 32), images(1, 64, 64)
+  state = draw_variables(network, x)
+  return state, shapes, maps(state, x)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(('output_stride', 'sides'), [(16, (16, 8, 4, 4)), (8, (16, 8, 8, 8))])
 @pytest.mark.parametrize('bottleneck', [True, False])
 def test_output_stride(bottleneck, output_stride, sides):
   """Every n-th pixel of the dilated map is the pixel of the strided map of the same weights."""
-  networks = [small(bottleneck, blocks=(1, 1, 1, 2), width=0.0625, stem='imagenet',
-                    output_stride=stride) for stride in (32, output_stride)]
-  x = images(1, 64, 64)
-  state, dilated_state = (jax.eval_shape(network.init, jax.random.key(0), x)
-                          for network in networks)
-  assert state == dilated_state
-  state = draw_variables(networks[0], x)
-  strided, dilated = (
-      jax.jit(lambda state, x, network=network: network.apply(state, x, stages=True))(state, x)
-      for network in networks)
+  state, shapes, strided = strided_maps(bottleneck)
+  _, dilated_shapes, maps = of_four_stages(bottleneck, output_stride)
+  assert shapes == dilated_shapes
+  dilated = maps(state, images(1, 64, 64))
   assert tuple(dilated[f'stage{index}'].shape[1] for index in (1, 2, 3, 4)) == sides
   for index in (1, 2, 3, 4):
     expected = strided[f'stage{index}']
@@ -218,10 +227,15 @@ def test_build_encoder_takes_blocks_and_tells_what_it_knows():
 @pytest.mark.slow
 @pytest.mark.parametrize(('height', 'width'), [(8, 8), (7, 9), (1, 2)])
 def test_max_pool_is_reduce_windows_with_its_gradient(height, width):
-  x = jax.random.normal(jax.random.key(0), (2, height, width, 3))
+  x = images(2, height, width)
   reference = lambda x: nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
-  pooled = max_pool(x)
-  np.testing.assert_array_equal(pooled, reference(x))
-  weights = jax.random.normal(jax.random.key(1), pooled.shape)
-  gradient, expected = (jax.grad(lambda x, f=f: jnp.sum(f(x) * weights))(x) for f in (max_pool, reference))
+  weights = images(2, -(-height // 2), -(-width // 2), seed=1)
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def pool(function, x):
+    weighted = lambda x: (lambda pooled: (jnp.sum(pooled * weights), pooled))(function(x))
+    (_, pooled), gradient = jax.value_and_grad(weighted, has_aux=True)(x)
+    return pooled, gradient
+  (pooled, gradient), (expected_pooled, expected) = pool(max_pool, x), pool(reference, x)
+  np.testing.assert_array_equal(pooled, expected_pooled)
   np.testing.assert_allclose(gradient, expected, atol=1e-6)

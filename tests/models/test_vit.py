@@ -109,16 +109,17 @@ def test_maps_have_the_stride_of_patches_or_less():
 
 def test_statistics_hold_the_frozen_patches_alone():
   x = images()
-  assert set(TINY.init(jax.random.key(0), x)) == {'params'}
+  assert set(jax.eval_shape(TINY.init, jax.random.key(0), x)) == {'params'}
   frozen = TINY.clone(frozen_patches=True)
-  variables = frozen.init(jax.random.key(0), x)
+  variables = jax.jit(frozen.init)(jax.random.key(0), x)
   assert 'stem' not in variables['params']
   shapes = jax.tree.map(jnp.shape, variables['batch_stats'])
   assert shapes == {'stem': {'kernel': (4, 4, 3, 128), 'bias': (128,)}}
-  features, changed = frozen.apply(variables, x, 'batch', mutable=['batch_stats'])
+  features, changed = jax.jit(lambda *inputs: frozen.apply(*inputs, 'batch', mutable=['batch_stats']))(
+    variables, x)
   jax.tree.map(np.testing.assert_array_equal, changed['batch_stats'], variables['batch_stats'])
   free = {'params': {**variables['params'], 'stem': variables['batch_stats']['stem']}}
-  np.testing.assert_array_equal(features, TINY.apply(free, x))
+  np.testing.assert_array_equal(features, jax.jit(TINY.apply)(free, x))
 
 
 def test_learned_positions_are_those_of_the_first_size_and_resized_for_others():
@@ -128,8 +129,8 @@ def test_learned_positions_are_those_of_the_first_size_and_resized_for_others():
   assert positions.shape == (2, 2, 128)
   larger = {'params': {**variables['params'], 'stem': {
     **variables['params']['stem'], 'positions': resized_positions(jnp.asarray(positions), 3, 4)}}}
-  x = images(12, 16)
-  np.testing.assert_allclose(network.apply(variables, x), network.apply(larger, x), atol=1e-6)
+  x, apply = images(12, 16), jax.jit(network.apply)
+  np.testing.assert_allclose(apply(variables, x), apply(larger, x), atol=1e-6)
 
 
 def test_a_patch_that_does_not_cover_the_images_is_refused():
@@ -138,7 +139,7 @@ def test_a_patch_that_does_not_cover_the_images_is_refused():
 
 
 def test_weights_start_as_moco_v3s():
-  params = VisionTransformer((1,), 64, 8).init(jax.random.key(0), images())['params']
+  params = jax.jit(VisionTransformer((1,), 64, 8).init)(jax.random.key(0), images())['params']
   for part, bound in (('stem', np.sqrt(6 / (192 + 64))), ('qkv', np.sqrt(6 / 128)),
                       ('projection', np.sqrt(6 / 128)), ('hidden', np.sqrt(6 / (64 + 256)))):
     layer = params['stem'] if part == 'stem' else params['stage1']['block0'][part]
@@ -175,7 +176,7 @@ def test_sincos_positions_differ_for_every_patch():
 
 
 def test_distances_from_the_output():
-  params = VisionTransformer((1, 2), 16, 4).init(jax.random.key(0), images())['params']
+  params = jax.eval_shape(VisionTransformer((1, 2), 16, 4).init, jax.random.key(0), images())['params']
   found = distances(params)
   assert jax.tree.structure(found) == jax.tree.structure(params)
   assert found['token'] == found['stem']['kernel'] == 4
