@@ -32,9 +32,10 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 
 # The files that take longest, begun first: no process is left with one of them at the end.
-_LONGEST = ('test_command', 'test_all', 'test_training', 'test_cluster', 'test_tuning', 'test_oracle_sampled',
-            'test_settings', 'test_oracle_conic', 'test_run', 'test_notebook', 'test_extending',
-            'test_one_million', 'test_oracle_momentum', 'test_lost_machines', 'test_bucket_runs')
+_LONGEST = ('test_command', 'test_all', 'test_training', 'test_bucket_runs', 'test_notebook',
+            'test_lost_machines', 'test_gradients', 'test_oracle_sampled', 'test_one_million', 'test_tuning',
+            'test_segment', 'test_run', 'test_cluster', 'test_extending', 'test_oracle_conic',
+            'test_other_encoders')
 
 
 def pytest_collection_modifyitems(items):
