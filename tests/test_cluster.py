@@ -176,6 +176,7 @@ def test_other_threads_leave_signals_alone():
     with SecondSignal():
       seen.append(True)
   seen = []
+  signal.set_wakeup_fd(-1)  # An event loop of another test may have left its own.
   thread = threading.Thread(target=enter)
   thread.start()
   thread.join()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from clusters import fork
 from support import flags_of, losses_by_step, reports_of, reserved_port, tiny_method
 from xla_flags import xla_flags
 
@@ -246,8 +247,8 @@ def test_a_full_disk_while_saving_does_not_stop_the_training(here, long_config):
 def finish_pair(*arguments):
   """Runs the command in a cluster of two processes with four devices each."""
   with reserved_port() as port:
-    pair = [start(*arguments, f'--coordinator=127.0.0.1:{port}', '--num_processes=2',
-                  f'--process_id={index}', devices=4) for index in (0, 1)]
+    pair = [fork([*COMMAND[1:], *arguments, f'--coordinator=127.0.0.1:{port}', '--num_processes=2',
+                  f'--process_id={index}'], XLA_FLAGS=xla_flags(4)) for index in (0, 1)]
     for process in pair:
       code, _, err = finish(process)
       assert code == 0, err

@@ -1,16 +1,12 @@
 """Fine-tuning and segmentation as runs: killed, resumed, opened and exported."""
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from clusters import ended, fork, wait_for
 from PIL import Image
 from safetensors.torch import load_file
 from support import losses_by_step
@@ -85,18 +81,10 @@ def resumed(task, undisturbed, tmp_path_factory):
   config = config_of(task, run)
   config.result = 'other'
   saved = run / 'other'
-  command = [sys.executable, '-W', 'ignore', '-m', 'conic_jax.main', f'--config={file}',
-             f'--config.run={run}', '--config.result=other',
-             *(f'--{name}={value}' for name, value in fields.items())]
-  process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                             cwd=Path(__file__).parents[2], env=os.environ)
-  try:
-    while len(list(saved.glob('checkpoints/[0-9]*'))) < 2:
-      assert process.poll() is None, process.communicate()[0]
-      time.sleep(0.02)
-  finally:
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+  command = ['-W', 'ignore', '-m', 'conic_jax.main', f'--config={file}', f'--config.run={run}',
+             '--config.result=other', *(f'--{name}={value}' for name, value in fields.items())]
+  with ended([fork(command)]) as processes:
+    wait_for(processes, lambda: len(list(saved.glob('checkpoints/[0-9]*'))) >= 2)
   killed_at = max(losses_by_step(saved))
   return config, standalone.evaluate(config), killed_at
 

@@ -2,8 +2,6 @@
 import itertools
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import chex
@@ -11,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from clusters import finish, fork
 from method_programs import (
   NUM_IMAGES,
   SCHEDULE,
@@ -179,12 +178,11 @@ def test_on_8_then_4_then_16_devices_the_losses_are_those_of_an_undisturbed_run(
     wholes[case] = take_steps(on(8), folder / 'whole', STEPS)
     changed[case] = [take_steps(on(8), folder / 'changed', 2), take_steps(on(4), folder / 'changed', 4)]
   script = Path(__file__).with_name('mesh_sizes_process.py')
-  environment = os.environ | {'XLA_FLAGS': xla_flags(16),
-                              'PYTHONPATH': os.pathsep.join(map(str, script.parents[1:3]))}
-  done = subprocess.run([sys.executable, '-W', 'ignore', str(script), str(tmp_path), *CASES], env=environment,
-                        capture_output=True, text=True, check=False)
-  assert done.returncode == 0, done.stderr
-  last = json.loads(done.stdout.splitlines()[-1])
+  process = fork(['-W', 'ignore', script, tmp_path, *CASES], XLA_FLAGS=xla_flags(16),
+                 PYTHONPATH=os.pathsep.join(map(str, script.parents[1:3])))
+  code, out, err = finish(process, seconds=600)
+  assert code == 0, err
+  last = json.loads(out.splitlines()[-1])
   assert list(last) == CASES
   for case, whole in wholes.items():
     losses = list(itertools.chain(*changed[case], last[case]))
