@@ -40,6 +40,7 @@ def test_a_cpu_runs_all_parts_with_small_shapes(run):
   assert ratios['input to step'] > 0
 
 
+@pytest.mark.slow
 def test_a_kernel_that_fails_is_a_row_and_the_rest_goes_on(run, monkeypatch):
   def broken(*inputs):
     raise ValueError('no such | instruction\nat line 7')
@@ -56,6 +57,7 @@ def test_a_kernel_that_fails_is_a_row_and_the_rest_goes_on(run, monkeypatch):
   assert any(row[0] == 'head' for row in rows)
 
 
+@pytest.mark.slow
 def test_a_wrong_result_fails_and_a_failed_time_does_not(run, monkeypatch):
   def broken(*inputs):
     raise ValueError('no time')

@@ -13,6 +13,8 @@ from conic_jax.run.checkpoints import Checkpoints
 from conic_jax.run.state import LossScale, TrainState
 from conic_jax.run.whole import manifest_path, newest_whole, steps_in
 
+pytestmark = pytest.mark.slow
+
 IDENTITY = {'n': 16}
 
 

@@ -210,6 +210,7 @@ def test_samples_of_unknown_range_count_as_undecodable(dtype):
   assert decode.decode(data) is None
 
 
+@pytest.mark.slow
 def test_images_beyond_pillows_limit_are_decoded():
   side = 14_000  # 196 million pixels: Pillow refuses more than 179 million.
   image = decode.decode(encode(PIL.Image.new('1', (side, side), 1)))

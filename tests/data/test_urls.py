@@ -102,6 +102,7 @@ def test_a_pattern_of_remote_files(image_folder, memory, tmp_path):
     sources.open_source(data_of('wds', 'memory://bucket/set/val-*.tar', tmp_path), '')
 
 
+@pytest.mark.slow
 def test_an_image_of_a_web_server_is_one_range(image_folder, tmp_path):
   WRITERS['wds'](image_folder / 'train', tmp_path / 'set', 'train')
   with served(tmp_path / 'set') as (url, sent):

@@ -60,11 +60,13 @@ def test_a_rate_that_diverges_spoils_nothing(mesh):
   assert (beside.by_learning_rate, beside.held_out) == (alone.by_learning_rate, alone.held_out)
 
 
+@pytest.mark.slow
 def test_where_all_rates_diverge_the_accuracy_is_nothing(mesh8):
   result = measure(mesh8, learning_rates=(3e38,))
   assert (result.top1, result.top5) == (0., 0.)
 
 
+@pytest.mark.slow
 def test_the_test_images_never_choose(mesh8):
   # A negative rate learns the opposite, which is right on a test set with its two classes swapped.
   train, test = TRAIN_LABELS % 2, TEST_LABELS % 2

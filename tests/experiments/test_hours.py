@@ -22,6 +22,7 @@ def test_what_has_no_plan_is_named():
   assert '| [co2](co2/README.md) | 27 | not planned yet | not planned yet |' in page
 
 
+@pytest.mark.slow
 def test_the_page_has_every_experiment_that_trains():
   page = hours.page('8xA100-80GB', dict.fromkeys(CONFIGS, 1e-4))
   for name in ('conic_alpha', 'all_methods', 'one_million_parts', 'co2', 'inscon_heads'):

@@ -69,6 +69,7 @@ def test_transformers_config_of_a_resnet50(tmp_path):
     assert file.metadata() == {'format': 'pt'}
 
 
+@pytest.mark.slow
 def test_detectron2_gets_arrays_by_its_names(tmp_path):
   network = network_of('resnet50')
   variables = draw_variables(network)

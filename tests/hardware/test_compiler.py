@@ -26,6 +26,7 @@ def environment(monkeypatch, tmp_path):
   return os.environ
 
 
+@pytest.mark.slow
 def test_compiled_programs_are_kept_for_the_next_process(environment, tmp_path):
   run = lambda: subprocess.run([sys.executable, '-c', PROGRAM], check=True, text=True, stdout=subprocess.PIPE,
                                env=environment | {'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',

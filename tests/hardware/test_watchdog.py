@@ -28,6 +28,7 @@ def test_a_step_that_does_not_end_is_told_of_once(hangs):
   assert hangs == [HUNG_AFTER]
 
 
+@pytest.mark.slow
 def test_steps_that_end_and_what_lies_between_do_not_count(hangs):
   with stepping() as watchdog:
     time.sleep(2 * HUNG_AFTER)

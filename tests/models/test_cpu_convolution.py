@@ -36,6 +36,7 @@ shapes = st.tuples(
     lambda drawn: min(drawn[0] + 2 * drawn[4] - drawn[2][0], drawn[1] + 2 * drawn[4] - drawn[2][1]) >= 0)
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(st.lists(shapes, min_size=10, max_size=10))
 def test_a_product_of_patches_is_the_convolution(drawn):

@@ -32,6 +32,7 @@ def differentiated(name, remat):
   return start, jax.jit(results)(start['params']), sum(leaf.size * leaf.dtype.itemsize for leaf in kept)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['resnet18', 'vit_tiny', 'convnext_tiny'])
 def test_blocks_computed_again_give_the_same_numbers_and_keep_less(name):
   (start, results, kept), (same_start, same_results, kept_less) = (

@@ -59,6 +59,7 @@ def test_a_method_can_be_made_and_trained_with_what_is_chosen(name, facts, mesh8
     assert config.queue.size <= max(config.batch_size, facts.num_images // 2)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=50)
 @given(num_images=st.integers(64, 3_000_000), short=st.integers(1, 5000), aspect=st.floats(1, 50),
        devices=st.integers(1, 64), accelerator=st.booleans(), speed=st.floats(1e-5, 1e-3))

@@ -52,6 +52,7 @@ def starts(run):
   return told
 
 
+@pytest.mark.slow
 def test_a_run_reports_its_config_and_metrics_and_goes_on_under_its_id(tiny_config, tmp_path):
   tiny_config.log.wandb, tiny_config.max_steps = 'birds', 1
   tiny_config.eval.update(knn=False, linear=False)

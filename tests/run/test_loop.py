@@ -28,6 +28,7 @@ class State:
   step: int = 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('slow', 'hung'), [
   ('first step', []), ('step', [HUNG_AFTER]), ('batch', [HUNG_AFTER]), ('report', []), ('evaluate', []),
   ('before_epoch', [])])

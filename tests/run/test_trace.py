@@ -35,6 +35,7 @@ def walk(trace, first, last):
   trace.close()
 
 
+@pytest.mark.slow
 def test_a_run_has_a_trace_of_the_steps_that_were_asked_for(tiny_config, tmp_path, capsys):
   tiny_config.profile, tiny_config.max_steps = (2, 4), 5
   tiny_config.eval.update(knn=False, linear=False)
