@@ -52,6 +52,13 @@ def test_separable_features_reach_everything(mesh):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(('most', 'is_counted'), [(4, True), (3, False)])
+def test_which_class_is_taken_for_which_is_counted_of_so_many(mesh8, monkeypatch, most, is_counted):
+  monkeypatch.setattr(linear, '_CONFUSED_CLASSES', most)
+  assert (measure(mesh8, learning_rates=(0.5,)).confusion is not None) == is_counted
+
+
+@pytest.mark.slow
 def test_a_rate_that_diverges_spoils_nothing(mesh):
   alone = measure(mesh, learning_rates=(0.5, 0.02))
   beside = measure(mesh, learning_rates=(3e38, 0.5, 0.02))
