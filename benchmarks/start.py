@@ -28,7 +28,7 @@ ENDS = {'conic: ': 'imports, opening the data', 'step 0/': 'figures of the rando
         'step 1/': 'the first step'}
 IMPORTS = ('conic_jax', 'conic_jax.api', 'conic_jax.data.lazy_tensorflow')
 WHY = (
-  'A second start takes over 8 s for what it imports, half of it TensorFlow, whose tf.data is the input '
+  'A second start takes over 8 s for what it imports, a third of it TensorFlow, whose tf.data is the input '
   'pipeline, and for the figures of the random network, which the run is compared with: they encode images '
   'before the first step. Where other programs ran beside it, only the seconds of the processor count.')
 
