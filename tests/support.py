@@ -15,6 +15,7 @@ from PIL import Image
 
 from conic_jax.command_line import load
 from conic_jax.errors import UserError
+from conic_jax.hardware import mesh as meshes
 from conic_jax.hardware import topologies
 from conic_jax.views import Views
 
@@ -101,6 +102,18 @@ def lose_what_followed(run, step):
       shutil.rmtree(path)
   kept = [report for report in reports_of(run) if report['step'] <= step]
   (Path(run) / 'metrics.jsonl').write_text(''.join(json.dumps(report) + '\n' for report in kept))
+
+
+def noise_batch(method, mesh, step, ids, valid):
+  """A batch of noise of a step, as the method's views take it."""
+  rng = np.random.default_rng(step)
+  size, count = len(ids), sum(group.count for group in method.views)
+  views = tuple(rng.integers(0, 256, (size, group.count, group.size, group.size, 3), np.uint8)
+                for group in method.views)
+  batch = {'views': views, 'id': ids.astype(np.int32), 'valid': valid,
+           'crop': np.tile(np.float32([0, 0, 1, 1]), (size, count, 1)),
+           'flip': rng.random((size, count)) < 0.5}
+  return meshes.to_global(batch, mesh)
 
 
 @contextlib.contextmanager

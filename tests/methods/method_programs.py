@@ -3,7 +3,7 @@ import functools
 
 import jax
 import numpy as np
-from support import tiny, tiny_method
+from support import noise_batch, tiny, tiny_method
 
 from conic_jax import methods, optim
 from conic_jax.hardware import mesh as meshes
@@ -36,14 +36,7 @@ def batch_ids(step):
 
 
 def make_batch(method, mesh, step):
-  rng = np.random.default_rng(step)
-  count = sum(group.count for group in method.views)
-  views = tuple(rng.integers(0, 256, (BATCH, group.count, group.size, group.size, 3), np.uint8)
-                for group in method.views)
-  batch = {'views': views, 'id': batch_ids(step).astype(np.int32),
-           'valid': np.arange(BATCH) != 3, 'crop': np.tile(np.float32([0, 0, 1, 1]), (BATCH, count, 1)),
-           'flip': rng.random((BATCH, count)) < 0.5}
-  return meshes.to_global(batch, mesh)
+  return noise_batch(method, mesh, step, batch_ids(step), np.arange(BATCH) != 3)
 
 
 class Program:

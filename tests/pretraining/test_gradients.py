@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import collective_sizes, lose_what_followed, losses_by_step, tiny_method
+from support import collective_sizes, lose_what_followed, losses_by_step, noise_batch, tiny_method
 
 from conic_jax import methods, optim
 from conic_jax.errors import UserError
@@ -27,14 +27,7 @@ def batch_ids(step):
 
 
 def batch_of(method, mesh, step):
-  rng = np.random.default_rng(step)
-  count = sum(group.count for group in method.views)
-  views = tuple(rng.integers(0, 256, (BATCH, group.count, group.size, group.size, 3), np.uint8)
-                for group in method.views)
-  batch = {'views': views, 'id': batch_ids(step).astype(np.int32), 'valid': np.arange(BATCH) % 7 != 3,
-           'crop': np.tile(np.float32([0, 0, 1, 1]), (BATCH, count, 1)),
-           'flip': rng.random((BATCH, count)) < 0.5}
-  return meshes.to_global(batch, mesh)
+  return noise_batch(method, mesh, step, batch_ids(step), np.arange(BATCH) % 7 != 3)
 
 
 def trained(config, mesh, folder, parts, dtype='float32'):
