@@ -119,8 +119,8 @@ def test_conic_s_trains_as_the_plain_loop_does(oracle_config, by_the_plain_loop,
 
 def test_pic_trains_as_the_plain_loop_does(oracle_config, monkeypatch):
   """Rounds are windows of images; their draws go by the round, rates and checkpoints by the epoch."""
-  config = oracle_config('pic', images=IMAGES, **SAMPLED, **{
-    'sampler.window': 24, 'sampler.stride': 8, 'classifier.store': 'device', 'views.count': 1, 'epochs': 2,
-    'checkpoint.keep': 2})
+  config = oracle_config('pic', images=IMAGES, epochs=2, **{
+    **SAMPLED, 'optimizer.learning_rate': 0.003, 'sampler.window': 24, 'sampler.stride': 8,
+    'classifier.store': 'device', 'views.count': 1, 'checkpoint.keep': 2})
   for _ in plain.trainings(config, learner_of, (1, 8), monkeypatch):
     pass
