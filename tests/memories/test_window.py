@@ -35,12 +35,12 @@ def runs(draw):
 
 
 def test_the_oldest_of_a_large_window_leave():
-  """In a window this large the oldest are found without sorting all."""
+  """In a window this large the oldest are found without sorting all; one that is not rarely comes first."""
   rng = np.random.default_rng(0)
-  for count in (1, 7, 400):
-    renewed = rng.permutation(5000)
-    window = WindowClasses(np.arange(5000), renewed, 10_000)
-    swaps = window.advance(5000, np.arange(5000, 5000 + count))
+  for count in range(1, 2000, 3):
+    renewed = rng.permutation(2000)
+    window = WindowClasses(np.arange(2000), renewed, 4000)
+    swaps = window.advance(2000, np.arange(2000, 2000 + count))
     np.testing.assert_array_equal(swaps.leaving, np.argsort(renewed)[:count])
 
 
