@@ -145,8 +145,9 @@ class Checkpoints:
   """Checkpoints of one run: asynchronous and atomic; the last `keep` are kept.
 
   Damaged ones that are newer than the newest that is whole are set aside. A failed save does not stop the
-  training: `failure` holds its message. In a cluster, a save is skipped if a process could not write; one
-  that fails all the same ends every process, as its parts wait for each other.
+  training: its message is shown, and `failure` holds it until the next save. In a cluster, a save is skipped
+  if a process could not write; one that fails all the same ends every process, as its parts wait for each
+  other.
 
   Args:
     folder: their folder, of this machine or in a bucket.
@@ -161,9 +162,10 @@ class Checkpoints:
 
   def __init__(self, folder: Any, keep: int, say: Callable[[str], None] = print_line, verify: bool = True,
                obstacle: Callable[[], str | None] = lambda: None):
-    self._given_obstacle, self._known = obstacle, list[int]()
-    self._folder, self._keep, self._last_failed, self._lost = folder, keep, False, False
+    self._given_obstacle, self._say, self._known = obstacle, say, list[int]()
+    self._folder, self._keep, self._lost, self._leftovers = folder, keep, False, False
     self.failure: str | None = None
+    self._told: str | None = None
     self._log = _quieten_orbax()
     run_everywhere(lambda: self._set_damaged_aside(verify, say))
     self._manager: ocp.CheckpointManager | None = _manager(folder, keep, clean=True)
@@ -188,14 +190,16 @@ class Checkpoints:
 
   def outcome(self) -> str:
     """Outcome of the last save."""
-    if not self._last_failed:
+    if not self.failure:
       return f'saved {self.last_path()}'
     return f'could not save ({self.failure}); the last good checkpoint is {self.last_path()}'
 
   def save(self, state: TrainState, step: int, identity: Mapping[str, Any]) -> None:
     """Starts saving a state, once the pending save has finished; a resume must match `identity`."""
     self.wait()
-    self._last_failed, self._log.error = False, None
+    if not self.failure:
+      self._told = None
+    self.failure, self._log.error = None, None
     if obstacle := self._obstacle(state):
       self._fail(obstacle)
       return
@@ -214,7 +218,7 @@ class Checkpoints:
     """Waits for the pending save, and removes the leftovers of failed ones."""
     self._guard(self._finish)
     self._manifests.ended()
-    if self.failure and jax.process_index() == 0:
+    if self._leftovers and jax.process_index() == 0:
       # Threads of a failed save may go on writing for a while: each wait looks again.
       with contextlib.suppress(Exception):
         for unfinished in self._folder.glob('*.orbax-checkpoint-tmp*'):
@@ -337,7 +341,10 @@ class Checkpoints:
     raise OSError(str(self._log.error))
 
   def _fail(self, message: str) -> None:
-    self.failure, self._last_failed = message, True
+    self.failure, self._leftovers = message, True
+    if message != self._told:
+      self._say(f'A checkpoint could not be saved ({message}): training goes on without it.')
+      self._told = message
 
 
 # Bytes of the file that is tried before a save, at most: a disk's free space is known besides.

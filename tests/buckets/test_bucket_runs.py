@@ -17,6 +17,7 @@ from conic_jax.buckets.bucket import open_path
 from conic_jax.command_line import load
 from conic_jax.embed import command as embed
 from conic_jax.evals import standalone
+from conic_jax.memories import copied_folder
 from conic_jax.pretraining.training import pretrain
 
 pytestmark = pytest.mark.slow
@@ -159,6 +160,25 @@ def test_two_processes_with_disks_of_their_own_share_a_bucket(tiny_config, googl
   losses = losses_in(f'{google_bucket}/disturbed')
   assert losses == losses_in(tiny_config.run)
   assert sorted(losses) == list(range(1, 19))
+
+
+def test_rows_that_cannot_be_copied_cost_their_checkpoint(tiny_config, google_bucket, monkeypatch, capsys):
+  tiny_method(tiny_config, 'conic_s', **{'classifier.store': 'host', 'eval.knn': False, 'eval.linear': False,
+                                         'epochs': 3})
+  put = copied_folder._put
+
+  def failing(folder, name, content):
+    if name.endswith('-6'):
+      raise ConnectionError('the network is gone')
+    return put(folder, name, content)
+  monkeypatch.setattr(copied_folder, '_put', failing)
+  summary = pretrain(in_bucket(tiny_config, google_bucket))
+  checkpoints = open_path(tiny_config.run, 'test') / 'checkpoints'
+  assert sorted(path.name for path in checkpoints.iterdir() if path.name.isdigit()) == ['3', '9']
+  assert summary['step'] == 9
+  told = [line for line in capsys.readouterr().out.splitlines() if 'could not be saved' in line]
+  assert told == [f'A checkpoint could not be saved ({tiny_config.run}/store could not be written '
+                  '(the network is gone)): training goes on without it.']
 
 
 def test_a_network_that_goes_away_costs_checkpoints_and_not_the_training(tiny_config, tmp_path):

@@ -12,3 +12,4 @@ if __name__ == '__main__':
   from conic_jax.hardware import mesh as meshes
   for kind in ('device', 'disk'):
     test_host_rows.check_against_dense(Path(folder) / kind, meshes.make_mesh(), kind)
+  test_host_rows.check_what_one_cannot_copy(Path(folder), meshes.make_mesh())

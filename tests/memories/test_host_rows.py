@@ -11,13 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from clusters import ended, finish, fork
+from etils import epath
 from support import reserved_port
 from xla_flags import xla_flags
 
 from conic_jax.errors import UserError
 from conic_jax.hardware import mesh as meshes
 from conic_jax.memories import device_window, instance_rows
-from conic_jax.memories.host import HostSettings
+from conic_jax.memories.host import HostSettings, NotCopied
 from conic_jax.memories.host_rows import HostRows
 from conic_jax.memories.store import HostStore, Layout, open_store
 from conic_jax.memories.window import first_classes
@@ -176,6 +177,26 @@ def check_against_dense(folder, mesh, kind):
     if name not in inside:
       now = brought_up_to_date(row, since)
       np.testing.assert_allclose(now, dense.rows[name], atol=1e-5 * np.abs(dense.rows).max())
+
+
+def check_what_one_cannot_copy(folder, mesh):
+  """Two processes with a bucket, where a file lies in the way of the second's rows."""
+  bucket, own = epath.Path(folder) / 'bucket', folder / f'own-{jax.process_index()}'
+  trainer = Trainer(own, mesh, 'disk', remote=bucket).start()
+  in_the_way = Path(bucket) / 'process-1-of-2'
+  if jax.process_index() == 1:
+    in_the_way.touch()
+  trainer.advance()
+  told = r'^process 1 could not copy its rows' if jax.process_index() == 0 else (
+    rf'^{bucket} could not be written \(')
+  with pytest.raises(NotCopied, match=told):
+    trainer.save()
+  if jax.process_index() == 1:
+    in_the_way.unlink()
+  trainer.advance()
+  trainer.save()
+  trainer.host.close()
+  assert (bucket / f'process-{jax.process_index()}-of-2' / '2.json').exists()
 
 
 @pytest.mark.slow

@@ -76,6 +76,10 @@ EQUIVALENT: dict[tuple[str, str, str, str], str] = {
    'return Stored(np.empty((len(ids), 2, 0), np.float32), self._seen[ids], np.ones(len(ids), bool))',
    'return Stored(np.empty((len(ids), 3, 0), np.float32), self._seen[ids], np.ones(len(ids), bool))'):
     'an array without numbers',
+  ('memories/host_rows', 'NumberReplacer',
+   'return Stored(np.empty((len(ids), 2, 0), np.float32), self._seen[ids], np.ones(len(ids), bool))',
+   'return Stored(np.empty((len(ids), 2, 1), np.float32), self._seen[ids], np.ones(len(ids), bool))'):
+    'rows on the device are not read here',
   ('losses/dense', 'NumberReplacer', 'MASKED = -1e9', 'MASKED = - 999999999.0'):
     'its exponential is 0 all the same',
   ('losses/dense', 'NumberReplacer',

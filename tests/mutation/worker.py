@@ -24,6 +24,15 @@ _BROKEN = 70  # What the child exits with where pytest itself fails.
 _OPTIONS = ('-x', '-q', '-p', 'no:cacheprovider', '--basetemp=pytest')
 
 
+class _Ending:
+  """What pytest exits with. It can raise afterwards: warnings of what a failed test left open are errors."""
+  code = _BROKEN
+
+  def pytest_sessionfinish(self, exitstatus: int) -> None:
+    """Keeps what pytest exits with."""
+    self.code = int(exitstatus) or _BROKEN
+
+
 def main() -> None:
   """Answers each job with a line: what pytest exited with, None where it ran out of time, and the seconds."""
   for line in sys.stdin:
@@ -47,14 +56,14 @@ def run(tests: list[str], seconds: float) -> int | None:
     log = os.open('mutation.log', os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    code = _BROKEN
+    ending = _Ending()
     try:
-      code = int(pytest.main([*_OPTIONS, *tests]))
+      ending.code = int(pytest.main([*_OPTIONS, *tests], plugins=[ending]))
     except BaseException:
       traceback.print_exc()
     finally:
       sys.stdout.flush()
-      os._exit(code)
+      os._exit(ending.code)
   code, end = None, time.monotonic() + seconds
   while code is None and time.monotonic() < end:
     done, status = os.waitpid(child, os.WNOHANG)

@@ -19,7 +19,7 @@ from conic_jax.export import names, vits
 from conic_jax.hardware import mesh as meshes
 from conic_jax.memories.momentum_encoder import MomentumEncoder
 from conic_jax.methods import available
-from conic_jax.pretraining import training, warm_start
+from conic_jax.pretraining import train_step, training, warm_start
 from conic_jax.run.session import Session
 
 pytestmark = pytest.mark.slow
@@ -92,6 +92,20 @@ def test_the_table_at_the_end_has_the_start(tiny_config, start, capsys):
   assert summary['baseline_weights']['name'] == tiny_config.encoder.weights
   trained = encoders.open_encoder(tiny_config.run).variables['params']
   assert_equal(trained, encoders.open_encoder(tiny_config.encoder.weights).variables['params'])
+
+
+def test_the_random_network_beside_it_is_random(tiny_config, start, tmp_path, monkeypatch):
+  tiny_config.eval.knn = tiny_config.eval.linear = False
+  tiny_config.max_steps = 1
+  cold = task_of(tiny_config, tmp_path).begin()
+  tiny_config.encoder.weights, seen, finish = str(start[0]), [], training.finish
+
+  def seeing(task, state, random_variables, *rest):
+    seen.append(random_variables())
+    return finish(task, state, random_variables, *rest)
+  monkeypatch.setattr(training, 'finish', seeing)
+  training.pretrain(tiny_config)
+  assert_equal(seen[0], train_step.variables(cold))
 
 
 def test_a_stopped_run_goes_on_alike(tiny_config, start):

@@ -140,7 +140,7 @@ def test_a_model_is_read_alone(checkpoints, mesh8, tmp_path):
   assert isinstance(model['params']['encoder']['kernel'], np.ndarray)
 
 
-def test_a_failed_save_costs_only_itself(checkpoints, mesh8, tmp_path):
+def test_a_failed_save_costs_only_itself(checkpoints, mesh8, tmp_path, capsys):
   """The limit on the size of files fails one save; the next one is whole and nothing is left over."""
   checkpoints.save(make_state(mesh8, 1), 1, {})
   checkpoints.wait()
@@ -163,7 +163,8 @@ def test_a_failed_save_costs_only_itself(checkpoints, mesh8, tmp_path):
   checkpoints.save(make_state(mesh8, 3), 3, {})
   checkpoints.wait()
   assert checkpoints.outcome() == f"saved {tmp_path / 'checkpoints' / '3'}"
-  assert checkpoints.failure
+  assert checkpoints.failure is None
+  assert capsys.readouterr().out.count('A checkpoint could not be saved (') == 1
   assert checkpoints.steps() == [1, 3]
   assert sorted(path.name for path in (tmp_path / 'checkpoints').iterdir()) == ['1', '3']
 
