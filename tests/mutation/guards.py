@@ -34,7 +34,7 @@ GUARDS: dict[str, tuple[str, ...]] = {
                 'tests/oracle/test_oracle_float16.py'),
   'pretraining/training': ('tests/oracle/test_oracle_conic.py', 'tests/pretraining/test_training.py',
                            'tests/oracle/test_oracle_one_million.py', 'tests/methods/test_one_million.py',
-                           'tests/pretraining/test_warm_start.py'),
+                           'tests/pretraining/test_resumed.py', 'tests/pretraining/test_warm_start.py'),
   'run/loop': ('tests/oracle/test_oracle_conic.py', 'tests/pretraining/test_training.py',
                'tests/oracle/test_oracle_one_million.py'),
   'pretraining/train_step': ('tests/oracle/test_oracle_conic.py', 'tests/pretraining/test_training.py',
