@@ -28,6 +28,7 @@ from conic_jax.hardware import mesh as meshes
 from conic_jax.pretraining import train_step, training
 from conic_jax.pretraining.identity import run_identity
 from conic_jax.run import loop, verdict
+from conic_jax.run.session import Session
 from conic_jax.run.signals import StopRequest
 from conic_jax.run.state import LossScale
 
@@ -250,6 +251,29 @@ def test_a_stopped_run_reports_and_judges_as_an_undisturbed_one(tiny_config, roa
                     for report in reports_of(config.run)] for config in (tiny_config, road.config))
   assert found == wanted
   assert [report['step'] for report in found if 'verdict' in report] == [1, 3, 6]
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_begins_its_reports_anew(tiny_config):
+  tiny_config.eval.knn = tiny_config.eval.linear = False
+  tiny_config.probe.images, tiny_config.probe.times = 16, 2
+  training.pretrain(tiny_config)
+  steps = [report['step'] for report in reports_of(tiny_config.run)]
+  assert {0, 1, 6} <= set(steps)
+  shutil.rmtree(Path(tiny_config.run) / 'checkpoints')
+  training.pretrain(tiny_config)
+  assert [report['step'] for report in reports_of(tiny_config.run)] == steps
+
+
+@pytest.mark.parametrize(('first_failing', 'kept'), [(1, 'none'), (2, '3')])
+def test_a_last_checkpoint_that_is_not_saved_is_an_error(tiny_config, monkeypatch, first_failing, kept):
+  tiny_config.eval.knn = tiny_config.eval.linear = False
+  asked = []
+  monkeypatch.setattr(Session, 'unsent', lambda self: (
+    asked.append(self), 'the bucket is gone' if len(asked) >= first_failing else None)[1])
+  path = kept if kept == 'none' else Path(tiny_config.run) / 'checkpoints' / kept
+  with pytest.raises(UserError, match=rf'\(the bucket is gone\): the last good checkpoint is {path}\. Free'):
+    training.pretrain(tiny_config)
+  assert not (Path(tiny_config.run) / 'summary.json').exists()
 
 
 @pytest.mark.parametrize(('name', 'changes'), [
