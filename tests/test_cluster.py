@@ -284,12 +284,13 @@ def test_a_disk_that_one_process_cannot_write_costs_only_saves(tiny_config):
     lines = written.read_text().count('\n')
     wait_for(processes, lambda: written.read_text().count('\n') > lines + count)
 
-  tiny_config.epochs = 1000
+  tiny_config.epochs, tiny_config.checkpoint.every_epochs = 1000, 3.0  # A save ends before the next begins.
   with pretraining(tiny_config) as processes:
+    newest = max(steps_in(checkpoints))
+    wait_for(processes, lambda: max(steps_in(checkpoints)) > newest)
     before = resource.prlimit(processes[1].pid, resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
-    await_steps(processes, 8)  # A save that was under way may end.
     saved = steps_in(checkpoints)
-    await_steps(processes, 8)
+    await_steps(processes, 20)
     assert steps_in(checkpoints) == saved
     resource.prlimit(processes[1].pid, resource.RLIMIT_FSIZE, before)
     wait_for(processes, lambda: max(steps_in(checkpoints)) > max(saved))
